@@ -1,0 +1,73 @@
+//! The `Agent` trait: one method per RPC of `agent.proto`, in its order.
+
+use std::time::Duration;
+
+use agent_protocol as p;
+use async_trait::async_trait;
+
+use crate::Error;
+
+/// Declares the trait and its ttrpc implementation from one list, so that an RPC is written once.
+macro_rules! agent_rpcs {
+    ($($(#[$doc:meta])* $name:ident($request:ty) -> $response:ty;)*) => {
+        /// The guest agent as the host sees it. `deadline` bounds the answer; `None` waits as long as the connection
+        /// lives and is right only for calls that wait for the workload (wait, output, events).
+        #[async_trait]
+        pub trait Agent: Send + Sync {
+            $($(#[$doc])* async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error>;)*
+        }
+
+        #[async_trait]
+        impl Agent for crate::TtrpcAgent {
+            $(async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error> {
+                self.client
+                    .$name(crate::ttrpc_agent::context(deadline), &request)
+                    .await
+                    .map_err(|e| Error::from_ttrpc(stringify!($name), e))
+            })*
+        }
+    };
+}
+
+agent_rpcs! {
+    /// Who is there.
+    hello(p::HelloRequest) -> p::HelloResponse;
+    /// Identity, clock, entropy, DNS, sandbox storages; once per guest.
+    create_sandbox(p::CreateSandboxRequest) -> p::Empty;
+    /// Ends all processes, syncs and unmounts.
+    destroy_sandbox(p::DestroySandboxRequest) -> p::Empty;
+    /// Mounts, and creates the init process up to its exec.
+    create_container(p::CreateContainerRequest) -> p::ProcessResponse;
+    /// Lets the init process execute.
+    start_container(p::ContainerRequest) -> p::Empty;
+    /// Removes an ended container.
+    delete_container(p::DeleteContainerRequest) -> p::Empty;
+    /// One more process in a running container.
+    exec_process(p::ExecProcessRequest) -> p::ProcessResponse;
+    /// Sends a signal.
+    signal_process(p::SignalProcessRequest) -> p::Empty;
+    /// Waits for the end of a process.
+    wait_process(p::ProcessRequest) -> p::WaitProcessResponse;
+    /// Forgets an ended exec process.
+    delete_process(p::ProcessRequest) -> p::Empty;
+    /// Pulls output.
+    read_output(p::ReadOutputRequest) -> p::ReadOutputResponse;
+    /// Pushes input.
+    write_stdin(p::WriteStdinRequest) -> p::WriteStdinResponse;
+    /// Ends input.
+    close_stdin(p::ProcessRequest) -> p::Empty;
+    /// Sets the terminal's size.
+    resize_terminal(p::ResizeTerminalRequest) -> p::Empty;
+    /// Pids of the container's processes in the guest.
+    list_processes(p::ContainerRequest) -> p::ListProcessesResponse;
+    /// Freezes the container's cgroup.
+    pause_container(p::ContainerRequest) -> p::Empty;
+    /// Thaws it.
+    resume_container(p::ContainerRequest) -> p::Empty;
+    /// Applies new limits.
+    update_container(p::UpdateContainerRequest) -> p::Empty;
+    /// Reads the container's cgroup.
+    stats_container(p::ContainerRequest) -> p::StatsResponse;
+    /// Long poll for events.
+    next_events(p::NextEventsRequest) -> p::NextEventsResponse;
+}

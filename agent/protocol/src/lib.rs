@@ -1,0 +1,37 @@
+//! The wire between host and guest: messages, service, version and limits.
+//!
+//! Everything here is generated from `proto/agent.proto` or is a constant both ends must agree on; `PROTOCOL.md`
+//! explains the conversation. This crate must not know who speaks (agent or client) nor over what (vsock, serial, unix).
+
+#[allow(missing_docs, unused, clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/generated.rs"));
+}
+
+pub use generated::agent::*;
+pub use generated::agent_ttrpc as service;
+
+/// Version of the protocol. Raised when an old peer could misunderstand a new one; the host refuses a guest
+/// whose version differs.
+pub const VERSION: u32 = 1;
+
+/// The port the guest dials on the host (CID 2): the host listens, the guest connects and then serves ttrpc there.
+pub const PORT: u32 = 1024;
+
+/// Name of the virtio-serial port that carries the same connection where there is no vsock
+/// (`/sys/class/virtio-ports/*/name` in the guest).
+pub const SERIAL_PORT_NAME: &str = "kata.agent.0";
+
+/// What the guest writes first on every new connection, before any ttrpc frame: it tells the host that an agent, and
+/// not only the channel, is there. Fixed length, so that the host never reads more than this from a hostile guest.
+pub const GREETING: &[u8; 16] = b"KATA-AGENT/0001\n";
+
+/// Largest chunk of stdin or output that one call carries, in bytes. Well under ttrpc's limit of 4 MiB a message.
+pub const MAX_CHUNK: usize = 256 * 1024;
+
+/// Largest OCI specification that is sent to the guest, in bytes of JSON. ttrpc refuses messages over 4 MiB.
+pub const MAX_SPEC: usize = 3 * 1024 * 1024;
+
+/// Kernel parameter with which the host names the channel: `kata.agent=vsock:<port>`, `kata.agent=serial`
+/// (and, for a process on the host, the argument `--connect unix:<path>`).
+pub const CHANNEL_PARAM: &str = "kata.agent";
