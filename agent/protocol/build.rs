@@ -10,7 +10,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .include("proto")
         .input("proto/agent.proto")
         .rust_protobuf()
-        .customize(ttrpc_codegen::Customize { async_all: true, ..Default::default() })
+        .customize(ttrpc_codegen::Customize {
+            async_all: true,
+            ..Default::default()
+        })
         .run()?;
     // The generator's files start with inner attributes, which `include!` refuses inside a module: name them by path.
     std::fs::write(

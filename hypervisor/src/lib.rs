@@ -1,1 +1,13 @@
-//! placeholder
+//! Virtual machine monitors behind one trait.
+//!
+//! A [`Hypervisor`] turns a [`VmSpec`] into a running [`Vm`]; a `Vm` is supervised and its end is an event
+//! ([`Vm::exited`]). An ability that a driver lacks is absent ([`Vm::hotplug`] answers `None`), never an `Ok(())` that
+//! does nothing. This crate knows nothing of containers, of the agent's protocol or of the runtime above it.
+
+mod driver;
+mod error;
+mod spec;
+
+pub use driver::{Boot, Exit, ExitReason, Hotplug, Hypervisor, Vm, VmRecord, VmReport};
+pub use error::{Error, ErrorKind};
+pub use spec::{Capabilities, Device, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};

@@ -43,7 +43,13 @@ impl Error {
             .as_ref()
             .chars()
             .take(MAX_MESSAGE)
-            .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
+            .map(|c| {
+                if c.is_control() && c != '\n' && c != '\t' {
+                    '\u{fffd}'
+                } else {
+                    c
+                }
+            })
             .collect();
         Self { kind, call, message }
     }
@@ -65,9 +71,11 @@ impl Error {
                 Self::new(kind, call, status.message())
             }
             ttrpc::Error::Socket(text) => Self::new(ErrorKind::Unavailable, call, text),
-            ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof => {
-                Self::new(ErrorKind::Unavailable, call, "the connection to the guest is closed")
-            }
+            ttrpc::Error::LocalClosed | ttrpc::Error::RemoteClosed | ttrpc::Error::Eof => Self::new(
+                ErrorKind::Unavailable,
+                call,
+                "the connection to the guest is closed",
+            ),
             other => {
                 // ttrpc reports a deadline that passed on our side, and a lost connection, as plain text of its own.
                 let text = other.to_string();
@@ -88,7 +96,11 @@ mod tests {
 
     #[test]
     fn guest_text_is_cleaned_and_cut() {
-        let error = Error::new(ErrorKind::Internal, "hello", "\u{1b}[31mred".to_string() + &"x".repeat(10_000));
+        let error = Error::new(
+            ErrorKind::Internal,
+            "hello",
+            "\u{1b}[31mred".to_string() + &"x".repeat(10_000),
+        );
         assert!(error.message.starts_with("\u{fffd}[31mred"));
         assert_eq!(error.message.chars().count(), MAX_MESSAGE);
     }

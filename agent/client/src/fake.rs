@@ -46,8 +46,16 @@ impl FakeAgent {
     }
 
     async fn answer<T: Default>(&self, call: &'static str) -> Result<T, Error> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
-        if let Some(script) = self.scripts.lock().unwrap_or_else(PoisonError::into_inner).get_mut(call) {
+        self.calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(call);
+        if let Some(script) = self
+            .scripts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(call)
+        {
             script()?;
         }
         if matches!(call, "wait_process" | "read_output" | "next_events") {
@@ -64,46 +72,90 @@ impl Agent for FakeAgent {
         response.protocol_version = p::VERSION;
         Ok(response)
     }
-    async fn create_sandbox(&self, _: p::CreateSandboxRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
+    async fn create_sandbox(
+        &self,
+        _: p::CreateSandboxRequest,
+        _: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
         self.answer("create_sandbox").await
     }
-    async fn destroy_sandbox(&self, _: p::DestroySandboxRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
+    async fn destroy_sandbox(
+        &self,
+        _: p::DestroySandboxRequest,
+        _: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
         self.answer("destroy_sandbox").await
     }
-    async fn create_container(&self, _: p::CreateContainerRequest, _: Option<Duration>) -> Result<p::ProcessResponse, Error> {
+    async fn create_container(
+        &self,
+        _: p::CreateContainerRequest,
+        _: Option<Duration>,
+    ) -> Result<p::ProcessResponse, Error> {
         self.answer("create_container").await
     }
     async fn start_container(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
         self.answer("start_container").await
     }
-    async fn delete_container(&self, _: p::DeleteContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
+    async fn delete_container(
+        &self,
+        _: p::DeleteContainerRequest,
+        _: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
         self.answer("delete_container").await
     }
-    async fn exec_process(&self, _: p::ExecProcessRequest, _: Option<Duration>) -> Result<p::ProcessResponse, Error> {
+    async fn exec_process(
+        &self,
+        _: p::ExecProcessRequest,
+        _: Option<Duration>,
+    ) -> Result<p::ProcessResponse, Error> {
         self.answer("exec_process").await
     }
-    async fn signal_process(&self, _: p::SignalProcessRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
+    async fn signal_process(
+        &self,
+        _: p::SignalProcessRequest,
+        _: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
         self.answer("signal_process").await
     }
-    async fn wait_process(&self, _: p::ProcessRequest, _: Option<Duration>) -> Result<p::WaitProcessResponse, Error> {
+    async fn wait_process(
+        &self,
+        _: p::ProcessRequest,
+        _: Option<Duration>,
+    ) -> Result<p::WaitProcessResponse, Error> {
         self.answer("wait_process").await
     }
     async fn delete_process(&self, _: p::ProcessRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
         self.answer("delete_process").await
     }
-    async fn read_output(&self, _: p::ReadOutputRequest, _: Option<Duration>) -> Result<p::ReadOutputResponse, Error> {
+    async fn read_output(
+        &self,
+        _: p::ReadOutputRequest,
+        _: Option<Duration>,
+    ) -> Result<p::ReadOutputResponse, Error> {
         self.answer("read_output").await
     }
-    async fn write_stdin(&self, _: p::WriteStdinRequest, _: Option<Duration>) -> Result<p::WriteStdinResponse, Error> {
+    async fn write_stdin(
+        &self,
+        _: p::WriteStdinRequest,
+        _: Option<Duration>,
+    ) -> Result<p::WriteStdinResponse, Error> {
         self.answer("write_stdin").await
     }
     async fn close_stdin(&self, _: p::ProcessRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
         self.answer("close_stdin").await
     }
-    async fn resize_terminal(&self, _: p::ResizeTerminalRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
+    async fn resize_terminal(
+        &self,
+        _: p::ResizeTerminalRequest,
+        _: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
         self.answer("resize_terminal").await
     }
-    async fn list_processes(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::ListProcessesResponse, Error> {
+    async fn list_processes(
+        &self,
+        _: p::ContainerRequest,
+        _: Option<Duration>,
+    ) -> Result<p::ListProcessesResponse, Error> {
         self.answer("list_processes").await
     }
     async fn pause_container(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
@@ -112,13 +164,25 @@ impl Agent for FakeAgent {
     async fn resume_container(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
         self.answer("resume_container").await
     }
-    async fn update_container(&self, _: p::UpdateContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
+    async fn update_container(
+        &self,
+        _: p::UpdateContainerRequest,
+        _: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
         self.answer("update_container").await
     }
-    async fn stats_container(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::StatsResponse, Error> {
+    async fn stats_container(
+        &self,
+        _: p::ContainerRequest,
+        _: Option<Duration>,
+    ) -> Result<p::StatsResponse, Error> {
         self.answer("stats_container").await
     }
-    async fn next_events(&self, _: p::NextEventsRequest, _: Option<Duration>) -> Result<p::NextEventsResponse, Error> {
+    async fn next_events(
+        &self,
+        _: p::NextEventsRequest,
+        _: Option<Duration>,
+    ) -> Result<p::NextEventsResponse, Error> {
         self.answer("next_events").await
     }
 }

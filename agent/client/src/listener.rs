@@ -107,7 +107,10 @@ impl Listener {
             Error::new(
                 ErrorKind::DeadlineExceeded,
                 "accept",
-                format!("the guest's agent did not answer within {:.1} s", deadline.as_secs_f64()),
+                format!(
+                    "the guest's agent did not answer within {:.1} s",
+                    deadline.as_secs_f64()
+                ),
             )
         };
         loop {
@@ -164,7 +167,9 @@ mod tests {
     use tokio::net::UnixStream;
 
     fn channel(dir: &tempfile::TempDir) -> Channel {
-        Channel::Unix { path: dir.path().join("agent.sock") }
+        Channel::Unix {
+            path: dir.path().join("agent.sock"),
+        }
     }
 
     #[tokio::test]
@@ -196,7 +201,9 @@ mod tests {
 
     #[test]
     fn the_hybrid_socket_carries_the_port() {
-        let channel = Channel::HybridVsock { uds: "/run/x/vsock".into() };
+        let channel = Channel::HybridVsock {
+            uds: "/run/x/vsock".into(),
+        };
         assert_eq!(channel.socket_path().unwrap(), PathBuf::from("/run/x/vsock_1024"));
     }
 }

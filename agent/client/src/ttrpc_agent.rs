@@ -21,7 +21,9 @@ impl std::fmt::Debug for TtrpcAgent {
 impl TtrpcAgent {
     /// Takes over a connection on which the greeting has been read already. Needs a Tokio runtime.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Sync + 'static) -> Self {
-        Self { client: AgentClient::new(Client::new(Socket::new(stream))) }
+        Self {
+            client: AgentClient::new(Client::new(Socket::new(stream))),
+        }
     }
 }
 

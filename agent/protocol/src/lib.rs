@@ -3,7 +3,15 @@
 //! Everything here is generated from `proto/agent.proto` or is a constant both ends must agree on; `PROTOCOL.md`
 //! explains the conversation. This crate must not know who speaks (agent or client) nor over what (vsock, serial, unix).
 
-#[allow(missing_docs, unused, clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[allow(
+    missing_docs,
+    unused,
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic
+)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/generated.rs"));
 }

@@ -1,0 +1,130 @@
+//! The traits every driver implements, and the values they speak in.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{Capabilities, Device, Error, VmSpec};
+
+/// A virtual machine monitor that can start VMs on this host. Cheap to keep; holds no VM.
+#[async_trait]
+pub trait Hypervisor: Send + Sync {
+    /// Short name, as in `[hypervisor.<name>]`.
+    fn name(&self) -> &'static str;
+
+    /// What VMs of this driver can do here. Reads the host (devices, cached probe), starts nothing.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Checks that the programs, kernel and image are there and usable; names what is missing and the remedy.
+    /// Cheap (a few `stat`s): it runs before every start.
+    fn check_host(&self) -> Result<(), Error>;
+
+    /// Starts the VMM. Returns when the guest's CPUs run; on an error nothing is left behind.
+    async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error>;
+
+    /// Kills what is left of a VM whose owner died, from its record alone. Nothing left is success.
+    async fn reap(&self, record: &VmRecord) -> Result<(), Error>;
+}
+
+/// How a VM comes to life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// From its kernel.
+    Cold,
+}
+
+/// A running virtual machine. Dropping it kills the VMM (best effort); [`Vm::stop`] does it orderly.
+#[async_trait]
+pub trait Vm: Send {
+    /// Pid of the VMM's process; containerd shows it and namespaces paths are built from it.
+    fn pid(&self) -> u32;
+
+    /// What is needed to reap the VM after a crash of its owner.
+    fn record(&self) -> VmRecord;
+
+    /// What runs and why, for people.
+    fn report(&self) -> VmReport;
+
+    /// Becomes `Some` when the VMM has ended, whatever the cause.
+    fn exited(&self) -> watch::Receiver<Option<Exit>>;
+
+    /// Ends the VMM and reaps it. Idempotent.
+    async fn stop(&mut self) -> Result<(), Error>;
+
+    /// Adding and removing devices, if this VM can.
+    fn hotplug(&mut self) -> Option<&mut dyn Hotplug>;
+}
+
+/// Devices can come and go while the VM runs.
+#[async_trait]
+pub trait Hotplug: Send {
+    /// Adds a device; returns when the guest can see it (or the VMM accepted it, where it can't know).
+    async fn plug(&mut self, device: Device) -> Result<(), Error>;
+
+    /// Removes a device by its id; returns when the guest has let go of it.
+    async fn unplug(&mut self, id: &str) -> Result<(), Error>;
+}
+
+/// The end of a VMM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// Why.
+    pub reason: ExitReason,
+    /// The last lines of the guest's console (and of the VMM's stderr), oldest first; bounded, control characters removed.
+    pub console: Vec<String>,
+}
+
+/// Why a VMM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitReason {
+    /// We asked it to.
+    Stopped,
+    /// The guest powered off.
+    GuestShutdown,
+    /// The guest's kernel panicked or reset.
+    GuestPanic,
+    /// The VMM exited by itself with this code.
+    VmmExited(i32),
+    /// The VMM was killed by this signal.
+    VmmKilled(i32),
+}
+
+impl std::fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stopped => write!(f, "the VM was stopped"),
+            Self::GuestShutdown => write!(f, "the guest powered off"),
+            Self::GuestPanic => write!(f, "the guest kernel panicked"),
+            Self::VmmExited(code) => write!(f, "the VMM exited with code {code}"),
+            Self::VmmKilled(signal) => write!(f, "the VMM was killed by signal {signal}"),
+        }
+    }
+}
+
+/// Enough to find and kill a VMM without its owner. Serialised in the sandbox's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Driver's name.
+    pub driver: String,
+    /// The VMM's process.
+    pub pid: u32,
+    /// Start time of that process (field 22 of `/proc/<pid>/stat`), so that a reused pid is never killed.
+    pub start_time: u64,
+    /// The driver's private directory.
+    pub run_dir: PathBuf,
+}
+
+/// What runs and why, for people and logs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// VMM and version, e.g. "QEMU 7.2.22".
+    pub vmm: String,
+    /// Machine type, e.g. "q35".
+    pub machine: String,
+    /// "kvm" or "tcg".
+    pub accelerator: String,
+    /// Why this accelerator, in one sentence.
+    pub reason: String,
+}

@@ -1,0 +1,144 @@
+//! What a virtual machine is to be: plain data that every driver understands. No driver's words, no side effects.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A virtual machine before it exists.
+#[derive(Debug, Clone)]
+pub struct VmSpec {
+    /// Sandbox id; appears in process names and logs.
+    pub id: String,
+    /// Directory, private to this VM, for the driver's sockets. Exists; removed by its owner, not by the driver.
+    pub run_dir: PathBuf,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Guest initramfs.
+    pub initrd: PathBuf,
+    /// Parameters added after the driver's own (console, reboot behaviour).
+    pub kernel_params: Vec<String>,
+    /// vCPUs at start.
+    pub vcpus: u32,
+    /// vCPUs that can be reached by hotplug.
+    pub max_vcpus: u32,
+    /// Guest memory.
+    pub memory: Memory,
+    /// Devices present at start, in a stable order.
+    pub devices: Vec<Device>,
+}
+
+/// Guest memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// Size at start, MiB.
+    pub size_mib: u64,
+    /// Size that can be reached by hotplug, MiB.
+    pub max_mib: u64,
+    /// Who else maps it.
+    pub backing: MemoryBacking,
+}
+
+/// How guest memory is mapped on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryBacking {
+    /// Only the VMM maps it. Fastest; a template clone needs it.
+    Private,
+    /// A memfd mapped shared, for vhost-user devices (virtiofsd, vhost-device-vsock).
+    Shared,
+}
+
+/// A device of the VM.
+#[derive(Debug, Clone)]
+pub enum Device {
+    /// A vsock device.
+    Vsock(Vsock),
+    /// A virtio-serial port; the VMM connects to the unix socket when it starts.
+    SerialPort(SerialPort),
+    /// A virtio-fs device served by a daemon that listens already.
+    VirtioFs(VirtioFs),
+    /// A virtio-net device on an open tap.
+    Net {
+        /// Name for control and logs; unique in the VM.
+        id: String,
+        /// One tap descriptor per queue pair.
+        taps: Vec<Arc<OwnedFd>>,
+        /// MAC address, `aa:bb:cc:dd:ee:ff`.
+        mac: String,
+    },
+    /// A virtio-blk device; raw only.
+    Block {
+        /// Serial that the guest sees; unique in the VM, up to 20 ASCII characters.
+        id: String,
+        /// The opened device or file (opened read-only where `readonly`).
+        file: Arc<OwnedFd>,
+        /// Enforced at the VMM.
+        readonly: bool,
+    },
+}
+
+/// The three forms of vsock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Vsock {
+    /// Kernel vhost-vsock with this guest CID.
+    Kernel {
+        /// Guest CID, host-wide unique, at least 3.
+        cid: u32,
+    },
+    /// A vhost-user daemon at this socket.
+    VhostUser {
+        /// The daemon's vhost-user socket.
+        socket: PathBuf,
+    },
+    /// The VMM's own hybrid vsock over a unix socket.
+    Hybrid {
+        /// Guest CID; local to the VMM.
+        cid: u32,
+        /// Base path of the unix sockets.
+        uds: PathBuf,
+    },
+}
+
+/// A virtio-serial port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SerialPort {
+    /// Name that the guest sees in `/sys/class/virtio-ports/*/name`.
+    pub name: String,
+    /// A unix socket that is listened on already.
+    pub socket: PathBuf,
+}
+
+/// A virtio-fs device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtioFs {
+    /// Mount tag in the guest.
+    pub tag: String,
+    /// The daemon's vhost-user socket.
+    pub socket: PathBuf,
+    /// The directory that is served (the fake driver hands it to the agent; real drivers do not need it).
+    pub directory: PathBuf,
+}
+
+/// What a driver can do on this host with its configuration. Known without starting anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Kernel vhost-vsock works.
+    pub vsock_kernel: bool,
+    /// vhost-user devices work (virtio-fs, vsock daemon), given shared memory.
+    pub vhost_user: bool,
+    /// The VMM has its own hybrid vsock.
+    pub vsock_hybrid: bool,
+    /// virtio-serial ports work.
+    pub serial_port: bool,
+    /// Directories of the host can be shared with the guest.
+    pub fs_sharing: bool,
+    /// Block devices can be given at start.
+    pub block: bool,
+    /// Devices can be added while the VM runs.
+    pub hotplug: bool,
+    /// vCPUs and memory can be added while the VM runs.
+    pub resize: bool,
+    /// Pause, save and restore work.
+    pub snapshots: bool,
+    /// The guest is a process on the host: paths of the host need no sharing device (fake driver only).
+    pub guest_is_process: bool,
+}
