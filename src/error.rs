@@ -1,0 +1,74 @@
+//! The one error type that leaves this crate: a kind for the caller's status code, a context a user can act on, a cause.
+
+/// Kind of an error; each edge maps it once to its own codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The named object does not exist.
+    NotFound,
+    /// The id is taken.
+    AlreadyExists,
+    /// The request or the bundle is wrong.
+    InvalidArgument,
+    /// The object is in a state that does not allow the request.
+    FailedPrecondition,
+    /// This driver, configuration or host lacks the ability.
+    Unsupported,
+    /// Something that has to be there is gone: the VM, the agent, a daemon.
+    Unavailable,
+    /// No answer in time.
+    DeadlineExceeded,
+    /// Anything else.
+    Internal,
+}
+
+/// A failed operation. `Display` prints the context only; [`Error::chain`] prints it with its causes, once each.
+#[derive(Debug, thiserror::Error)]
+#[error("{context}")]
+pub struct Error {
+    /// Kind, for decisions.
+    pub kind: ErrorKind,
+    /// What went wrong and, where known, what to do.
+    pub context: String,
+    /// The cause below.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error without a deeper cause.
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            source: None,
+        }
+    }
+
+    /// An error with its cause.
+    pub fn caused(
+        kind: ErrorKind,
+        context: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            source: Some(source.into()),
+        }
+    }
+
+    /// The whole story on one line: context and every cause, separated by ": ".
+    pub fn chain(&self) -> String {
+        let mut text = self.context.clone();
+        let mut next = std::error::Error::source(self);
+        while let Some(cause) = next {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        text
+    }
+}
