@@ -43,3 +43,13 @@ pub const MAX_SPEC: usize = 3 * 1024 * 1024;
 /// Kernel parameter with which the host names the channel: `kata.agent=vsock:<port>`, `kata.agent=serial`
 /// (and, for a process on the host, the argument `--connect unix:<path>`).
 pub const CHANNEL_PARAM: &str = "kata.agent";
+
+/// The agent's own directory in the guest. Every storage is mounted below it, and every guest path the host names in a
+/// specification (root file system, sources of bind mounts) lies below it or is a file system of the kernel's.
+pub const GUEST_DIR: &str = "/run/kata";
+
+/// The pod's shared memory (tmpfs, size from `CreateSandbox`): what a container's `/dev/shm` is bound from.
+pub const GUEST_SHM: &str = "/run/kata/shm";
+
+/// The pod's `resolv.conf`, written by `CreateSandbox` when the request has DNS settings.
+pub const GUEST_RESOLV_CONF: &str = "/run/kata/resolv.conf";
