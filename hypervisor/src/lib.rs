@@ -4,9 +4,16 @@
 //! ([`Vm::exited`]). An ability that a driver lacks is absent ([`Vm::hotplug`] answers `None`), never an `Ok(())` that
 //! does nothing. This crate knows nothing of containers, of the agent's protocol or of the runtime above it.
 
+mod console;
+mod deadlines;
 mod driver;
 mod error;
+mod fake;
+mod process;
+mod qemu;
+pub mod registry;
 mod spec;
+mod supervisor;
 
 pub use driver::{Boot, Exit, ExitReason, Hotplug, Hypervisor, Vm, VmRecord, VmReport};
 pub use error::{Error, ErrorKind};

@@ -15,7 +15,8 @@ pub struct VmSpec {
     pub kernel: PathBuf,
     /// Guest initramfs.
     pub initrd: PathBuf,
-    /// Parameters added after the driver's own (console, reboot behaviour).
+    /// Parameters added after the driver's own (console, reboot behaviour): the administrator's and the agent's. The
+    /// driver adds none from the configuration by itself.
     pub kernel_params: Vec<String>,
     /// vCPUs at start.
     pub vcpus: u32,

@@ -1,0 +1,25 @@
+//! Every wait of this crate, in one place.
+
+use std::time::Duration;
+
+/// From the VMM's start to its control socket's greeting. The guest does not take part: this is the VMM's own
+/// initialisation, 50 to 100 ms on an idle machine.
+pub const CONTROL_READY: Duration = Duration::from_secs(10);
+
+/// For one command on the control socket.
+pub const COMMAND: Duration = Duration::from_secs(5);
+
+/// For a VMM to end after it was asked to; then it is killed.
+pub const QUIT: Duration = Duration::from_millis(500);
+
+/// For a killed process to be gone. Long, because freeing a large guest's memory takes its time.
+pub const REAP: Duration = Duration::from_secs(10);
+
+/// For the last bytes of a dead VMM's streams. They are in the kernel's buffers already.
+pub const DRAIN: Duration = Duration::from_millis(200);
+
+/// For the guest to let go of a device that is being unplugged.
+pub const UNPLUG: Duration = Duration::from_secs(10);
+
+/// For the probe of KVM, as a whole.
+pub const PROBE: Duration = Duration::from_millis(250);

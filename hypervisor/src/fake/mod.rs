@@ -1,0 +1,218 @@
+//! A driver without virtual machine: the guest's agent runs as an ordinary process of the host. It isolates nothing; it
+//! lets everything above this crate be tested in milliseconds, against the real agent.
+//!
+//! It knows the agent's command line (`--connect`, `--root`, `--share`) and nothing of its protocol.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use slog::Logger;
+use tokio::sync::watch;
+
+use crate::supervisor::{Sources, Supervised};
+use crate::{
+    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hotplug, Hypervisor, SerialPort, VirtioFs, Vm,
+    VmRecord, VmReport, VmSpec, process,
+};
+
+const NAME: &str = "fake";
+
+/// Starts agents as processes.
+#[derive(Debug)]
+pub struct Fake {
+    agent: PathBuf,
+    log: Logger,
+}
+
+impl Fake {
+    /// `agent` is the agent's program.
+    pub fn new(agent: PathBuf, log: Logger) -> Self {
+        Self { agent, log }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Fake {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            vsock_kernel: false,
+            vhost_user: false,
+            vsock_hybrid: false,
+            serial_port: true,
+            fs_sharing: true,
+            block: false,
+            hotplug: false,
+            resize: false,
+            snapshots: false,
+            guest_is_process: true,
+        }
+    }
+
+    fn check_host(&self) -> Result<(), Error> {
+        match fs::metadata(&self.agent) {
+            Ok(metadata) if metadata.is_file() => Ok(()),
+            Ok(_) => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("the agent {} is not a file", self.agent.display()),
+            )),
+            Err(source) => Err(Error::caused(
+                ErrorKind::NotFound,
+                format!("the agent {} cannot be used: {source}", self.agent.display()),
+                source,
+            )),
+        }
+    }
+
+    async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
+        let Boot::Cold = boot;
+        let root = spec.run_dir.join("root");
+        let args = args(&spec.devices, &root)?;
+        fs::create_dir_all(&root).map_err(|source| {
+            Error::caused(
+                ErrorKind::Internal,
+                format!("cannot create {}: {source}", root.display()),
+                source,
+            )
+        })?;
+        let program = process::Program {
+            path: self.agent.clone(),
+            args,
+            fds: Vec::new(),
+        };
+        let (process, output) = process::start(program).await?;
+        let sources = Sources {
+            output,
+            console: None,
+            announcement: None,
+        };
+        let log = self.log.new(slog::o!("vm" => spec.id.clone()));
+        Ok(Box::new(FakeVm {
+            supervised: Supervised::start(process, sources, log),
+            run_dir: spec.run_dir,
+        }))
+    }
+
+    async fn reap(&self, record: &VmRecord) -> Result<(), Error> {
+        process::reap(record).await
+    }
+}
+
+/// The agent's arguments for these devices. Pure.
+fn args(devices: &[Device], root: &Path) -> Result<Vec<OsString>, Error> {
+    let mut args = vec!["--root".into(), root.into()];
+    let mut ports = 0;
+    for device in devices {
+        match device {
+            Device::SerialPort(SerialPort { socket, .. }) => {
+                ports += 1;
+                args.push("--connect".into());
+                args.push(joined("unix:", socket));
+            }
+            Device::VirtioFs(VirtioFs { tag, directory, .. }) => {
+                args.push("--share".into());
+                args.push(joined(&format!("{tag}="), directory));
+            }
+            Device::Vsock(_) | Device::Net { .. } | Device::Block { .. } => {
+                return Err(Error::new(
+                    ErrorKind::Unsupported,
+                    "the fake hypervisor has no vsock, network or block devices",
+                ));
+            }
+        }
+    }
+    if ports == 1 {
+        Ok(args)
+    } else {
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the fake hypervisor needs one serial port to the agent, not {ports}"),
+        ))
+    }
+}
+
+fn joined(prefix: &str, path: &Path) -> OsString {
+    let mut text = OsString::from(prefix);
+    text.push(path);
+    text
+}
+
+#[derive(Debug)]
+struct FakeVm {
+    supervised: Supervised,
+    run_dir: PathBuf,
+}
+
+#[async_trait]
+impl Vm for FakeVm {
+    fn pid(&self) -> u32 {
+        self.supervised.pid()
+    }
+
+    fn record(&self) -> VmRecord {
+        VmRecord {
+            driver: NAME.into(),
+            pid: self.supervised.pid(),
+            start_time: self.supervised.start_time(),
+            run_dir: self.run_dir.clone(),
+        }
+    }
+
+    fn report(&self) -> VmReport {
+        VmReport {
+            vmm: NAME.into(),
+            machine: "process".into(),
+            accelerator: "none".into(),
+            reason: "the agent runs as a process of the host, without a virtual machine".into(),
+        }
+    }
+
+    fn exited(&self) -> watch::Receiver<Option<Exit>> {
+        self.supervised.exited()
+    }
+
+    async fn stop(&mut self) -> Result<(), Error> {
+        self.supervised.kill().await.map(drop)
+    }
+
+    fn hotplug(&mut self) -> Option<&mut dyn Hotplug> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_become_the_agents_arguments() {
+        let port = Device::SerialPort(SerialPort {
+            name: "p".into(),
+            socket: "/r/a.sock".into(),
+        });
+        let share = Device::VirtioFs(VirtioFs {
+            tag: "shared".into(),
+            socket: "/r/fs.sock".into(),
+            directory: "/r/shared".into(),
+        });
+        let made = args(&[port.clone(), share.clone()], Path::new("/r/root")).unwrap();
+        let expected = [
+            "--root",
+            "/r/root",
+            "--connect",
+            "unix:/r/a.sock",
+            "--share",
+            "shared=/r/shared",
+        ];
+        assert_eq!(made, expected);
+
+        let kind = |devices: &[Device]| args(devices, Path::new("/r/root")).map_err(|error| error.kind);
+        assert_eq!(kind(&[share]), Err(ErrorKind::InvalidArgument));
+        assert_eq!(kind(&[port.clone(), port]), Err(ErrorKind::InvalidArgument));
+    }
+}

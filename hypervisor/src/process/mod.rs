@@ -1,0 +1,137 @@
+//! A process of ours: started in its own group with only the intended descriptors, watched by its pidfd, killed and
+//! reaped by identity rather than by number. It must not know which program it runs.
+
+mod record;
+mod spawner;
+mod sys;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
+
+use crate::{Error, ErrorKind};
+
+pub use record::reap;
+
+/// What to start.
+#[derive(Debug)]
+pub struct Program {
+    /// The file to execute; not searched for in `PATH`.
+    pub path: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Descriptors that it inherits, at the numbers that they have here.
+    pub fds: Vec<Arc<OwnedFd>>,
+}
+
+/// A child process. Dropping it kills it; to reap it is the supervisor's part ([`Process::ended`]).
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    start_time: u64,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+/// Starts `program` in a new process group, with an empty environment, `/` as its directory, `/dev/null` as stdin, and
+/// stdout and stderr in the pipe that is returned. The child is killed when this process dies.
+pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error> {
+    let failed = |source: io::Error| {
+        let kind = match source.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            _ => ErrorKind::Internal,
+        };
+        Error::caused(
+            kind,
+            format!("cannot start {}: {source}", program.path.display()),
+            source,
+        )
+    };
+    let (output, child_end) = io::pipe().map_err(failed)?;
+    let mut command = Command::new(&program.path);
+    command
+        .args(&program.args)
+        .env_clear()
+        .current_dir("/")
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(child_end.try_clone().map_err(failed)?)
+        .stderr(child_end);
+    sys::prepare(&mut command, program.fds.clone());
+    let output = pipe::Receiver::from_owned_fd(output.into()).map_err(failed)?;
+    let child = spawner::spawn(command).await.map_err(failed)?;
+    let process = Process::of_child(child.id()).map_err(failed)?;
+    child.hand_over();
+    Ok((process, output))
+}
+
+impl Process {
+    /// `id` is a child of ours that nobody has waited for.
+    fn of_child(id: u32) -> io::Result<Self> {
+        let pid = i32::try_from(id)
+            .ok()
+            .and_then(Pid::from_raw)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self {
+            pid,
+            start_time: record::start_time(pid)?,
+            pidfd: sys::watch(pidfd)?,
+        })
+    }
+
+    /// Its pid.
+    pub fn id(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Field 22 of `/proc/<pid>/stat`.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Kills it; a process that has ended already is fine.
+    pub fn kill(&self) {
+        // The only other error is a bad signal number.
+        let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+    }
+
+    /// Waits until it has ended, and reaps it.
+    pub async fn ended(&self) -> io::Result<Status> {
+        loop {
+            let mut guard = self.pidfd.readable().await?;
+            let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
+            if let Some(status) = waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
+                return Ok(match status.terminating_signal() {
+                    Some(signal) => Status::Killed(signal),
+                    None => Status::Exited(status.exit_status().unwrap_or(0)),
+                });
+            }
+            guard.clear_ready();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,63 @@
+//! What cannot be said in safe Rust: the part of starting a process between fork and exec, and watching its pidfd.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Makes `command` inherit exactly `fds` (at the numbers they have here) besides its standard streams, and die with the
+/// thread that spawns it.
+pub fn prepare(command: &mut Command, fds: Vec<Arc<OwnedFd>>) {
+    let parent = getpid();
+    // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock, so that it may run in the
+    // child of a process with threads. The descriptors stay open because the closure owns them.
+    unsafe {
+        command.pre_exec(move || between_fork_and_exec(parent, &fds));
+    }
+}
+
+fn between_fork_and_exec(parent: Pid, fds: &[Arc<OwnedFd>]) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The parent may have died before the line above; then nobody is left to send the signal.
+    if getppid() != Some(parent) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    close_on_exec_from(3)?;
+    for fd in fds {
+        // SAFETY: `fd` is open: it is owned by the caller's closure.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+        fcntl_setfd(fd, FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Marks every descriptor from `first` on close-on-exec: also those that some library opened without the flag.
+fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
+    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC closes nothing; it sets a flag and takes no pointers.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Registers a pidfd with the runtime; it becomes readable when its process has ended.
+pub fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and keeps its number until it is dropped, which is when the `AsyncFd` drops it.
+    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    watched.map_err(io::Error::from)
+}

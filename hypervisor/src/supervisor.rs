@@ -1,0 +1,314 @@
+//! Watches a VMM from its start to its end: reads its streams, learns why it ends, reaps it, and tells everybody.
+//!
+//! One task per VMM owns all of this. It must not know which VMM it watches.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use slog::{Logger, debug, info, warn};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::console::{Limit, Lines, Tail, Verdict, is_alarming};
+use crate::process::{Process, Status};
+use crate::{Error, ErrorKind, Exit, ExitReason, deadlines};
+
+/// Bytes of a stream that are read per second; a flood beyond that waits in the kernel, and QEMU drops it.
+const BYTES_PER_SECOND: usize = 1 << 20;
+
+/// What the VMM said of its coming end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announcement {
+    /// The guest powered off.
+    Shutdown,
+    /// The guest reset or panicked.
+    Panic,
+}
+
+/// The streams and news of a VMM.
+#[derive(Debug)]
+pub struct Sources {
+    /// Its stdout and stderr.
+    pub output: pipe::Receiver,
+    /// The guest's console, where it is not the VMM's stdout.
+    pub console: Option<UnixStream>,
+    /// Why it is about to end; the sender is dropped when nothing more can come.
+    pub announcement: Option<watch::Receiver<Option<Announcement>>>,
+}
+
+/// A VMM that is being watched. Dropping it kills the VMM.
+#[derive(Debug)]
+pub struct Supervised {
+    process: Arc<Process>,
+    stopping: Arc<AtomicBool>,
+    exited: watch::Receiver<Option<Exit>>,
+}
+
+impl Supervised {
+    /// Begins to watch `process`.
+    pub fn start(process: Process, sources: Sources, log: Logger) -> Self {
+        let process = Arc::new(process);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (sender, exited) = watch::channel(None);
+        let task = Watch {
+            process: Arc::clone(&process),
+            stopping: Arc::clone(&stopping),
+            journal: Journal {
+                tail: Tail::default(),
+                limit: Limit::default(),
+                begun: Instant::now(),
+                log,
+            },
+        };
+        tokio::spawn(async move {
+            let exit = task.run(sources).await;
+            sender.send_replace(Some(exit));
+        });
+        Self {
+            process,
+            stopping,
+            exited,
+        }
+    }
+
+    /// The VMM's pid.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The VMM's start time, for its record.
+    pub fn start_time(&self) -> u64 {
+        self.process.start_time()
+    }
+
+    /// Becomes `Some` at the end.
+    pub fn exited(&self) -> watch::Receiver<Option<Exit>> {
+        self.exited.clone()
+    }
+
+    /// From now on the VMM's end is what we want.
+    pub fn expect_end(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for the VMM's end for at most `limit`.
+    pub async fn end_within(&mut self, limit: Duration) -> Option<Exit> {
+        match timeout(limit, self.exited.wait_for(Option::is_some)).await {
+            Ok(Ok(exit)) => exit.clone(),
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+
+    /// Kills the VMM and waits until it is reaped.
+    pub async fn kill(&mut self) -> Result<Exit, Error> {
+        self.expect_end();
+        self.process.kill();
+        self.end_within(deadlines::REAP).await.ok_or_else(|| {
+            Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!(
+                    "process {} did not end within {:?} of SIGKILL",
+                    self.pid(),
+                    deadlines::REAP
+                ),
+            )
+        })
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        self.expect_end();
+        self.process.kill();
+    }
+}
+
+struct Watch {
+    process: Arc<Process>,
+    stopping: Arc<AtomicBool>,
+    journal: Journal,
+}
+
+impl Watch {
+    async fn run(mut self, sources: Sources) -> Exit {
+        let mut output = Stream::new("vmm", sources.output);
+        let mut console = sources.console.map(|console| Stream::new("console", console));
+        let status = loop {
+            tokio::select! {
+                line = output.read() => output.take(line, &mut self.journal),
+                line = read(&mut console) => {
+                    if let Some(console) = &mut console {
+                        console.take(line, &mut self.journal);
+                    }
+                }
+                status = self.process.ended() => break status,
+            }
+        };
+        // All writers are gone, so that the streams end; a descendant that keeps one open must not hold us up.
+        let _ = timeout(deadlines::DRAIN, async {
+            output.drain(&mut self.journal).await;
+            if let Some(console) = &mut console {
+                console.drain(&mut self.journal).await;
+            }
+        })
+        .await;
+        let announcement = match sources.announcement {
+            Some(mut news) => last(&mut news).await,
+            None => None,
+        };
+        let status = status.unwrap_or_else(|error| {
+            warn!(self.journal.log, "the VMM's exit status is lost"; "error" => %error);
+            Status::Exited(-1)
+        });
+        Exit {
+            reason: reason(self.stopping.load(Ordering::Relaxed), announcement, status),
+            console: self.journal.tail.to_vec(),
+        }
+    }
+}
+
+/// The last news, once no more can come.
+async fn last(news: &mut watch::Receiver<Option<Announcement>>) -> Option<Announcement> {
+    let _ = timeout(deadlines::DRAIN, async { while news.changed().await.is_ok() {} }).await;
+    *news.borrow()
+}
+
+/// Why a VMM ended. That we wanted it outweighs what happened to happen at the same time.
+fn reason(stopping: bool, announcement: Option<Announcement>, status: Status) -> ExitReason {
+    match (stopping, announcement, status) {
+        (true, _, _) => ExitReason::Stopped,
+        (false, Some(Announcement::Shutdown), _) => ExitReason::GuestShutdown,
+        (false, Some(Announcement::Panic), _) => ExitReason::GuestPanic,
+        (false, None, Status::Exited(code)) => ExitReason::VmmExited(code),
+        (false, None, Status::Killed(signal)) => ExitReason::VmmKilled(signal),
+    }
+}
+
+/// Where lines go: the log, at a limited rate, and the tail that the end's report shows.
+struct Journal {
+    tail: Tail,
+    limit: Limit,
+    begun: Instant,
+    log: Logger,
+}
+
+impl Journal {
+    fn line(&mut self, source: &'static str, line: String) {
+        match self.limit.judge(self.begun.elapsed().as_secs()) {
+            Verdict::Pass { dropped } => {
+                if dropped > 0 {
+                    warn!(self.log, "lines of the guest's console were dropped"; "count" => dropped);
+                }
+                if is_alarming(&line) {
+                    info!(self.log, "{}", line; "source" => source);
+                } else {
+                    debug!(self.log, "{}", line; "source" => source);
+                }
+            }
+            Verdict::Drop => {}
+        }
+        self.tail.push(line);
+    }
+}
+
+/// A stream of text from the VMM.
+struct Stream<R> {
+    name: &'static str,
+    /// `None` once it has ended.
+    reader: Option<R>,
+    buffer: Box<[u8; 4096]>,
+    lines: Lines,
+    budget: usize,
+    renewal: Instant,
+}
+
+impl<R: AsyncRead + Unpin> Stream<R> {
+    fn new(name: &'static str, reader: R) -> Self {
+        Self {
+            name,
+            reader: Some(reader),
+            buffer: Box::new([0; 4096]),
+            lines: Lines::default(),
+            budget: BYTES_PER_SECOND,
+            renewal: Instant::now() + Duration::from_secs(1),
+        }
+    }
+
+    /// Number of bytes now in the buffer; 0 at the end. Waits where the stream has used up its budget; never returns
+    /// once it has ended. Cancelling it loses nothing.
+    async fn read(&mut self) -> io::Result<usize> {
+        if self.budget == 0 {
+            sleep_until(self.renewal).await;
+        }
+        if Instant::now() >= self.renewal {
+            self.budget = BYTES_PER_SECOND;
+            self.renewal = Instant::now() + Duration::from_secs(1);
+        }
+        match &mut self.reader {
+            Some(reader) => reader.read(&mut self.buffer[..]).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take(&mut self, read: io::Result<usize>, journal: &mut Journal) {
+        let name = self.name;
+        match read {
+            Ok(0) | Err(_) => {
+                self.reader = None;
+                self.lines.finish(|line| journal.line(name, line));
+            }
+            Ok(count) => {
+                self.budget = self.budget.saturating_sub(count);
+                self.lines
+                    .push(&self.buffer[..count], |line| journal.line(name, line));
+            }
+        }
+    }
+
+    async fn drain(&mut self, journal: &mut Journal) {
+        while self.reader.is_some() {
+            self.budget = BYTES_PER_SECOND;
+            let read = self.read().await;
+            self.take(read, journal);
+        }
+    }
+}
+
+/// Reads a stream that may not be there.
+async fn read(stream: &mut Option<Stream<UnixStream>>) -> io::Result<usize> {
+    match stream {
+        Some(stream) => stream.read().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_has_one_reason() {
+        use Announcement::{Panic, Shutdown};
+        let table = [
+            (false, None, Status::Exited(1), ExitReason::VmmExited(1)),
+            (false, None, Status::Killed(9), ExitReason::VmmKilled(9)),
+            (
+                false,
+                Some(Shutdown),
+                Status::Exited(0),
+                ExitReason::GuestShutdown,
+            ),
+            (false, Some(Panic), Status::Exited(0), ExitReason::GuestPanic),
+            (true, None, Status::Killed(9), ExitReason::Stopped),
+            (true, Some(Shutdown), Status::Exited(0), ExitReason::Stopped),
+        ];
+        for (stopping, announcement, status, expected) in table {
+            assert_eq!(reason(stopping, announcement, status), expected);
+        }
+    }
+}
