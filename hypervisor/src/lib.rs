@@ -11,6 +11,7 @@ mod error;
 mod fake;
 mod process;
 mod qemu;
+mod qmp;
 pub mod registry;
 mod spec;
 mod supervisor;

@@ -1,0 +1,241 @@
+//! From a specification to QEMU's command line. Pure: nothing is opened or started here.
+//!
+//! Devices are given as JSON (QEMU 6.2 and later), which needs no quoting and is what hotplug speaks as well.
+
+use std::ffi::OsString;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use configuration::MachineType;
+use serde_json::json;
+
+use super::device::{self, Backend};
+use crate::{Device, Error, ErrorKind, MemoryBacking, VmSpec, Vsock};
+
+/// Root ports of a q35 that wait for a device to be plugged.
+pub const EMPTY_PORTS: usize = 4;
+
+/// What the administrator decided, once for all VMs of a driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// QEMU's program.
+    pub program: PathBuf,
+    /// Which machine.
+    pub machine: MachineType,
+    /// Hardware virtualization, else QEMU's translator.
+    pub kvm: bool,
+    /// Appended to the CPU model.
+    pub cpu_features: Vec<String>,
+    /// QEMU restricts its own system calls.
+    pub sandbox: bool,
+    /// Frequency of the time stamp counter, where the guest must be told.
+    pub tsc_khz: Option<u64>,
+}
+
+/// The ends of our sockets that QEMU holds.
+#[derive(Debug, Clone)]
+pub struct Channels {
+    /// Its control protocol.
+    pub control: Arc<OwnedFd>,
+    /// The guest's console.
+    pub console: Arc<OwnedFd>,
+}
+
+/// A command line and the descriptors it speaks of.
+#[derive(Debug)]
+pub struct CommandLine {
+    /// Arguments, without the program.
+    pub args: Vec<OsString>,
+    /// To be inherited at their present numbers.
+    pub fds: Vec<Arc<OwnedFd>>,
+}
+
+impl CommandLine {
+    fn option(&mut self, name: &str, value: impl Into<OsString>) {
+        self.args.push(format!("-{name}").into());
+        self.args.push(value.into());
+    }
+
+    fn flags(&mut self, names: &[&str]) {
+        self.args
+            .extend(names.iter().map(|name| OsString::from(format!("-{name}"))));
+    }
+
+    /// The number under which QEMU finds `fd`.
+    fn inherit(&mut self, fd: &Arc<OwnedFd>) -> i32 {
+        self.fds.push(Arc::clone(fd));
+        fd.as_raw_fd()
+    }
+}
+
+/// QEMU's command line for `spec`.
+pub fn build(settings: &Settings, spec: &VmSpec, channels: &Channels) -> Result<CommandLine, Error> {
+    check(spec)?;
+    let mut line = CommandLine {
+        args: Vec::new(),
+        fds: Vec::new(),
+    };
+    line.option("name", format!("guest={},debug-threads=on", escaped(&spec.id)));
+    line.flags(&["nodefaults", "no-user-config", "no-reboot"]);
+    line.option("display", "none");
+    if settings.sandbox {
+        line.option(
+            "sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        );
+    }
+    machine(settings, spec, &mut line);
+    line.option("kernel", spec.kernel.as_os_str());
+    line.option("initrd", spec.initrd.as_os_str());
+    line.option("append", kernel_command_line(settings, &spec.kernel_params));
+
+    let control = line.inherit(&channels.control);
+    line.option("chardev", format!("socket,id=control,fd={control}"));
+    line.option("mon", "chardev=control,mode=control");
+    let console = line.inherit(&channels.console);
+    line.option("chardev", format!("socket,id=console,fd={console}"));
+    line.option("serial", "chardev:console");
+
+    line.option(
+        "object",
+        json!({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}).to_string(),
+    );
+    line.option("device", device::rng(settings.machine).to_string());
+    devices(settings.machine, &spec.devices, &mut line)?;
+    Ok(line)
+}
+
+fn machine(settings: &Settings, spec: &VmSpec, line: &mut CommandLine) {
+    let model = match settings.machine {
+        // Without what no guest of ours uses.
+        MachineType::Q35 => "q35,sata=off,smbus=off,usb=off,vmport=off,hpet=off,smm=off",
+        MachineType::Microvm => "microvm",
+    };
+    line.option("machine", format!("{model},memory-backend=ram"));
+    if settings.machine == MachineType::Microvm {
+        // virtio-fs and vsock exist only in virtio 1.
+        line.option("global", "virtio-mmio.force-legacy=false");
+    }
+    line.option("accel", if settings.kvm { "kvm" } else { "tcg,thread=multi" });
+    let mut cpu = vec![if settings.kvm { "host" } else { "max" }];
+    cpu.extend(settings.cpu_features.iter().map(String::as_str));
+    line.option("cpu", cpu.join(","));
+    line.option("smp", spec.vcpus.to_string());
+    line.option("m", format!("{}M", spec.memory.size_mib));
+    let bytes = spec.memory.size_mib << 20;
+    let backend = match spec.memory.backing {
+        MemoryBacking::Private => json!({"qom-type": "memory-backend-ram", "id": "ram", "size": bytes}),
+        MemoryBacking::Shared => {
+            json!({"qom-type": "memory-backend-memfd", "id": "ram", "size": bytes, "share": true})
+        }
+    };
+    line.option("object", backend.to_string());
+}
+
+/// Our kernel parameters, then `others`: of two that contradict each other the kernel takes the later.
+fn kernel_command_line(settings: &Settings, others: &[String]) -> String {
+    // A panic ends in a reset at once (panic=-1), a reset in a triple fault (reboot=t), which every machine has, and
+    // that ends QEMU (-no-reboot).
+    let mut params: Vec<String> = ["console=ttyS0", "quiet", "panic=-1", "reboot=t"]
+        .map(String::from)
+        .into();
+    if let Some(khz) = settings.tsc_khz {
+        params.push(format!("tsc_early_khz={khz}"));
+    }
+    params.extend_from_slice(others);
+    params.join(" ")
+}
+
+fn devices(machine: MachineType, devices: &[Device], line: &mut CommandLine) -> Result<(), Error> {
+    let ports = devices
+        .iter()
+        .filter(|device| matches!(device, Device::SerialPort(_)))
+        .count();
+    if ports > 0 {
+        line.option("device", device::serial_controller(ports, machine).to_string());
+    }
+    for (index, device) in devices.iter().enumerate() {
+        let described = device::describe(device, machine)?;
+        match (&described.backend, device) {
+            (Backend::Socket { id, path }, _) => {
+                line.option("chardev", format!("socket,id={id},path={}", escaped(path)));
+            }
+            (Backend::Taps { id }, Device::Net { taps, .. }) => {
+                let numbers: Vec<String> = taps.iter().map(|tap| line.inherit(tap).to_string()).collect();
+                line.option("netdev", format!("tap,id={id},fds={}", numbers.join(":")));
+            }
+            (
+                Backend::Node {
+                    name,
+                    driver,
+                    readonly,
+                },
+                Device::Block { file, .. },
+            ) => {
+                let fd = line.inherit(file);
+                line.option("add-fd", format!("fd={fd},set={index}"));
+                line.option(
+                    "blockdev",
+                    device::block_node(name, driver, *readonly, index as u64).to_string(),
+                );
+            }
+            _ => {}
+        }
+        line.option("device", described.properties.to_string());
+    }
+    if machine == MachineType::Q35 {
+        for port in 0..EMPTY_PORTS {
+            let chassis = port + 1;
+            line.option(
+                "device",
+                json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis}).to_string(),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Id of the empty root port number `port`.
+pub fn port_id(port: usize) -> String {
+    format!("port{port}")
+}
+
+fn check(spec: &VmSpec) -> Result<(), Error> {
+    let refuse = |problem: String| Err(Error::new(ErrorKind::InvalidArgument, problem));
+    if spec.vcpus == 0 {
+        return refuse("a VM needs at least one vCPU".into());
+    }
+    // The bound keeps the size in bytes within QEMU's 63 bits.
+    if spec.memory.size_mib == 0 || spec.memory.size_mib > 1 << 40 {
+        return refuse(format!("a VM cannot have {} MiB of memory", spec.memory.size_mib));
+    }
+    if spec.memory.backing == MemoryBacking::Private {
+        for device in &spec.devices {
+            if let Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. }) = device {
+                return refuse(format!(
+                    "the device {:?} is served by another process and needs shared guest memory",
+                    device::name(device)
+                ));
+            }
+        }
+    }
+    require_absolute(&spec.kernel)?;
+    require_absolute(&spec.initrd)
+}
+
+/// QEMU runs in `/`.
+fn require_absolute(path: &Path) -> Result<(), Error> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the path {} is not absolute", path.display()),
+    ))
+}
+
+/// A value inside one of QEMU's comma-separated options.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}

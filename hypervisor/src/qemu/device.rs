@@ -1,0 +1,215 @@
+//! A device of ours in QEMU's words: the same description serves the command line and hotplug. Pure, but for a look at
+//! what kind of file a block device's descriptor is.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use configuration::MachineType;
+use rustix::fs::{FileType, fstat};
+use serde_json::{Value, json};
+
+use crate::{Device, Error, ErrorKind, SerialPort, VirtioFs, Vsock};
+
+/// Bus of the virtio-serial controller, which is there if a machine has a port.
+pub const SERIAL_BUS: &str = "serial";
+
+/// What stands behind a device on the host's side.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Backend {
+    /// Nothing to set up.
+    None,
+    /// A chardev that connects to a unix socket.
+    Socket {
+        /// Its id.
+        id: String,
+        /// Path of the socket.
+        path: String,
+    },
+    /// A netdev on taps.
+    Taps {
+        /// Its id.
+        id: String,
+    },
+    /// A block node on a descriptor.
+    Node {
+        /// Its name.
+        name: String,
+        /// QEMU's driver for this kind of file.
+        driver: &'static str,
+        /// Never opened for writing.
+        readonly: bool,
+    },
+}
+
+/// A device as QEMU is told of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Frontend {
+    /// The device's id in QEMU.
+    pub id: String,
+    /// Properties, `driver` and `id` included.
+    pub properties: Value,
+    /// What it needs first.
+    pub backend: Backend,
+}
+
+/// The name by which `unplug` finds a device again.
+pub fn name(device: &Device) -> &str {
+    match device {
+        Device::Vsock(_) => "vsock",
+        Device::SerialPort(port) => &port.name,
+        Device::VirtioFs(fs) => &fs.tag,
+        Device::Net { id, .. } | Device::Block { id, .. } => id,
+    }
+}
+
+/// QEMU's description of `device` on `machine`.
+pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error> {
+    let kind = match device {
+        Device::Vsock(_) => "vsock",
+        Device::SerialPort(_) => "port",
+        Device::VirtioFs(_) => "fs",
+        Device::Net { .. } => "net",
+        Device::Block { .. } => "block",
+    };
+    let id = format!("{kind}-{}", checked(name(device))?);
+    let backend_id = format!("{id}-backend");
+    let virtio = |model: &str| virtio_driver(model, machine);
+    let (properties, backend) = match device {
+        Device::Vsock(Vsock::Kernel { cid }) => (
+            json!({"driver": virtio("vhost-vsock"), "guest-cid": cid}),
+            Backend::None,
+        ),
+        Device::Vsock(Vsock::VhostUser { socket }) => (
+            json!({"driver": virtio("vhost-user-vsock"), "chardev": backend_id}),
+            Backend::Socket {
+                id: backend_id,
+                path: text(socket)?,
+            },
+        ),
+        Device::Vsock(Vsock::Hybrid { .. }) => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "QEMU has no hybrid vsock of its own; it needs the vhost-user vsock daemon",
+            ));
+        }
+        Device::SerialPort(SerialPort { name, socket }) => (
+            json!({"driver": "virtserialport", "bus": format!("{SERIAL_BUS}.0"), "chardev": backend_id, "name": name}),
+            Backend::Socket {
+                id: backend_id,
+                path: text(socket)?,
+            },
+        ),
+        Device::VirtioFs(VirtioFs { tag, socket, .. }) => (
+            json!({"driver": virtio("vhost-user-fs"), "chardev": backend_id, "tag": tag, "queue-size": 1024}),
+            Backend::Socket {
+                id: backend_id,
+                path: text(socket)?,
+            },
+        ),
+        Device::Net { taps, mac, .. } => (
+            net(&backend_id, taps.len(), mac, machine),
+            Backend::Taps { id: backend_id },
+        ),
+        Device::Block { id, file, readonly } => (
+            json!({"driver": virtio("virtio-blk"), "drive": backend_id, "serial": id}),
+            Backend::Node {
+                name: backend_id,
+                driver: file_driver(file)?,
+                readonly: *readonly,
+            },
+        ),
+    };
+    let mut properties = properties;
+    properties["id"] = json!(id);
+    Ok(Frontend {
+        id,
+        properties,
+        backend,
+    })
+}
+
+/// The virtio controller for `SerialPort`s. Port 0 is reserved for a console, so a machine with one port has two.
+pub fn serial_controller(ports: usize, machine: MachineType) -> Value {
+    json!({"driver": virtio_driver("virtio-serial", machine), "id": SERIAL_BUS, "max_ports": ports + 1})
+}
+
+/// The guest's source of entropy.
+pub fn rng(machine: MachineType) -> Value {
+    json!({"driver": virtio_driver("virtio-rng", machine), "rng": "entropy"})
+}
+
+/// The block node of a [`Backend::Node`] whose descriptor is in the descriptor set `set`.
+pub fn block_node(name: &str, driver: &str, readonly: bool, set: u64) -> Value {
+    json!({
+        "driver": driver,
+        "node-name": name,
+        "filename": format!("/dev/fdset/{set}"),
+        "read-only": readonly,
+        "discard": "unmap",
+    })
+}
+
+/// q35 has virtio on PCI, microvm on MMIO.
+fn virtio_driver(model: &str, machine: MachineType) -> String {
+    match machine {
+        MachineType::Q35 => format!("{model}-pci"),
+        MachineType::Microvm => format!("{model}-device"),
+    }
+}
+
+fn net(backend_id: &str, queues: usize, mac: &str, machine: MachineType) -> Value {
+    let mut properties =
+        json!({"driver": virtio_driver("virtio-net", machine), "netdev": backend_id, "mac": mac});
+    if machine == MachineType::Q35 {
+        // No network boot: its option ROM is megabytes that nobody runs.
+        properties["romfile"] = json!("");
+    }
+    if queues > 1 {
+        properties["mq"] = json!(true);
+        if machine == MachineType::Q35 {
+            // One for each direction of each queue, one for control, one for configuration changes.
+            properties["vectors"] = json!(2 * queues + 2);
+        }
+    }
+    properties
+}
+
+fn file_driver(file: impl AsFd) -> Result<&'static str, Error> {
+    let stat = fstat(file).map_err(|source| {
+        Error::caused(
+            ErrorKind::Internal,
+            "cannot examine a block device's descriptor",
+            source,
+        )
+    })?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::BlockDevice => Ok("host_device"),
+        FileType::RegularFile => Ok("file"),
+        other => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("a block device must be a file or a block device of the host, not {other:?}"),
+        )),
+    }
+}
+
+/// QEMU's ids are letters, digits and `-._`; ours are checked against the same set.
+fn checked(name: &str) -> Result<&str, Error> {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    if !name.is_empty() && name.len() <= 64 && name.bytes().all(fine) {
+        return Ok(name);
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("{name:?} cannot name a device: 1 to 64 letters, digits, '-', '.' and '_' are possible"),
+    ))
+}
+
+/// A path as text: QEMU's JSON knows nothing else.
+pub fn text(path: &Path) -> Result<String, Error> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the path {} is not UTF-8", path.display()),
+        )
+    })
+}

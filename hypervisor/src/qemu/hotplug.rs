@@ -1,0 +1,245 @@
+//! Devices that come and go on a running q35, each in a root port that waits for it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use configuration::MachineType;
+use serde_json::{Value, json};
+use slog::{Logger, warn};
+use tokio::sync::broadcast;
+use tokio::time::timeout;
+
+use super::argv::{EMPTY_PORTS, port_id};
+use super::device::{self, Backend, Frontend};
+use crate::qmp::{Client, Events};
+use crate::{Device, Error, ErrorKind, deadlines};
+
+/// The root ports and what is in them.
+#[derive(Debug)]
+pub struct Slots {
+    ports: [Option<Plugged>; EMPTY_PORTS],
+    log: Logger,
+}
+
+#[derive(Debug)]
+struct Plugged {
+    name: String,
+    device_id: String,
+    backend: Prepared,
+}
+
+/// A backend that exists in QEMU, and how to remove it.
+#[derive(Debug)]
+enum Prepared {
+    None,
+    Chardev(String),
+    Netdev(String),
+    Node { name: String, set: u64 },
+}
+
+/// The error of a machine without hotplug.
+pub fn absent() -> Error {
+    Error::new(ErrorKind::Unsupported, "this machine has no hotplug")
+}
+
+impl Slots {
+    /// All are empty.
+    pub fn new(log: Logger) -> Self {
+        Self {
+            ports: Default::default(),
+            log,
+        }
+    }
+
+    /// Puts a device into a free port.
+    pub async fn plug(&mut self, client: &Client, device: Device) -> Result<(), Error> {
+        if let Device::Vsock(_) | Device::SerialPort(_) = device {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "only virtio-fs, block and network devices can be plugged",
+            ));
+        }
+        let name = device::name(&device).to_owned();
+        if self.ports.iter().flatten().any(|plugged| plugged.name == name) {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("a device {name:?} is plugged already"),
+            ));
+        }
+        let Some(port) = self.ports.iter().position(Option::is_none) else {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("all {EMPTY_PORTS} ports for plugged devices are in use"),
+            ));
+        };
+        let Frontend {
+            id,
+            mut properties,
+            backend,
+        } = device::describe(&device, MachineType::Q35)?;
+        properties["bus"] = json!(port_id(port));
+        let backend = prepare(client, &device, backend).await?;
+        if let Err(error) = client.execute("device_add", properties).await {
+            self.remove(client, backend).await;
+            return Err(error);
+        }
+        self.ports[port] = Some(Plugged {
+            name,
+            device_id: id,
+            backend,
+        });
+        Ok(())
+    }
+
+    /// Takes a device out; returns when the guest has let go of it. If the guest does not, it stays and can be unplugged
+    /// again.
+    pub async fn unplug(&mut self, client: &Client, name: &str) -> Result<(), Error> {
+        let found = self
+            .ports
+            .iter_mut()
+            .find(|port| port.as_ref().is_some_and(|plugged| plugged.name == name));
+        let Some(port) = found else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("no device {name:?} was plugged"),
+            ));
+        };
+        if let Some(plugged) = port {
+            release(client, &plugged.device_id).await?;
+        }
+        if let Some(plugged) = port.take() {
+            self.remove(client, plugged.backend).await;
+        }
+        Ok(())
+    }
+
+    /// Removes what stood behind a device that is gone. A failure costs QEMU some memory and nothing else.
+    async fn remove(&self, client: &Client, backend: Prepared) {
+        let steps: Vec<(&'static str, Value)> = match backend {
+            Prepared::None => vec![],
+            Prepared::Chardev(id) => vec![("chardev-remove", json!({"id": id}))],
+            Prepared::Netdev(id) => vec![("netdev_del", json!({"id": id}))],
+            Prepared::Node { name, set } => vec![
+                ("blockdev-del", json!({"node-name": name})),
+                ("remove-fd", json!({"fdset-id": set})),
+            ],
+        };
+        for (command, arguments) in steps {
+            if let Err(error) = client.execute(command, arguments).await {
+                warn!(self.log, "a plugged device left something behind"; "error" => %error);
+            }
+        }
+    }
+}
+
+/// Asks the guest to let go of the device, and waits until it has.
+async fn release(client: &Client, device_id: &str) -> Result<(), Error> {
+    let gone = |_| Error::new(ErrorKind::Unavailable, "QEMU has closed its control socket");
+    let mut events = client.events().ok_or(()).map_err(gone)?;
+    match client.execute("device_del", json!({"id": device_id})).await {
+        Ok(_) => {}
+        // It went away since an earlier attempt that nobody waited for long enough.
+        Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    match timeout(deadlines::UNPLUG, deleted(&mut events, device_id)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(())) => Err(gone(())),
+        Err(_) => Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            format!(
+                "the guest did not let go of {device_id} within {:?}",
+                deadlines::UNPLUG
+            ),
+        )),
+    }
+}
+
+async fn deleted(events: &mut Events, device_id: &str) -> Result<(), ()> {
+    loop {
+        match events.recv().await {
+            Ok(event) if event.name == "DEVICE_DELETED" && event.text("device") == Some(device_id) => {
+                return Ok(());
+            }
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return Err(()),
+        }
+    }
+}
+
+async fn prepare(client: &Client, device: &Device, backend: Backend) -> Result<Prepared, Error> {
+    match (backend, device) {
+        (Backend::Socket { id, path }, _) => {
+            let address = json!({"type": "unix", "data": {"path": path}});
+            let socket = json!({"type": "socket", "data": {"addr": address, "server": false}});
+            client
+                .execute("chardev-add", json!({"id": id, "backend": socket}))
+                .await?;
+            Ok(Prepared::Chardev(id))
+        }
+        (Backend::Taps { id }, Device::Net { taps, .. }) => {
+            let names = hand_over_taps(client, &id, taps).await?;
+            client
+                .execute("netdev_add", json!({"type": "tap", "id": id, "fds": names}))
+                .await?;
+            Ok(Prepared::Netdev(id))
+        }
+        (
+            Backend::Node {
+                name,
+                driver,
+                readonly,
+            },
+            Device::Block { file, .. },
+        ) => {
+            let added = client
+                .execute_with_fd("add-fd", json!({}), Arc::clone(file))
+                .await?;
+            let set = added["fdset-id"].as_u64().ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Internal,
+                    "QEMU's answer to add-fd does not name the descriptor set",
+                )
+            })?;
+            let node = device::block_node(&name, driver, readonly, set);
+            if let Err(error) = client.execute("blockdev-add", node).await {
+                // The error that counts is the first.
+                let _ = client.execute("remove-fd", json!({"fdset-id": set})).await;
+                return Err(error);
+            }
+            Ok(Prepared::Node { name, set })
+        }
+        _ => Ok(Prepared::None),
+    }
+}
+
+/// Gives QEMU the taps under names; returns the names as `netdev_add` wants them.
+async fn hand_over_taps(client: &Client, id: &str, taps: &[Arc<OwnedFd>]) -> Result<String, Error> {
+    let mut names = Vec::with_capacity(taps.len());
+    for (queue, tap) in taps.iter().enumerate() {
+        let name = tap_name(id, queue);
+        if let Err(error) = client
+            .execute_with_fd("getfd", json!({"fdname": name}), Arc::clone(tap))
+            .await
+        {
+            take_back_taps(client, id, queue).await;
+            return Err(error);
+        }
+        names.push(name);
+    }
+    Ok(names.join(":"))
+}
+
+/// Lets QEMU close taps that no netdev uses.
+async fn take_back_taps(client: &Client, id: &str, count: usize) {
+    for queue in 0..count {
+        // The error that counts is the first.
+        let _ = client
+            .execute("closefd", json!({"fdname": tap_name(id, queue)}))
+            .await;
+    }
+}
+
+fn tap_name(id: &str, queue: usize) -> String {
+    format!("{id}-{queue}")
+}

@@ -1,0 +1,87 @@
+//! What every driver promises, tried with the real thing: the fake driver with the real agent, QEMU with a real guest.
+//!
+//! The parts that this needs, and where they are looked for:
+//! - the guest image: `$KATA_GUEST_DIR`, else `target/guest` (`cargo xtask guest`);
+//! - the agent's program: `$KATA_AGENT_BIN`, else `target/debug/kata-agent` (`cargo build -p agent`);
+//! - QEMU: `/usr/bin/qemu-system-x86_64`.
+
+// Tests may fail loudly; clippy's exception for tests does not reach functions that tests share.
+#![allow(clippy::expect_used, clippy::panic)]
+
+mod suite;
+
+/// Runs the suite for one subject.
+macro_rules! conformance {
+    ($module:ident: $($test:ident)*) => {
+        mod $module {
+            use crate::suite::{self, Subject};
+
+            const SUBJECT: Subject = Subject::named(stringify!($module));
+
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    suite::$test(SUBJECT).await;
+                }
+            )*
+        }
+    };
+    ($($module:ident)*) => {
+        $(
+            conformance! { $module:
+                the_agent_greets_and_a_stop_ends_everything
+                a_stop_can_be_repeated
+                a_kill_is_an_event_and_leaves_no_zombie
+                a_drop_kills
+                a_record_is_enough_to_reap
+                two_live_side_by_side
+                a_program_that_is_missing_is_an_error
+                a_program_that_ends_at_once_leaves_nothing
+                no_descriptor_is_lost
+                abilities_are_what_the_capabilities_say
+                a_vmm_dies_with_its_owner
+            }
+        )*
+    };
+}
+
+conformance! { fake q35 microvm }
+
+mod qemu_only {
+    use crate::suite::{self, Subject};
+
+    #[tokio::test]
+    async fn what_qemu_says_of_its_arguments_is_in_the_error() {
+        suite::what_qemu_says_of_its_arguments_is_in_the_error(Subject::named("q35")).await;
+    }
+
+    #[tokio::test]
+    async fn a_missing_kernel_is_named() {
+        suite::a_missing_kernel_is_named(Subject::named("microvm")).await;
+    }
+
+    #[tokio::test]
+    async fn a_control_socket_that_stays_silent_has_a_deadline() {
+        suite::a_control_socket_that_stays_silent_has_a_deadline(Subject::named("q35")).await;
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_guest_is_told_with_its_last_words() {
+        suite::a_panic_of_the_guest_is_told_with_its_last_words(Subject::named("microvm")).await;
+        suite::a_panic_of_the_guest_is_told_with_its_last_words(Subject::named("q35")).await;
+    }
+
+    #[tokio::test]
+    async fn a_disk_is_plugged_and_unplugged() {
+        suite::a_disk_is_plugged_and_unplugged(Subject::named("q35")).await;
+    }
+}
+
+mod fake_only {
+    use crate::suite::{self, Subject};
+
+    #[tokio::test]
+    async fn a_flood_of_output_is_bounded() {
+        suite::a_flood_of_output_is_bounded(Subject::named("fake")).await;
+    }
+}

@@ -1,0 +1,410 @@
+//! The promises, one function each.
+
+mod subject;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hypervisor::{Boot, Device, ErrorKind, Exit, ExitReason, Vm};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::sync::RwLock;
+use tokio::time::timeout;
+
+pub use subject::Subject;
+use subject::{BOOT, Place, SOON};
+
+/// Counting descriptors needs the process for itself: that test takes this for writing, the others for reading.
+static PROCESS: RwLock<()> = RwLock::const_new(());
+
+pub async fn the_agent_greets_and_a_stop_ends_everything(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    place.driver.check_host().expect("a usable host");
+    let mut vm = place.launch().await;
+    let pid = vm.pid();
+    assert!(alive(pid));
+    assert!(vm.exited().borrow().is_none());
+    place.greeted().await;
+    let report = vm.report();
+    assert!(!report.vmm.is_empty() && !report.reason.is_empty(), "{report:?}");
+
+    vm.stop().await.expect("a stop");
+    let exit = end(vm.as_ref()).await;
+    assert_eq!(exit.reason, ExitReason::Stopped);
+    assert!(
+        exit.console.len() <= 64 && exit.console.iter().all(|line| line.len() <= 512),
+        "{exit:?}"
+    );
+    assert!(!alive(pid));
+    assert_eq!(leftovers(place.run_dir()), Vec::<String>::new());
+}
+
+pub async fn a_stop_can_be_repeated(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let mut vm = place.launch().await;
+    vm.stop().await.expect("the first stop");
+    vm.stop().await.expect("the second stop");
+    assert_eq!(end(vm.as_ref()).await.reason, ExitReason::Stopped);
+}
+
+pub async fn a_kill_is_an_event_and_leaves_no_zombie(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let mut vm = place.launch().await;
+    kill(vm.pid());
+    assert_eq!(end(vm.as_ref()).await.reason, ExitReason::VmmKilled(9));
+    assert!(!alive(vm.pid()));
+    vm.stop().await.expect("a stop of what has ended");
+    assert_eq!(
+        end(vm.as_ref()).await.reason,
+        ExitReason::VmmKilled(9),
+        "the first reason stays"
+    );
+}
+
+pub async fn a_drop_kills(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let vm = place.launch().await;
+    let (pid, mut exited) = (vm.pid(), vm.exited());
+    drop(vm);
+    timeout(SOON, exited.wait_for(Option::is_some))
+        .await
+        .expect("an end")
+        .expect("a reason");
+    assert!(!alive(pid));
+}
+
+pub async fn a_record_is_enough_to_reap(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let vm = place.launch().await;
+    let record = vm.record();
+    assert_eq!(
+        (record.pid, record.driver.as_str()),
+        (vm.pid(), place.driver.name())
+    );
+
+    let successor = Place::new(subject).driver;
+    let mut stranger = record.clone();
+    stranger.start_time += 1;
+    successor.reap(&stranger).await.expect("nothing to do");
+    assert!(alive(vm.pid()), "a process that was not the record's was killed");
+    successor.reap(&record).await.expect("a reaped VMM");
+    assert_eq!(end(vm.as_ref()).await.reason, ExitReason::VmmKilled(9));
+    successor.reap(&record).await.expect("nothing left is success");
+}
+
+pub async fn two_live_side_by_side(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let (first_place, second_place) = (Place::new(subject), Place::new(subject));
+    let (mut first, mut second) = tokio::join!(first_place.launch(), second_place.launch());
+    tokio::join!(first_place.greeted(), second_place.greeted());
+    assert_ne!(first.pid(), second.pid());
+    first.stop().await.expect("a stop");
+    assert!(second.exited().borrow().is_none(), "the neighbour ended as well");
+    second.stop().await.expect("a stop");
+}
+
+pub async fn a_program_that_is_missing_is_an_error(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let mut config = subject.config();
+    config.path = "/nonexistent/vmm".into();
+    let place = Place::with(config);
+    assert_eq!(
+        place.driver.check_host().map_err(|error| error.kind),
+        Err(ErrorKind::NotFound)
+    );
+    let error = place
+        .driver
+        .launch(place.spec(), Boot::Cold)
+        .await
+        .err()
+        .expect("an error");
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert!(error.to_string().contains("/nonexistent/vmm"), "{error}");
+}
+
+pub async fn a_program_that_ends_at_once_leaves_nothing(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let bin = tempfile::tempdir().expect("a directory");
+    let mut config = subject.config();
+    config.path = Place::script(bin.path(), "echo no such thing as a guest >&2; exit 7");
+    let place = Place::with(config);
+    let told = match place.driver.launch(place.spec(), Boot::Cold).await {
+        // A driver that need not talk to its VMM sees the end as an event.
+        Ok(vm) => {
+            let exit = end(vm.as_ref()).await;
+            assert_eq!(exit.reason, ExitReason::VmmExited(7));
+            exit.console.join(" ")
+        }
+        Err(error) => error.to_string(),
+    };
+    assert!(told.contains("no such thing as a guest"), "{told}");
+    assert_eq!(children_running(bin.path()), 0);
+}
+
+pub async fn no_descriptor_is_lost(subject: Subject) {
+    let _alone = PROCESS.write().await;
+    let cycle = async || {
+        let place = Place::new(subject);
+        place.launch().await.stop().await.expect("a stop");
+    };
+    // The first one makes what stays: the spawner and the runtime's own descriptors.
+    cycle().await;
+    let before = descriptors();
+    for _ in 0..3 {
+        cycle().await;
+    }
+    // The connection's task ends on its own once QEMU's end is closed; give it the turns it needs, within a deadline.
+    let deadline = Instant::now() + SOON;
+    while descriptors() != before && Instant::now() < deadline {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(descriptors(), before);
+}
+
+pub async fn abilities_are_what_the_capabilities_say(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let capabilities = place.driver.capabilities();
+    let mut vm = place.launch().await;
+    assert_eq!(vm.hotplug().is_some(), capabilities.hotplug);
+    assert_eq!(capabilities.guest_is_process, subject == Subject::Fake);
+    vm.stop().await.expect("a stop");
+}
+
+/// The test runs itself a second time as the owner of a VMM, and kills that.
+pub async fn a_vmm_dies_with_its_owner(subject: Subject) {
+    const ROLE: &str = "KATA_TEST_OWNER";
+    let _shared = PROCESS.read().await;
+    if std::env::var_os(ROLE).is_some() {
+        let place = Place::new(subject);
+        let vm = place.launch().await;
+        println!("\nvmm {}", vm.pid());
+        std::future::pending::<()>().await;
+    }
+    let this = std::env::current_exe().expect("the test's program");
+    let test = format!("{}::a_vmm_dies_with_its_owner", subject.name());
+    let mut owner = tokio::process::Command::new(this)
+        .args(["--exact", &test, "--nocapture", "--test-threads=1"])
+        .env(ROLE, "1")
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("an owner");
+    let mut lines = BufReader::new(owner.stdout.take().expect("its output")).lines();
+    let pid: u32 = timeout(BOOT, async {
+        loop {
+            let line = lines.next_line().await.expect("output").expect("a VMM's pid");
+            if let Some(pid) = line.strip_prefix("vmm ") {
+                return pid.parse().expect("a pid");
+            }
+        }
+    })
+    .await
+    .expect("an owner with a VMM");
+    assert!(alive(pid));
+
+    owner.kill().await.expect("a dead owner");
+    gone(pid).await;
+}
+
+pub async fn what_qemu_says_of_its_arguments_is_in_the_error(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let mut config = subject.config();
+    config.cpu_features = vec!["no-such-feature=on".into()];
+    let place = Place::with(config);
+    let error = place
+        .driver
+        .launch(place.spec(), Boot::Cold)
+        .await
+        .err()
+        .expect("an error");
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    assert!(error.to_string().contains("no-such-feature"), "{error}");
+}
+
+pub async fn a_missing_kernel_is_named(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let mut config = subject.config();
+    config.kernel = "/nonexistent/vmlinux".into();
+    let place = Place::with(config);
+    for error in [
+        place.driver.check_host().expect_err("an error"),
+        place
+            .driver
+            .launch(place.spec(), Boot::Cold)
+            .await
+            .err()
+            .expect("an error"),
+    ] {
+        assert!(error.to_string().contains("/nonexistent/vmlinux"), "{error}");
+    }
+}
+
+pub async fn a_control_socket_that_stays_silent_has_a_deadline(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let bin = tempfile::tempdir().expect("a directory");
+    let mut config = subject.config();
+    config.path = Place::script(bin.path(), "exec sleep 1000");
+    let place = Place::with(config);
+    let error = place
+        .driver
+        .launch(place.spec(), Boot::Cold)
+        .await
+        .err()
+        .expect("an error");
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    assert_eq!(children_running(bin.path()), 0);
+}
+
+pub async fn a_panic_of_the_guest_is_told_with_its_last_words(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    // Without a program to run first, the kernel panics.
+    let place = Place::new(subject)
+        .with_param("rdinit=/nonexistent")
+        .with_param("root=/dev/nonexistent");
+    let vm = place.launch().await;
+    let mut exited = vm.exited();
+    let exit = timeout(BOOT, exited.wait_for(Option::is_some))
+        .await
+        .expect("an end")
+        .expect("a reason")
+        .clone();
+    let Exit { reason, console } = exit.expect("an exit");
+    assert_eq!(reason, ExitReason::GuestPanic, "{console:?}");
+    assert!(
+        console.iter().any(|line| line.contains("Kernel panic")),
+        "{console:?}"
+    );
+}
+
+pub async fn a_disk_is_plugged_and_unplugged(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let disk = place.run_dir().join("disk");
+    File::create(&disk)
+        .and_then(|file| file.set_len(1 << 20))
+        .expect("a disk");
+    let file: Arc<OwnedFd> = Arc::new(File::open(&disk).expect("a disk").into());
+    let mut vm = place.launch().await;
+    let _agent = place.greeted().await;
+
+    let device = Device::Block {
+        id: "data".into(),
+        file,
+        readonly: true,
+    };
+    let hotplug = vm.hotplug().expect("hotplug");
+    // Twice, because what the first time leaves behind would be in the way.
+    for _ in 0..2 {
+        hotplug.plug(device.clone()).await.expect("a plugged disk");
+        let again = hotplug.plug(device.clone()).await.expect_err("the name is taken");
+        assert_eq!(again.kind, ErrorKind::FailedPrecondition);
+        hotplug.unplug("data").await.expect("an unplugged disk");
+    }
+    let absent = hotplug.unplug("data").await.expect_err("nothing to unplug");
+    assert_eq!(absent.kind, ErrorKind::NotFound);
+    vm.stop().await.expect("a stop");
+}
+
+pub async fn a_flood_of_output_is_bounded(subject: Subject) {
+    let _alone = PROCESS.write().await;
+    let bin = tempfile::tempdir().expect("a directory");
+    let mut config = subject.config();
+    config.path = Place::script(bin.path(), "exec tr '\\000' 'x' </dev/zero");
+    let place = Place::with(config);
+    let mut vm = place.launch().await;
+    let (memory, processor) = (resident_kib(), processor_time());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let (grown, used) = (
+        resident_kib().saturating_sub(memory),
+        processor_time() - processor,
+    );
+    vm.stop().await.expect("a stop");
+
+    assert!(grown < 1024, "{grown} KiB more after a flood");
+    assert!(
+        used < Duration::from_millis(400),
+        "{used:?} of processor time in 2 s of flood"
+    );
+    let console = end(vm.as_ref()).await.console;
+    assert!(console.iter().all(|line| line.len() <= 512), "{console:?}");
+}
+
+async fn end(vm: &dyn Vm) -> Exit {
+    let mut exited = vm.exited();
+    let exit = timeout(SOON, exited.wait_for(Option::is_some))
+        .await
+        .expect("an end in time")
+        .expect("an exit");
+    exit.clone().expect("an exit")
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a kill");
+}
+
+/// Whether there is such a process; a zombie counts.
+fn alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
+}
+
+async fn gone(pid: u32) {
+    let deadline = Instant::now() + SOON;
+    while alive(pid) {
+        assert!(Instant::now() < deadline, "process {pid} still lives");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Processes whose command line names something in `directory`.
+fn children_running(directory: &Path) -> usize {
+    let needle = directory.to_str().expect("a path").as_bytes();
+    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
+    processes
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .filter(|line| line.windows(needle.len()).any(|window| window == needle))
+        .count()
+}
+
+/// What a driver left in the run directory besides the test's own socket and the directories it keeps things in.
+fn leftovers(run_dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(run_dir).expect("a directory").flatten();
+    entries
+        .filter(|entry| !entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name != "agent.sock" && name != "accelerator.json")
+        .collect()
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("proc").count()
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .expect("VmRSS");
+    line.split_ascii_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok())
+        .expect("a number")
+}
+
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        u32::try_from(time.tv_nsec).expect("nanoseconds"),
+    )
+}
