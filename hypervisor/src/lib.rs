@@ -9,6 +9,7 @@ mod deadlines;
 mod driver;
 mod error;
 mod fake;
+mod probe;
 mod process;
 mod qemu;
 mod qmp;

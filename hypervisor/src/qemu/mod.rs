@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use configuration::{Accelerator, HypervisorConfig, MachineType};
+use configuration::{HypervisorConfig, MachineType};
 use slog::Logger;
 use tokio::net::UnixStream;
 
 use self::argv::{Channels, Settings};
 use self::hotplug::Slots;
 use self::vm::QemuVm;
+use crate::probe::{self, Choice};
 use crate::supervisor::{Sources, Supervised};
 use crate::{
     Boot, Capabilities, Error, ErrorKind, Exit, Hypervisor, Vm, VmRecord, VmSpec, deadlines, process, qmp,
@@ -48,12 +49,8 @@ struct Reported {
 
 impl Qemu {
     /// A driver with these settings. Fails if the accelerator that they ask for cannot be used.
-    pub fn new(config: &HypervisorConfig, _run_dir: &Path, log: Logger) -> Result<Self, Error> {
-        let (kvm, reason) = match config.accelerator {
-            Accelerator::Kvm => (true, "the configuration says so".to_owned()),
-            Accelerator::Tcg => (false, "the configuration says so".to_owned()),
-            Accelerator::Auto => (false, "KVM is not probed yet".to_owned()),
-        };
+    pub fn new(config: &HypervisorConfig, run_dir: &Path, log: Logger) -> Result<Self, Error> {
+        let Choice { kvm, reason } = probe::choose(config.accelerator, run_dir, &log)?;
         let tsc_khz = match (config.machine_type, kvm) {
             // Under TCG this machine's clock calibration fails once in ten boots, and the guest hangs.
             (MachineType::Microvm, false) => host_tsc_khz(),
