@@ -1,6 +1,6 @@
 //! The `Agent` trait: one method per RPC of `agent.proto`, in its order.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_protocol as p;
 use async_trait::async_trait;
@@ -20,10 +20,11 @@ macro_rules! agent_rpcs {
         #[async_trait]
         impl Agent for crate::TtrpcAgent {
             $(async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error> {
-                self.client
-                    .$name(crate::ttrpc_agent::context(deadline), &request)
-                    .await
-                    .map_err(|e| Error::from_ttrpc(stringify!($name), e))
+                let started = Instant::now();
+                self.client.$name(crate::ttrpc_agent::context(deadline), &request).await.map_err(|error| {
+                    let late = deadline.is_some_and(|deadline| started.elapsed() >= deadline);
+                    Error::from_ttrpc(stringify!($name), error, late)
+                })
             })*
         }
     };

@@ -54,7 +54,8 @@ impl Error {
         Self { kind, call, message }
     }
 
-    pub(crate) fn from_ttrpc(call: &'static str, error: ttrpc::Error) -> Self {
+    /// `late`: the deadline of the call has passed, which ttrpc itself tells only as text.
+    pub(crate) fn from_ttrpc(call: &'static str, error: ttrpc::Error, late: bool) -> Self {
         use ttrpc::Code;
         match error {
             ttrpc::Error::RpcStatus(status) => {
@@ -76,16 +77,8 @@ impl Error {
                 call,
                 "the connection to the guest is closed",
             ),
-            other => {
-                // ttrpc reports a deadline that passed on our side, and a lost connection, as plain text of its own.
-                let text = other.to_string();
-                let kind = if text.contains("Receive packet timeout") || text.contains("timeout") {
-                    ErrorKind::DeadlineExceeded
-                } else {
-                    ErrorKind::Unavailable
-                };
-                Self::new(kind, call, text)
-            }
+            _ if late => Self::new(ErrorKind::DeadlineExceeded, call, "no answer in time"),
+            other => Self::new(ErrorKind::Unavailable, call, other.to_string()),
         }
     }
 }
@@ -106,6 +99,19 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_ends_at_its_deadline_is_late_and_any_other_end_is_a_lost_connection() {
+        let ended = || ttrpc::Error::Others("whatever the words".into());
+        assert_eq!(
+            Error::from_ttrpc("x", ended(), true).kind,
+            ErrorKind::DeadlineExceeded
+        );
+        assert_eq!(
+            Error::from_ttrpc("x", ended(), false).kind,
+            ErrorKind::Unavailable
+        );
+    }
+
+    #[test]
     fn status_codes_keep_their_kind() {
         for (code, kind) in [
             (ttrpc::Code::NOT_FOUND, ErrorKind::NotFound),
@@ -113,7 +119,7 @@ mod tests {
             (ttrpc::Code::FAILED_PRECONDITION, ErrorKind::FailedPrecondition),
             (ttrpc::Code::UNKNOWN, ErrorKind::Internal),
         ] {
-            let error = Error::from_ttrpc("x", ttrpc::Error::RpcStatus(ttrpc::get_status(code, "m")));
+            let error = Error::from_ttrpc("x", ttrpc::Error::RpcStatus(ttrpc::get_status(code, "m")), true);
             assert_eq!(error.kind, kind);
         }
     }
