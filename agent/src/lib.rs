@@ -6,5 +6,6 @@
 //!
 //! This crate must not know about the host's side: configuration, hypervisors, containerd.
 
+pub mod container;
 pub mod error;
 pub mod sandbox;

@@ -1,0 +1,383 @@
+//! Containers: created, started, entered, controlled and deleted, with the kernel's own means.
+//!
+//! A container is its cgroup and its first process, a clone of the agent that sets itself up ([`setup`]) as a [`plan`]
+//! says and executes the program when it is told to. The agent never waits without a deadline, and never reaps: the exit
+//! of each process that a [`Started`] names is collected by the agent's own loop.
+//!
+//! This module must not know of the agent protocol, of streams beyond the descriptors that it passes on, or of storage.
+//!
+//! The agent must be single-threaded: see [`sys::clone_process`].
+
+mod capabilities;
+mod cgroup;
+mod channel;
+mod deadlines;
+mod error;
+mod mount_options;
+mod namespaces;
+mod plan;
+mod seccomp;
+mod setup;
+mod sys;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxResources, Process, Spec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::pidfd_send_signal;
+
+use cgroup::Cgroup;
+use channel::{AgentEnd, Message};
+use error::Step;
+pub use error::{Error, Result};
+use plan::{Plan, ProcessPlan};
+use seccomp::Filter;
+use setup::{Child, Init};
+
+/// What a container is created from.
+#[derive(Debug)]
+pub struct CreateRequest<'a> {
+    /// The container's id, which names its cgroup when the specification does not.
+    pub id: &'a str,
+    /// The OCI specification; paths in it are the guest's.
+    pub spec: &'a Spec,
+    /// Streams of the first process.
+    pub stdio: ProcessStdio,
+    /// Where the container lives.
+    pub environment: &'a Environment,
+}
+
+/// What the agent offers its containers.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    /// Mount point of the cgroup v2 tree, or a directory in it that the agent may use.
+    pub cgroup_root: PathBuf,
+    /// A directory of the agent's for what lives as long as a container. Not used yet: nothing has to be kept.
+    pub state_dir: PathBuf,
+    /// Namespaces that the pod's containers share.
+    pub pod: PodNamespaces,
+}
+
+/// Paths of namespaces that stand in where a specification asks for a new one. `None`: really a new one.
+#[derive(Debug, Clone, Default)]
+pub struct PodNamespaces {
+    /// IPC namespace.
+    pub ipc: Option<PathBuf>,
+    /// UTS namespace.
+    pub uts: Option<PathBuf>,
+    /// Network namespace.
+    pub network: Option<PathBuf>,
+    /// PID namespace.
+    pub pid: Option<PathBuf>,
+}
+
+/// The process's ends of its streams; one that is `None` is /dev/null.
+#[derive(Debug, Default)]
+pub struct ProcessStdio {
+    /// Standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+    /// All three are a new terminal of the container's instead.
+    pub terminal: bool,
+    /// The terminal's first size: columns, rows.
+    pub size: Option<(u16, u16)>,
+}
+
+/// A process that was made.
+#[derive(Debug)]
+pub struct Started {
+    /// In the agent's pid namespace; a direct child of the agent.
+    pub pid: Pid,
+    /// Master of the terminal, if one was asked for.
+    pub console: Option<OwnedFd>,
+}
+
+/// A container. Dropping it leaves it alive; [`Container::delete`] ends it.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    cgroup: Cgroup,
+    init: ChildProcess,
+    /// Until the start.
+    waiting: Option<AgentEnd>,
+    /// How long the start may take.
+    start_limit: Duration,
+    /// Namespaces in which it differs from the agent.
+    namespaces: CloneFlags,
+    filter: Option<Filter>,
+}
+
+/// Creates a container; its first process is ready to execute the program, and waits for [`Container::start`].
+///
+/// A future that is dropped before it is done kills the process, but leaves the cgroup.
+///
+/// # Errors
+/// Whatever is wrong with the specification, before anything was made; or what failed, with everything undone.
+pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> {
+    let plan = Plan::new(request.id, request.spec, request.environment)?;
+    let linux = request.spec.linux().as_ref();
+    let filter = linux
+        .and_then(|linux| linux.seccomp().as_ref())
+        .map(Filter::compile)
+        .transpose()?;
+    let cgroup = Cgroup::create(&request.environment.cgroup_root, &plan.cgroup)?;
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    match spawn_init(&request, &plan, filter.as_ref(), &cgroup, resources).await {
+        Ok((init, waiting, started)) => {
+            let container = Container {
+                id: request.id.to_owned(),
+                cgroup,
+                init,
+                waiting: Some(waiting),
+                start_limit: plan.hooks.iter().map(|hook| hook.timeout).sum::<Duration>()
+                    + deadlines::EXECUTE,
+                namespaces: plan.namespaces.all(),
+                filter,
+            };
+            Ok((container, started))
+        }
+        Err(error) => {
+            // The first error is the one to report.
+            let _ = cgroup.delete().await;
+            Err(error)
+        }
+    }
+}
+
+async fn spawn_init(
+    request: &CreateRequest<'_>,
+    plan: &Plan,
+    filter: Option<&Filter>,
+    cgroup: &Cgroup,
+    resources: Option<&LinuxResources>,
+) -> Result<(ChildProcess, AgentEnd, Started)> {
+    if let Some(resources) = resources {
+        cgroup.limit(resources)?;
+    }
+    let joins = namespaces::Joins::open(&plan.namespaces)?;
+    let (agent_end, child_end) = channel::pair()?;
+    let child = Child {
+        id: request.id,
+        process: &plan.process,
+        filter,
+        stdio: &request.stdio,
+        channel: &child_end,
+    };
+    let init = Init {
+        plan,
+        join: &joins.child,
+        cgroup: cgroup.path(),
+    };
+    // The cgroup namespace is made by the child, once it is in its cgroup.
+    let new = plan.namespaces.new & !CloneFlags::CLONE_NEWCGROUP;
+    let cloned = namespaces::within(&joins.agent, || {
+        sys::clone_process(flags(new), Some(cgroup.as_fd()), || setup::init(&child, &init))
+    })?
+    .step(|| "clone the container's process")?;
+    let process = ChildProcess::new(cloned);
+    drop(child_end);
+    process.set_oom_score(&plan.process)?;
+    if new.contains(CloneFlags::CLONE_NEWUSER) {
+        namespaces::write_mappings(process.pid, &plan.namespaces)?;
+        agent_end.send(&Message::Mapped)?;
+    }
+    let console = ready(&agent_end).await?;
+    let started = Started {
+        pid: Pid::from_raw(process.pid),
+        console,
+    };
+    Ok((process.keep(), agent_end, started))
+}
+
+/// Waits for the child's being ready.
+async fn ready(channel: &AgentEnd) -> Result<Option<OwnedFd>> {
+    match channel
+        .receive("the set-up of the container's process", deadlines::SETUP)
+        .await?
+    {
+        Some((Message::Ready, console)) => Ok(console),
+        Some((Message::Failed(failure), _)) => Err(failure.into()),
+        Some(_) | None => Err(Error::Vanished),
+    }
+}
+
+/// Waits for the program's execution, which closes the child's end.
+async fn executed(channel: &AgentEnd, limit: Duration) -> Result<()> {
+    match channel.receive("the execution of the program", limit).await? {
+        None => Ok(()),
+        Some((Message::Failed(failure), _)) => Err(failure.into()),
+        Some(_) => Err(Error::Vanished),
+    }
+}
+
+fn flags(flags: CloneFlags) -> u64 {
+    // The bits are those of clone3; nix has them as a signed integer.
+    u64::from(flags.bits().cast_unsigned())
+}
+
+impl Container {
+    /// Executes the program.
+    ///
+    /// # Errors
+    /// [`Error::Program`] when the kernel refuses it; the process is gone then.
+    pub async fn start(&mut self) -> Result<()> {
+        let channel = self
+            .waiting
+            .take()
+            .ok_or(Error::State("the container was started already"))?;
+        channel.send(&Message::Start)?;
+        executed(&channel, self.start_limit).await
+    }
+
+    /// Starts another process in the container and returns once its program runs.
+    ///
+    /// The process may have ended, and been reaped, by then.
+    ///
+    /// # Errors
+    /// [`Error::State`] for a container that is stopped or paused.
+    pub async fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Started> {
+        let plan = ProcessPlan::new(process)?;
+        if self.has_ended()? {
+            return Err(Error::State("the container is stopped"));
+        }
+        if self.cgroup.is_frozen() {
+            return Err(Error::State("the container is paused"));
+        }
+        let (agent_end, child_end) = channel::pair()?;
+        // An exec starts as soon as it is ready.
+        agent_end.send(&Message::Start)?;
+        let child = Child {
+            id: &self.id,
+            process: &plan,
+            filter: self.filter.as_ref(),
+            stdio: &stdio,
+            channel: &child_end,
+        };
+        // A pid namespace takes effect for children only, so it is the agent that visits it.
+        let pid = self.namespaces & CloneFlags::CLONE_NEWPID;
+        let visit: &[(_, _)] = if pid.is_empty() {
+            &[]
+        } else {
+            &[(self.init.pidfd.as_fd(), pid)]
+        };
+        let cloned = namespaces::within(visit, || {
+            sys::clone_process(0, Some(self.cgroup.as_fd()), || {
+                setup::exec(&child, self.init.pidfd.as_fd(), self.namespaces & !pid)
+            })
+        })?
+        .step(|| "clone a process for the container")?;
+        let process = ChildProcess::new(cloned);
+        drop(child_end);
+        process.set_oom_score(&plan)?;
+        let console = ready(&agent_end).await?;
+        executed(&agent_end, deadlines::EXECUTE).await?;
+        let pid = Pid::from_raw(process.pid);
+        process.keep();
+        Ok(Started { pid, console })
+    }
+
+    /// The cgroup's directory, for statistics and events.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Whether limits were accepted without effect, because the agent's tree has no cgroup v2 controllers. Only on a host
+    /// with cgroup v1, never in a guest.
+    pub fn is_unlimited(&self) -> bool {
+        self.cgroup.is_uncontrolled()
+    }
+
+    /// Sends a signal to every process of the container.
+    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+        self.cgroup.signal(signal)
+    }
+
+    /// Stops every process; returns when they are.
+    pub async fn pause(&self) -> Result<()> {
+        self.cgroup.freeze(true).await
+    }
+
+    /// Lets the processes run again.
+    pub async fn resume(&self) -> Result<()> {
+        self.cgroup.freeze(false).await
+    }
+
+    /// Changes limits; those that are not named stay.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        self.cgroup.limit(resources)
+    }
+
+    /// Pids of all processes, in the agent's pid namespace.
+    pub fn pids(&self) -> Vec<u32> {
+        self.cgroup.pids()
+    }
+
+    /// Kills what is left of the container and removes its cgroup.
+    pub async fn delete(self) -> Result<()> {
+        drop(self.waiting);
+        self.cgroup.delete().await
+    }
+
+    /// A pidfd becomes readable when its process ends.
+    fn has_ended(&self) -> Result<bool> {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let ready = rustix::io::retry_on_intr(|| {
+            poll(&mut [PollFd::new(&self.init.pidfd, PollFlags::IN)], Some(&now))
+        });
+        Ok(ready.step(|| "look at the container's first process")? > 0)
+    }
+}
+
+/// A child of the agent. The agent's loop reaps it however it ends.
+#[derive(Debug)]
+struct ChildProcess {
+    pid: i32,
+    pidfd: OwnedFd,
+    /// Until it got as far as it should, it is killed when this is dropped.
+    kept: bool,
+}
+
+impl ChildProcess {
+    fn new(cloned: sys::Cloned) -> Self {
+        Self {
+            pid: cloned.pid,
+            pidfd: cloned.pidfd,
+            kept: false,
+        }
+    }
+
+    /// Here and not in the child, which may have no right to in its user namespace.
+    fn set_oom_score(&self, process: &ProcessPlan) -> Result<()> {
+        let Some(score) = process.oom_score_adj else {
+            return Ok(());
+        };
+        std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
+            .step(|| format!("set the OOM score adjustment {score}"))
+    }
+
+    /// From now on it lives without this value.
+    fn keep(mut self) -> Self {
+        self.kept = true;
+        self
+    }
+}
+
+impl Drop for ChildProcess {
+    fn drop(&mut self) {
+        if !self.kept {
+            // It may be gone already.
+            let _ = pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        }
+    }
+}

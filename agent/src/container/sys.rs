@@ -1,0 +1,180 @@
+//! The system calls of container creation for which no safe binding is at hand; all of this module's `unsafe`.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Exit code of a child that failed after it told its parent why.
+const CHILD_FAILED: libc::c_int = 255;
+
+/// A process made by [`clone_process`].
+pub(super) struct Cloned {
+    /// Its pid, in the caller's pid namespace.
+    pub(super) pid: i32,
+    /// A handle that can't come to mean another process.
+    pub(super) pidfd: OwnedFd,
+}
+
+/// Clones the process: the copy runs `child` and never returns from here. Handlers of signals are reset in it.
+///
+/// The caller must be single-threaded (the agent is): the copy has only the calling thread, and a lock that another
+/// thread holds would stay locked.
+pub(super) fn clone_process(
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> Infallible,
+) -> io::Result<Cloned> {
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: `clone_args` is plain data, for which all zeroes is a valid value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // CLONE_CLEAR_SIGHAND and CLONE_INTO_CGROUP do not fit libc's c_int.
+    arguments.flags = namespaces | libc::CLONE_PIDFD as u64 | 0x1_0000_0000;
+    arguments.pidfd = &raw mut pidfd as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= 0x2_0000_0000;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM and with no stack given this is fork: the copy has its own memory. `pidfd` outlives the
+    // call.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            std::mem::size_of::<libc::clone_args>(),
+        )
+    };
+    match pid {
+        0 => {
+            // A panic must not unwind into the copy of the agent.
+            let _ = catch_unwind(AssertUnwindSafe(child));
+            exit(CHILD_FAILED)
+        }
+        pid if pid > 0 => Ok(Cloned {
+            pid: pid as i32,
+            // SAFETY: the kernel has just made this descriptor for us.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends the process at once, without the agent's exit handlers.
+pub(super) fn exit(code: i32) -> ! {
+    // SAFETY: does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Ends a child that failed.
+pub(super) fn exit_failed() -> ! {
+    exit(CHILD_FAILED)
+}
+
+/// Closes the descriptors `first..=last`.
+pub(super) fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: takes integers. Whoever owned a descriptor in the range never runs again: the caller is a child that will
+    // execute a program or exit.
+    check(unsafe { libc::close_range(first, last, 0) })
+}
+
+/// Registers a descriptor with the event loop for as long as the answer lives.
+pub(super) fn watch(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
+    // SAFETY: a `BorrowedFd` names the same open descriptor as long as it lives.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+/// Makes `target` a copy of `fd` that the program inherits.
+pub(super) fn inherit_as(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
+    if fd.as_raw_fd() == target {
+        // dup2 onto itself would leave close-on-exec set.
+        // SAFETY: takes integers.
+        return check(unsafe { libc::fcntl(target, libc::F_SETFD, 0) });
+    }
+    // SAFETY: takes integers; `target` is one of 0, 1, 2, which no `OwnedFd` of the child holds.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), target) })
+}
+
+/// Sets SIGPIPE, which Rust's runtime ignores, to its default, and unblocks all signals.
+pub(super) fn reset_signals() -> io::Result<()> {
+    // SAFETY: SIG_DFL is no function of ours; the set is initialised by sigemptyset before use.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const set,
+            std::ptr::null_mut(),
+        ))
+    }
+}
+
+/// Sets and clears attributes (`MOUNT_ATTR_*`) and propagation (`MS_SHARED` and its like, 0 for none) of a mount.
+pub(super) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    recursive: bool,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+) -> io::Result<()> {
+    // SAFETY: `mount_attr` is plain data, for which all zeroes is a valid value.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set = set;
+    attributes.attr_clr = clear;
+    attributes.propagation = propagation;
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: an empty terminated path, and a structure of the given size, valid for the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            std::mem::size_of::<libc::mount_attr>(),
+        )
+    };
+    check(result as libc::c_int)
+}
+
+/// Gives the process a session keyring of its own, named for a person who looks at it.
+pub(super) fn new_session_keyring(name: &std::ffi::CStr) -> io::Result<()> {
+    // SAFETY: a terminated string, valid for the call.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Loads a seccomp filter (`struct sock_filter` array, as libseccomp exports it) for this process and its children.
+pub(super) fn load_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+    let filter = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: `filter` points to `len` instructions, valid for the call, which the kernel copies and checks.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const filter,
+        )
+    };
+    check(result as libc::c_int)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
