@@ -65,7 +65,7 @@ pub fn name(device: &Device) -> &str {
 /// QEMU's description of `device` on `machine`.
 pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error> {
     let kind = match device {
-        Device::Vsock(_) => "vsock",
+        Device::Vsock(_) => "virtio",
         Device::SerialPort(_) => "port",
         Device::VirtioFs(_) => "fs",
         Device::Net { .. } => "net",

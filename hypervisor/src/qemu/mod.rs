@@ -1,6 +1,8 @@
 //! The QEMU driver: machines `q35` (hotplug) and `microvm` (boots faster).
 
 mod argv;
+#[cfg(test)]
+mod argv_tests;
 mod device;
 mod hotplug;
 mod vm;

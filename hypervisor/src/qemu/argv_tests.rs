@@ -1,0 +1,255 @@
+//! Command lines compared with files, one per case, in `golden/`. `UPDATE_GOLDEN=1` writes them anew.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use configuration::MachineType;
+use rustix::io::fcntl_dupfd_cloexec;
+
+use super::argv::{Channels, Settings, build};
+use crate::{Device, ErrorKind, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};
+
+/// A descriptor with this number or, if it is taken, the next one: what is in the files must not depend on what else
+/// the test's process has open.
+fn numbered(file: &File, number: i32) -> Arc<OwnedFd> {
+    Arc::new(fcntl_dupfd_cloexec(file, number).unwrap())
+}
+
+fn settings(machine: MachineType) -> Settings {
+    Settings {
+        program: "/usr/bin/qemu-system-x86_64".into(),
+        machine,
+        kvm: false,
+        cpu_features: vec![],
+        sandbox: true,
+        tsc_khz: None,
+    }
+}
+
+fn spec(devices: Vec<Device>) -> VmSpec {
+    VmSpec {
+        id: "sandbox-1".into(),
+        run_dir: "/run/kata/sandbox-1".into(),
+        kernel: "/usr/share/kata/vmlinux".into(),
+        initrd: "/usr/share/kata/initrd.img".into(),
+        kernel_params: vec!["kata.agent=serial".into(), "agent.log=debug".into()],
+        vcpus: 2,
+        max_vcpus: 2,
+        memory: Memory {
+            size_mib: 256,
+            max_mib: 256,
+            backing: MemoryBacking::Shared,
+        },
+        devices,
+    }
+}
+
+fn serial_port() -> Device {
+    Device::SerialPort(SerialPort {
+        name: "kata.agent.0".into(),
+        socket: "/run/kata/sandbox-1/agent.sock".into(),
+    })
+}
+
+fn shared_directory() -> Device {
+    Device::VirtioFs(VirtioFs {
+        tag: "kataShared".into(),
+        socket: "/run/kata/sandbox-1/fs.sock".into(),
+        directory: "/run/kata/sandbox-1/shared".into(),
+    })
+}
+
+fn vsock_daemon() -> Device {
+    Device::Vsock(Vsock::VhostUser {
+        socket: "/run/kata/sandbox-1/vsock,1.sock".into(),
+    })
+}
+
+#[test]
+fn command_lines_are_as_they_were() {
+    let disk = tempfile::tempfile().unwrap();
+    let null = File::open("/dev/null").unwrap();
+    let channels = Channels {
+        control: numbered(&null, 600),
+        console: numbered(&null, 601),
+    };
+    let everything = vec![
+        vsock_daemon(),
+        serial_port(),
+        shared_directory(),
+        Device::Net {
+            id: "eth0".into(),
+            taps: vec![numbered(&null, 602), numbered(&null, 603)],
+            mac: "02:00:00:00:00:01".into(),
+        },
+        Device::Block {
+            id: "rootfs".into(),
+            file: numbered(&disk, 604),
+            readonly: true,
+        },
+        Device::Block {
+            id: "data".into(),
+            file: numbered(&disk, 605),
+            readonly: false,
+        },
+    ];
+    let mut plain = spec(vec![Device::Vsock(Vsock::Kernel { cid: 42 })]);
+    plain.id = "a,b".into();
+    plain.vcpus = 1;
+    plain.memory.backing = MemoryBacking::Private;
+    let cases = [
+        ("q35", settings(MachineType::Q35), spec(everything.clone())),
+        (
+            "microvm",
+            Settings {
+                tsc_khz: Some(2_600_000),
+                ..settings(MachineType::Microvm)
+            },
+            spec(everything),
+        ),
+        (
+            "q35-kvm-plain",
+            Settings {
+                kvm: true,
+                sandbox: false,
+                cpu_features: vec!["pmu=off".into()],
+                ..settings(MachineType::Q35)
+            },
+            plain,
+        ),
+    ];
+    for (name, settings, spec) in cases {
+        let line = build(&settings, &spec, &channels).unwrap();
+        let mut text = String::new();
+        for argument in &line.args {
+            let argument = argument.to_str().unwrap();
+            if argument.starts_with('-') && !text.is_empty() {
+                text.push('\n');
+            } else if !text.is_empty() {
+                text.push(' ');
+            }
+            text.push_str(argument);
+        }
+        text.push('\n');
+        let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("src/qemu/golden")
+            .join(name);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&file, &text).unwrap();
+        }
+        assert_eq!(
+            text,
+            fs::read_to_string(&file).unwrap(),
+            "{name}: if this is meant, run with UPDATE_GOLDEN=1"
+        );
+    }
+}
+
+#[test]
+fn every_descriptor_that_is_named_is_inherited() {
+    let null = Arc::new(OwnedFd::from(File::open("/dev/null").unwrap()));
+    let channels = Channels {
+        control: Arc::clone(&null),
+        console: Arc::clone(&null),
+    };
+    let net = Device::Net {
+        id: "eth0".into(),
+        taps: vec![Arc::clone(&null)],
+        mac: "02:00:00:00:00:01".into(),
+    };
+    let line = build(&settings(MachineType::Q35), &spec(vec![net]), &channels).unwrap();
+    assert_eq!(line.fds.len(), 3);
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let null: Arc<OwnedFd> = Arc::new(File::open("/dev/null").unwrap().into());
+    let channels = Channels {
+        control: Arc::clone(&null),
+        console: Arc::clone(&null),
+    };
+    let with = |change: &dyn Fn(&mut VmSpec)| {
+        let mut spec = spec(vec![serial_port()]);
+        change(&mut spec);
+        let result = build(&settings(MachineType::Q35), &spec, &channels);
+        result
+            .map(|_| ())
+            .map_err(|error| (error.kind, error.to_string()))
+    };
+    assert_eq!(with(&|_| ()), Ok(()));
+
+    let private = |spec: &mut VmSpec, device: Device| {
+        spec.memory.backing = MemoryBacking::Private;
+        spec.devices.push(device);
+    };
+    let named = |id: &str| Device::Net {
+        id: id.into(),
+        taps: vec![Arc::clone(&null)],
+        mac: "02:00:00:00:00:01".into(),
+    };
+    let table: &[(&dyn Fn(&mut VmSpec), ErrorKind, &str)] = &[
+        (&|spec| spec.vcpus = 0, ErrorKind::InvalidArgument, "vCPU"),
+        (
+            &|spec| spec.memory.size_mib = 0,
+            ErrorKind::InvalidArgument,
+            "0 MiB",
+        ),
+        (
+            &|spec| spec.memory.size_mib = u64::MAX,
+            ErrorKind::InvalidArgument,
+            "MiB",
+        ),
+        (
+            &|spec| spec.kernel = "vmlinux".into(),
+            ErrorKind::InvalidArgument,
+            "vmlinux",
+        ),
+        (
+            &|spec| private(spec, shared_directory()),
+            ErrorKind::InvalidArgument,
+            "shared guest memory",
+        ),
+        (
+            &|spec| private(spec, vsock_daemon()),
+            ErrorKind::InvalidArgument,
+            "shared guest memory",
+        ),
+        (
+            &|spec| spec.devices.push(named("a,b")),
+            ErrorKind::InvalidArgument,
+            "a,b",
+        ),
+        (
+            &|spec| spec.devices.push(named("")),
+            ErrorKind::InvalidArgument,
+            "name a device",
+        ),
+        (
+            &|spec| {
+                let (cid, uds) = (3, "/run/v.sock".into());
+                spec.devices.push(Device::Vsock(Vsock::Hybrid { cid, uds }));
+            },
+            ErrorKind::Unsupported,
+            "hybrid",
+        ),
+        (
+            &|spec| {
+                let file = Arc::clone(&null);
+                spec.devices.push(Device::Block {
+                    id: "d".into(),
+                    file,
+                    readonly: true,
+                });
+            },
+            ErrorKind::InvalidArgument,
+            "block device",
+        ),
+    ];
+    for (change, kind, words) in table {
+        let (found, message) = with(change).unwrap_err();
+        assert_eq!(found, *kind, "{message}");
+        assert!(message.contains(words), "{message}");
+    }
+}
