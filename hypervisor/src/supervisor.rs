@@ -18,8 +18,10 @@ use crate::console::{Limit, Lines, Tail, Verdict, is_alarming};
 use crate::process::{Process, Status};
 use crate::{Error, ErrorKind, Exit, ExitReason, deadlines};
 
-/// Bytes of a stream that are read per second; a flood beyond that waits in the kernel, and QEMU drops it.
-const BYTES_PER_SECOND: usize = 1 << 20;
+/// Between two reads of a stream. QEMU writes a console byte by byte, and a guest can make it do so all day; this makes
+/// it a few hundred reads per second instead of a hundred thousand. What is not read waits in the kernel, and a full
+/// socket slows down the guest's console, not us.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What the VMM said of its coming end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,8 +225,8 @@ struct Stream<R> {
     reader: Option<R>,
     buffer: Box<[u8; 4096]>,
     lines: Lines,
-    budget: usize,
-    renewal: Instant,
+    /// When it may be read again.
+    due: Instant,
 }
 
 impl<R: AsyncRead + Unpin> Stream<R> {
@@ -234,23 +236,18 @@ impl<R: AsyncRead + Unpin> Stream<R> {
             reader: Some(reader),
             buffer: Box::new([0; 4096]),
             lines: Lines::default(),
-            budget: BYTES_PER_SECOND,
-            renewal: Instant::now() + Duration::from_secs(1),
+            due: Instant::now(),
         }
     }
 
-    /// Number of bytes now in the buffer; 0 at the end. Waits where the stream has used up its budget; never returns
-    /// once it has ended. Cancelling it loses nothing.
+    /// Number of bytes now in the buffer; 0 at the end. Waits until a read is due; never returns once the stream has
+    /// ended. Cancelling it loses nothing.
     async fn read(&mut self) -> io::Result<usize> {
-        if self.budget == 0 {
-            sleep_until(self.renewal).await;
-        }
-        if Instant::now() >= self.renewal {
-            self.budget = BYTES_PER_SECOND;
-            self.renewal = Instant::now() + Duration::from_secs(1);
-        }
         match &mut self.reader {
-            Some(reader) => reader.read(&mut self.buffer[..]).await,
+            Some(reader) => {
+                sleep_until(self.due).await;
+                reader.read(&mut self.buffer[..]).await
+            }
             None => std::future::pending().await,
         }
     }
@@ -263,7 +260,7 @@ impl<R: AsyncRead + Unpin> Stream<R> {
                 self.lines.finish(|line| journal.line(name, line));
             }
             Ok(count) => {
-                self.budget = self.budget.saturating_sub(count);
+                self.due = Instant::now() + PAUSE;
                 self.lines
                     .push(&self.buffer[..count], |line| journal.line(name, line));
             }
@@ -272,7 +269,7 @@ impl<R: AsyncRead + Unpin> Stream<R> {
 
     async fn drain(&mut self, journal: &mut Journal) {
         while self.reader.is_some() {
-            self.budget = BYTES_PER_SECOND;
+            self.due = Instant::now();
             let read = self.read().await;
             self.take(read, journal);
         }

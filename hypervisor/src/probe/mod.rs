@@ -128,8 +128,8 @@ fn probe() -> Finding {
         .name("kvm-probe".into())
         .stack_size(128 * 1024)
         .spawn(move || {
-            // Half of the time, because the last slice may take as long as all before.
-            let _ = sender.send(sys::instructions_per_second(deadlines::PROBE / 2));
+            // A quarter of the time is for slices to begin in; the rest is slack for the last one and for a busy host.
+            let _ = sender.send(sys::instructions_per_second(HARDWARE, deadlines::PROBE / 4));
         });
     if let Err(error) = spawned {
         return Finding::Failed {
