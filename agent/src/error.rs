@@ -87,6 +87,9 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// The container could not be made or changed.
+    #[error(transparent)]
+    Container(#[from] crate::container::Error),
     /// The sandbox's task is gone: the agent is about to end.
     #[error("the agent is shutting down")]
     ShuttingDown,
@@ -133,7 +136,7 @@ impl Error {
             Self::State(_) | Self::NoStream(_) | Self::ShuttingDown => Kind::FailedPrecondition,
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Late(..) => Kind::DeadlineExceeded,
-            Self::File { .. } | Self::System { .. } => Kind::Internal,
+            Self::File { .. } | Self::System { .. } | Self::Container(_) => Kind::Internal,
         }
     }
 }

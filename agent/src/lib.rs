@@ -6,6 +6,20 @@
 //!
 //! This crate must not know about the host's side: configuration, hypervisors, containerd.
 
+mod arguments;
 pub mod container;
+mod dial;
 pub mod error;
-pub mod sandbox;
+mod events;
+mod identity;
+mod init;
+mod log;
+mod process;
+mod reaper;
+mod rpc;
+pub mod run;
+mod sandbox;
+mod server;
+mod storage;
+mod sys;
+mod uevent;

@@ -1,0 +1,236 @@
+//! The service: every RPC translated to a call on the sandbox, and its answer back. Nothing is decided here.
+
+mod translate;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_protocol as p;
+use agent_protocol::service::Agent;
+use async_trait::async_trait;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::error::Error;
+use crate::process::Signal;
+use crate::sandbox::{ContainerRequest, ExecRequest, Handle, SandboxRequest, spec};
+use translate::status;
+
+/// The service as ttrpc wants it.
+pub fn service(sandbox: Handle) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
+    p::service::create_agent(Arc::new(Rpc { sandbox }))
+}
+
+struct Rpc {
+    sandbox: Handle,
+}
+
+type Answer<T> = ttrpc::Result<T>;
+
+fn done(result: Result<(), Error>) -> Answer<p::Empty> {
+    result.map(|()| p::Empty::default()).map_err(status)
+}
+
+#[async_trait]
+impl Agent for Rpc {
+    async fn hello(&self, _: &TtrpcContext, _: p::HelloRequest) -> Answer<p::HelloResponse> {
+        translate::hello().map_err(status)
+    }
+
+    async fn create_sandbox(&self, _: &TtrpcContext, request: p::CreateSandboxRequest) -> Answer<p::Empty> {
+        let request = SandboxRequest {
+            id: request.sandbox_id.clone(),
+            storages: translate::storages(&request.storages).map_err(status)?,
+            shm_size: request.shm_size,
+            identity: translate::identity(request),
+        };
+        done(self.sandbox.create_sandbox(request).await)
+    }
+
+    async fn destroy_sandbox(&self, _: &TtrpcContext, request: p::DestroySandboxRequest) -> Answer<p::Empty> {
+        done(self.sandbox.destroy(Duration::from_nanos(request.grace_ns)).await)
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: p::CreateContainerRequest,
+    ) -> Answer<p::ProcessResponse> {
+        let request = ContainerRequest {
+            storages: translate::storages(&request.storages).map_err(status)?,
+            stdio: translate::stdio(&request.stdio).map_err(status)?,
+            id: request.container_id,
+            spec: request.spec,
+        };
+        translate::pid(self.sandbox.create_container(request).await)
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: p::ContainerRequest) -> Answer<p::Empty> {
+        done(self.sandbox.start_container(request.container_id).await)
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        request: p::DeleteContainerRequest,
+    ) -> Answer<p::Empty> {
+        done(
+            self.sandbox
+                .delete_container(request.container_id, request.force)
+                .await,
+        )
+    }
+
+    async fn exec_process(
+        &self,
+        _: &TtrpcContext,
+        request: p::ExecProcessRequest,
+    ) -> Answer<p::ProcessResponse> {
+        let request = ExecRequest {
+            process: spec::process(&request.process).map_err(status)?,
+            stdio: translate::stdio(&request.stdio).map_err(status)?,
+            container: request.container_id,
+            id: request.exec_id,
+        };
+        translate::pid(self.sandbox.exec(request).await)
+    }
+
+    async fn signal_process(&self, _: &TtrpcContext, request: p::SignalProcessRequest) -> Answer<p::Empty> {
+        let signal = Signal::new(request.signal).map_err(status)?;
+        done(
+            self.sandbox
+                .signal(request.container_id, request.exec_id, signal, request.all)
+                .await,
+        )
+    }
+
+    async fn wait_process(
+        &self,
+        _: &TtrpcContext,
+        request: p::ProcessRequest,
+    ) -> Answer<p::WaitProcessResponse> {
+        let exit = self
+            .sandbox
+            .wait(request.container_id, request.exec_id)
+            .await
+            .map_err(status)?;
+        Ok(p::WaitProcessResponse {
+            exit_status: exit.status,
+            exited_at_unix_ns: exit.at_unix_ns,
+            ..Default::default()
+        })
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: p::ProcessRequest) -> Answer<p::Empty> {
+        done(
+            self.sandbox
+                .delete_process(request.container_id, request.exec_id)
+                .await,
+        )
+    }
+
+    async fn read_output(
+        &self,
+        _: &TtrpcContext,
+        request: p::ReadOutputRequest,
+    ) -> Answer<p::ReadOutputResponse> {
+        let max = translate::chunk(request.max).map_err(status)?;
+        let stream = translate::stream(request.stream).map_err(status)?;
+        let data = self
+            .sandbox
+            .read(request.container_id, request.exec_id, stream, max)
+            .await
+            .map_err(status)?;
+        Ok(p::ReadOutputResponse {
+            eof: data.is_empty(),
+            data,
+            ..Default::default()
+        })
+    }
+
+    async fn write_stdin(
+        &self,
+        _: &TtrpcContext,
+        request: p::WriteStdinRequest,
+    ) -> Answer<p::WriteStdinResponse> {
+        if request.data.len() > p::MAX_CHUNK {
+            return Err(status(Error::invalid(
+                "data",
+                format!("more than {} bytes", p::MAX_CHUNK),
+            )));
+        }
+        let written = self
+            .sandbox
+            .write(request.container_id, request.exec_id, &request.data)
+            .await;
+        Ok(p::WriteStdinResponse {
+            open: written.map_err(status)?,
+            ..Default::default()
+        })
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: p::ProcessRequest) -> Answer<p::Empty> {
+        done(
+            self.sandbox
+                .close_stdin(request.container_id, request.exec_id)
+                .await,
+        )
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: p::ResizeTerminalRequest) -> Answer<p::Empty> {
+        let (rows, columns) = translate::size(&request.size).map_err(status)?;
+        done(
+            self.sandbox
+                .resize(request.container_id, request.exec_id, rows, columns)
+                .await,
+        )
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: p::ContainerRequest,
+    ) -> Answer<p::ListProcessesResponse> {
+        let pids = self.sandbox.pids(request.container_id).await.map_err(status)?;
+        Ok(p::ListProcessesResponse {
+            pids,
+            ..Default::default()
+        })
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: p::ContainerRequest) -> Answer<p::Empty> {
+        done(self.sandbox.pause(request.container_id).await)
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: p::ContainerRequest) -> Answer<p::Empty> {
+        done(self.sandbox.resume(request.container_id).await)
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: p::UpdateContainerRequest,
+    ) -> Answer<p::Empty> {
+        let resources = spec::resources(&request.resources).map_err(status)?;
+        done(self.sandbox.update(request.container_id, resources).await)
+    }
+
+    async fn stats_container(
+        &self,
+        _: &TtrpcContext,
+        request: p::ContainerRequest,
+    ) -> Answer<p::StatsResponse> {
+        self.sandbox.stats(request.container_id).await.map_err(status)
+    }
+
+    async fn next_events(
+        &self,
+        _: &TtrpcContext,
+        request: p::NextEventsRequest,
+    ) -> Answer<p::NextEventsResponse> {
+        let events = self.sandbox.events(request.after).await.map_err(status)?;
+        Ok(p::NextEventsResponse {
+            events: events.into_iter().map(translate::event).collect(),
+            ..Default::default()
+        })
+    }
+}

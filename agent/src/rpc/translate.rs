@@ -1,0 +1,184 @@
+//! Messages of the wire to the agent's own values and back.
+
+use agent_protocol as p;
+use protobuf::{EnumOrUnknown, MessageField};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::error::{Error, Kind, Result};
+use crate::events::Event;
+use crate::identity::{Dns, Identity};
+use crate::process::stdio::Wanted;
+use crate::sandbox::Stream;
+use crate::storage::Storage;
+
+/// Abilities of this agent that are not a matter of course.
+const FEATURES: [&str; 2] = ["seccomp", "cgroup2"];
+
+/// The one place where a kind of error becomes a status code.
+pub fn status(error: Error) -> ttrpc::Error {
+    let code = match error.kind() {
+        Kind::NotFound => ttrpc::Code::NOT_FOUND,
+        Kind::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
+        Kind::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
+        Kind::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
+        Kind::Unsupported => ttrpc::Code::UNIMPLEMENTED,
+        Kind::DeadlineExceeded => ttrpc::Code::DEADLINE_EXCEEDED,
+        Kind::Internal => ttrpc::Code::INTERNAL,
+    };
+    ttrpc::Error::RpcStatus(ttrpc::get_status(code, error))
+}
+
+/// Who we are. The caller's version is for the caller to judge.
+pub fn hello() -> Result<p::HelloResponse> {
+    let read = |path: &str| match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) => Err(Error::file("read", path)(error)),
+    };
+    let uptime = clock_gettime(ClockId::Boottime);
+    let uptime_ns = u64::try_from(uptime.tv_sec * 1_000_000_000 + uptime.tv_nsec).unwrap_or_default();
+    let version = match option_env!("KATA_COMMIT") {
+        Some(commit) => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+        None => env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    Ok(p::HelloResponse {
+        protocol_version: p::VERSION,
+        agent_version: version,
+        kernel_release: read("/proc/sys/kernel/osrelease")?,
+        uptime_ns,
+        boot_id: read("/proc/sys/kernel/random/boot_id")?,
+        features: FEATURES.map(str::to_owned).to_vec(),
+        ..Default::default()
+    })
+}
+
+/// Checked storages, in order.
+pub fn storages(storages: &[p::Storage]) -> Result<Vec<Storage>> {
+    let parse = |s: &p::Storage| Storage::parse(&s.driver, &s.source, &s.fstype, &s.options, &s.mount_point);
+    storages.iter().map(parse).collect()
+}
+
+/// The identity in a request.
+pub fn identity(request: p::CreateSandboxRequest) -> Identity {
+    let dns = request.dns.into_option().unwrap_or_default();
+    let mut sysctls: Vec<_> = request.sysctls.into_iter().collect();
+    sysctls.sort();
+    Identity {
+        hostname: request.hostname,
+        now_unix_ns: request.now_unix_ns,
+        entropy: request.entropy,
+        dns: Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        },
+        sysctls,
+    }
+}
+
+/// Streams that are wanted; no message: none.
+pub fn stdio(stdio: &MessageField<p::Stdio>) -> Result<Wanted> {
+    let Some(stdio) = stdio.as_ref() else {
+        return Ok(Wanted::default());
+    };
+    Ok(Wanted {
+        terminal: stdio.terminal,
+        stdin: stdio.stdin,
+        stdout: stdio.stdout,
+        stderr: stdio.stderr,
+        size: if stdio.size.is_some() {
+            Some(size(&stdio.size)?)
+        } else {
+            None
+        },
+    })
+}
+
+/// Rows and columns.
+pub fn size(size: &MessageField<p::TerminalSize>) -> Result<(u16, u16)> {
+    let size = size.as_ref().ok_or_else(|| Error::invalid("size", "missing"))?;
+    match (u16::try_from(size.rows), u16::try_from(size.columns)) {
+        (Ok(rows), Ok(columns)) => Ok((rows, columns)),
+        _ => Err(Error::invalid(
+            "size",
+            format!("{} x {} is not a terminal's size", size.rows, size.columns),
+        )),
+    }
+}
+
+/// Bytes that may be answered at once: what is asked for, up to the protocol's limit.
+pub fn chunk(max: u32) -> Result<usize> {
+    match usize::try_from(max) {
+        Ok(0) | Err(_) => Err(Error::invalid("max", "zero: an empty answer would mean the end")),
+        Ok(max) => Ok(max.min(p::MAX_CHUNK)),
+    }
+}
+
+/// Which output.
+pub fn stream(stream: EnumOrUnknown<p::Stream>) -> Result<Stream> {
+    match stream.enum_value() {
+        Ok(p::Stream::STDOUT) => Ok(Stream::Stdout),
+        Ok(p::Stream::STDERR) => Ok(Stream::Stderr),
+        Err(number) => Err(Error::invalid("stream", format!("{number} is no stream"))),
+    }
+}
+
+/// The answer with a pid.
+pub fn pid(pid: Result<i32>) -> ttrpc::Result<p::ProcessResponse> {
+    let pid = pid.map_err(status)?.unsigned_abs();
+    Ok(p::ProcessResponse {
+        pid,
+        ..Default::default()
+    })
+}
+
+/// An event and its sequence number.
+pub fn event((sequence, event): (u64, Event)) -> p::Event {
+    let mut message = p::Event {
+        sequence,
+        ..Default::default()
+    };
+    match event {
+        Event::Oom { container } => {
+            message.set_oom(p::OomEvent {
+                container_id: container,
+                ..Default::default()
+            });
+        }
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_kept_at_the_edge() {
+        assert!(chunk(0).is_err());
+        assert_eq!(chunk(10).unwrap(), 10);
+        assert_eq!(chunk(u32::MAX).unwrap(), p::MAX_CHUNK);
+        let sized = |rows, columns| {
+            size(&MessageField::some(p::TerminalSize {
+                rows,
+                columns,
+                ..Default::default()
+            }))
+        };
+        assert_eq!(sized(24, 80).unwrap(), (24, 80));
+        assert!(sized(65_536, 80).is_err());
+        assert!(size(&MessageField::none()).is_err());
+        assert!(stream(EnumOrUnknown::from_i32(7)).is_err());
+    }
+
+    #[test]
+    fn no_stdio_means_no_streams() {
+        assert_eq!(stdio(&MessageField::none()).unwrap(), Wanted::default());
+    }
+
+    #[test]
+    fn the_agent_says_who_it_is() {
+        let hello = hello().unwrap();
+        assert_eq!(hello.protocol_version, p::VERSION);
+        assert!(hello.uptime_ns > 0 && !hello.kernel_release.is_empty() && hello.boot_id.len() == 36);
+    }
+}

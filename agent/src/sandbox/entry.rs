@@ -1,0 +1,86 @@
+//! One container with its processes: what the sandbox keeps of it.
+
+use std::collections::BTreeMap;
+
+use super::state::{self, Call, State};
+use crate::container::Container;
+use crate::error::{Error, Result};
+use crate::process::Process;
+use crate::storage::Mounted;
+
+/// A container that was created and not yet deleted.
+#[derive(Debug)]
+pub struct Entry {
+    /// The container itself.
+    pub container: Container,
+    /// Its first process.
+    pub init: Process,
+    /// Processes that were added, by their id.
+    pub execs: BTreeMap<String, Process>,
+    /// What was mounted for it.
+    pub mounts: Vec<Mounted>,
+    /// Kills for want of memory that were announced already.
+    pub oom_kills: u64,
+    state: State,
+}
+
+impl Entry {
+    /// A container that was just created.
+    pub fn new(container: Container, init: Process, mounts: Vec<Mounted>) -> Self {
+        Self {
+            container,
+            init,
+            execs: BTreeMap::new(),
+            mounts,
+            oom_kills: 0,
+            state: State::Created,
+        }
+    }
+
+    /// The state after a call, if it may be made now. Changes nothing.
+    pub fn check(&self, call: Call) -> Result<State> {
+        // The end of init is known to the reaper before anybody tells us.
+        let state = match self.init.exit() {
+            Some(_) => state::next(self.state, Call::Ended)?,
+            None => self.state,
+        };
+        state::next(state, call)
+    }
+
+    /// Notes that a call succeeded.
+    pub fn enter(&mut self, state: State) {
+        self.state = state;
+    }
+
+    /// The process with this id; the empty id is init's.
+    pub fn process(&self, container: &str, id: &str) -> Result<&Process> {
+        if id.is_empty() {
+            Some(&self.init)
+        } else {
+            self.execs.get(id)
+        }
+        .ok_or_else(|| unknown(container, id))
+    }
+
+    /// Like [`Entry::process`].
+    pub fn process_mut(&mut self, container: &str, id: &str) -> Result<&mut Process> {
+        if id.is_empty() {
+            Some(&mut self.init)
+        } else {
+            self.execs.get_mut(id)
+        }
+        .ok_or_else(|| unknown(container, id))
+    }
+
+    /// Every process.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        std::iter::once(&self.init).chain(self.execs.values())
+    }
+}
+
+fn unknown(container: &str, process: &str) -> Error {
+    Error::NoProcess {
+        container: container.to_owned(),
+        process: process.to_owned(),
+    }
+}

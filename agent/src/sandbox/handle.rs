@@ -1,0 +1,304 @@
+//! The way to the sandbox's task: a queue of jobs, each with its answer. Waits that depend on a workload happen here, in
+//! the caller's task, so that they hold up nobody.
+
+use std::time::Duration;
+
+use agent_protocol::StatsResponse;
+use futures::future::{LocalBoxFuture, join_all};
+use oci_spec::runtime::LinuxResources;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::{ContainerRequest, ExecRequest, Phase, Sandbox, SandboxRequest};
+use crate::error::{Error, Result};
+use crate::events::Event;
+use crate::process::Signal;
+use crate::process::stream::Output;
+use crate::reaper::{self, Exit, Exited};
+
+/// Something to do with the sandbox.
+pub type Job = Box<dyn for<'a> FnOnce(&'a mut Sandbox) -> LocalBoxFuture<'a, ()> + Send>;
+
+/// Jobs that may queue before callers have to wait.
+const QUEUE: usize = 64;
+
+/// How long the kernel may take to end what was sent SIGKILL.
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Which output is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output, or a terminal's.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Commands the sandbox. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    jobs: mpsc::Sender<Job>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Handle {
+    pub(super) fn new(phase: watch::Receiver<Phase>) -> (Self, mpsc::Receiver<Job>) {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        (Self { jobs, phase }, queue)
+    }
+
+    /// Has the owning task do something, and waits for its answer. The job is done even if the caller gives up.
+    pub(super) async fn call<T, F>(&self, job: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: AsyncFnOnce(&mut Sandbox) -> Result<T> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |sandbox| {
+            Box::pin(async move {
+                // Fails only when the caller has given up.
+                let _ = answer.send(job(sandbox).await);
+            })
+        });
+        self.jobs.send(job).await.map_err(|_| Error::ShuttingDown)?;
+        answered.await.map_err(|_| Error::ShuttingDown)?
+    }
+
+    /// Makes the guest this sandbox.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] the second time; otherwise what its parts answer with.
+    pub async fn create_sandbox(&self, request: SandboxRequest) -> Result<()> {
+        self.call(async move |sandbox| sandbox.create_sandbox(request).await)
+            .await
+    }
+
+    /// Ends everything: SIGTERM and `grace` to comply, then SIGKILL; deletes, unmounts.
+    ///
+    /// # Errors
+    /// [`Error::Late`] when a process outlives SIGKILL; the first failure of what remains, all of which is tried.
+    pub async fn destroy(&self, grace: Duration) -> Result<()> {
+        if !grace.is_zero() {
+            let ends = self
+                .call(async |sandbox| Ok(sandbox.signal_everything(Signal::TERM)))
+                .await?;
+            // Those that do not comply are killed next.
+            let _ = timeout(grace, join_all(ends.into_iter().map(reaper::ended))).await;
+        }
+        let ends = self
+            .call(async |sandbox| Ok(sandbox.signal_everything(Signal::KILL)))
+            .await?;
+        killed(ends).await?;
+        self.call(async |sandbox| sandbox.destroy().await).await
+    }
+
+    /// Completes when the sandbox has been destroyed.
+    pub async fn destroyed(&self) {
+        let mut phase = self.phase.clone();
+        // An error means that the task is gone, which is as final.
+        let _ = phase.wait_for(|phase| *phase == Phase::Destroyed).await;
+    }
+
+    /// Creates a container up to the exec of its init process, whose pid is the answer.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::Invalid`], or why a part of it failed.
+    pub async fn create_container(&self, request: ContainerRequest) -> Result<i32> {
+        self.call(async move |sandbox| sandbox.create_container(request).await)
+            .await
+    }
+
+    /// Lets the init process execute.
+    ///
+    /// # Errors
+    /// Why it can't; the container has ended then.
+    pub async fn start_container(&self, id: String) -> Result<()> {
+        self.call(async move |sandbox| sandbox.start_container(&id).await)
+            .await
+    }
+
+    /// Removes a container, killed first when `force`.
+    ///
+    /// # Errors
+    /// [`Error::State`] when it runs and is not to be killed.
+    pub async fn delete_container(&self, id: String, force: bool) -> Result<()> {
+        if force {
+            let kill = id.clone();
+            let end = self.call(async move |sandbox| {
+                let exited = sandbox.exited(&kill, "")?;
+                if exited.borrow().is_none() {
+                    sandbox.signal(&kill, "", Signal::KILL, true)?;
+                }
+                Ok(exited)
+            });
+            killed(vec![end.await?]).await?;
+        }
+        self.call(async move |sandbox| sandbox.delete_container(&id).await)
+            .await
+    }
+
+    /// Runs one more process in a running container; its pid is the answer.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::State`], or why it can't be run.
+    pub async fn exec(&self, request: ExecRequest) -> Result<i32> {
+        self.call(async move |sandbox| sandbox.exec(request).await).await
+    }
+
+    /// Signals one process or `all` of the container.
+    ///
+    /// # Errors
+    /// [`Error::State`] when it has ended.
+    pub async fn signal(&self, container: String, exec: String, signal: Signal, all: bool) -> Result<()> {
+        self.call(async move |sandbox| sandbox.signal(&container, &exec, signal, all))
+            .await
+    }
+
+    /// Waits for the end of a process.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`], [`Error::NoProcess`].
+    pub async fn wait(&self, container: String, exec: String) -> Result<Exit> {
+        reaper::ended(
+            self.call(async move |sandbox| sandbox.exited(&container, &exec))
+                .await?,
+        )
+        .await
+    }
+
+    /// Forgets an ended exec process and what it wrote.
+    ///
+    /// # Errors
+    /// [`Error::State`] while it runs.
+    pub async fn delete_process(&self, container: String, exec: String) -> Result<()> {
+        self.call(async move |sandbox| sandbox.delete_process(&container, &exec))
+            .await
+    }
+
+    /// Waits for output and takes up to `max` bytes; empty at its end.
+    ///
+    /// # Errors
+    /// [`Error::NoStream`] when the stream was not asked for.
+    pub async fn read(&self, container: String, exec: String, stream: Stream, max: usize) -> Result<Vec<u8>> {
+        let output: Output = self
+            .call(async move |sandbox| {
+                let streams = &sandbox.entry(&container)?.process(&container, &exec)?.streams;
+                match stream {
+                    Stream::Stdout => streams.stdout(),
+                    Stream::Stderr => streams.stderr(),
+                }
+            })
+            .await?;
+        output.read(max).await
+    }
+
+    /// Writes all of the data; false when nobody reads it.
+    ///
+    /// # Errors
+    /// [`Error::NoStream`] when there is no input or it is closed.
+    pub async fn write(&self, container: String, exec: String, data: &[u8]) -> Result<bool> {
+        let (input, exited) = self
+            .call(async move |sandbox| {
+                let process = sandbox.entry(&container)?.process(&container, &exec)?;
+                Ok((process.streams.stdin()?, process.exited.clone()))
+            })
+            .await?;
+        input.write(data, exited).await
+    }
+
+    /// Ends the input of a process.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`], [`Error::NoProcess`].
+    pub async fn close_stdin(&self, container: String, exec: String) -> Result<()> {
+        self.call(async move |sandbox| {
+            sandbox
+                .entry_mut(&container)?
+                .process_mut(&container, &exec)?
+                .streams
+                .close_stdin();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Tells a process's terminal its size.
+    ///
+    /// # Errors
+    /// [`Error::NoStream`] without a terminal.
+    pub async fn resize(&self, container: String, exec: String, rows: u16, columns: u16) -> Result<()> {
+        self.call(async move |sandbox| {
+            sandbox
+                .entry(&container)?
+                .process(&container, &exec)?
+                .streams
+                .resize(rows, columns)
+        })
+        .await
+    }
+
+    /// Pids of a container's processes.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`].
+    pub async fn pids(&self, id: String) -> Result<Vec<u32>> {
+        self.call(async move |sandbox| sandbox.pids(&id)).await
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// [`Error::State`] unless it runs.
+    pub async fn pause(&self, id: String) -> Result<()> {
+        self.call(async move |sandbox| sandbox.pause(&id).await).await
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// [`Error::State`] unless it is paused.
+    pub async fn resume(&self, id: String) -> Result<()> {
+        self.call(async move |sandbox| sandbox.resume(&id).await).await
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    /// [`Error::State`] when it has ended.
+    pub async fn update(&self, id: String, resources: LinuxResources) -> Result<()> {
+        self.call(async move |sandbox| sandbox.update(&id, &resources))
+            .await
+    }
+
+    /// Reads a container's cgroup.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`].
+    pub async fn stats(&self, id: String) -> Result<StatsResponse> {
+        self.call(async move |sandbox| sandbox.stats(&id)).await
+    }
+
+    /// Waits for events after this sequence number.
+    ///
+    /// # Errors
+    /// [`Error::ShuttingDown`].
+    pub async fn events(&self, after: u64) -> Result<Vec<(u64, Event)>> {
+        loop {
+            let (events, mut newest) = self
+                .call(async move |sandbox| Ok((sandbox.events.after(after), sandbox.events.subscribe())))
+                .await?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+            newest.changed().await.map_err(|_| Error::ShuttingDown)?;
+        }
+    }
+}
+
+/// Waits for what was sent SIGKILL.
+async fn killed(ends: Vec<Exited>) -> Result<()> {
+    timeout(KILL_DEADLINE, join_all(ends.into_iter().map(reaper::ended)))
+        .await
+        .map(drop)
+        .map_err(|_| Error::Late("the end of a killed process".to_owned(), KILL_DEADLINE))
+}

@@ -1,0 +1,97 @@
+//! Serves the protocol on one dialled connection after the other.
+
+use std::io;
+
+use futures::StreamExt as _;
+use futures::stream;
+use slog::{Logger, warn};
+use tokio::sync::{oneshot, watch};
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::dial::{Connection, Dialler};
+use crate::error::{Error, Result};
+use crate::rpc;
+use crate::sandbox::Handle;
+
+/// A server that dials.
+pub struct Serving {
+    /// Serves in tasks of its own; kept because its end is theirs.
+    _server: Server,
+    connected: watch::Receiver<bool>,
+    failed: oneshot::Receiver<Error>,
+}
+
+/// What the stream of connections remembers from one to the next.
+struct Line {
+    dialler: Dialler,
+    log: Logger,
+    connected: watch::Sender<bool>,
+    previous: Option<oneshot::Receiver<()>>,
+    failed: Option<oneshot::Sender<Error>>,
+}
+
+impl Line {
+    /// Waits for the end of the previous connection, then dials. `None`: there is nobody left to dial.
+    async fn next(&mut self) -> Option<io::Result<Connection>> {
+        if let Some(previous) = self.previous.take() {
+            // Only its end is of interest, which is when the sender is dropped.
+            let _ = previous.await;
+            self.connected.send_replace(false);
+        }
+        match self.dialler.dial(&self.log).await {
+            Ok((connection, closed)) => {
+                self.previous = Some(closed);
+                self.connected.send_replace(true);
+                Some(Ok(connection))
+            }
+            Err(error) => {
+                warn!(self.log, "gave up on the host"; "cause" => %error);
+                self.failed.take().and_then(|failed| failed.send(error).err());
+                None
+            }
+        }
+    }
+}
+
+impl Serving {
+    /// Starts to dial and to serve. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// When ttrpc can't start.
+    pub async fn start(sandbox: Handle, dialler: Dialler, log: Logger) -> Result<Self> {
+        let (connection_state, connected) = watch::channel(false);
+        let (failure, failed) = oneshot::channel();
+        let line = Line {
+            dialler,
+            log,
+            connected: connection_state,
+            previous: None,
+            failed: Some(failure),
+        };
+        let connections = stream::unfold(line, async |mut line| line.next().await.map(|next| (next, line)));
+        let mut server = Server::new()
+            .register_service(rpc::service(sandbox))
+            .add_listener(Listener::new(connections.boxed()));
+        server
+            .start()
+            .await
+            .map_err(|e| Error::system("start the server")(io::Error::other(e)))?;
+        Ok(Self {
+            _server: server,
+            connected,
+            failed,
+        })
+    }
+
+    /// Serves until there is nobody left to dial; says why.
+    pub async fn failed(&mut self) -> Error {
+        (&mut self.failed).await.unwrap_or(Error::ShuttingDown)
+    }
+
+    /// Waits until the host has hung up.
+    pub async fn hung_up(&mut self) {
+        // An error means that nobody dials any more.
+        let _ = self.connected.wait_for(|connected| !connected).await;
+    }
+}

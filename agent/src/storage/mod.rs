@@ -1,0 +1,365 @@
+//! File systems that the host asks for, mounted in the guest outside any container, and unmounted in reverse.
+//!
+//! Must not know who asks: a sandbox and a container own what was mounted for them.
+
+mod options;
+mod path;
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{FileType, fstat};
+use rustix::mount::{
+    MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_remount, unmount,
+};
+
+use crate::error::{Error, Result};
+use crate::uevent;
+use options::Options;
+pub use path::{GuestPath, Root};
+use path::{Make, name_of};
+
+/// How long a disk may take to appear after the host plugged it in.
+const DEVICE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A mount that the host asked for, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storage {
+    driver: Driver,
+    options: Options,
+    mount_point: GuestPath,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Driver {
+    VirtioFs {
+        tag: String,
+    },
+    Tmpfs,
+    Bind {
+        source: GuestPath,
+        recursive: bool,
+    },
+    Block {
+        device: Device,
+        fstype: String,
+    },
+    Overlay {
+        lower: Vec<GuestPath>,
+        upper: Option<GuestPath>,
+        work: Option<GuestPath>,
+    },
+}
+
+/// A disk, as the host names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Device {
+    /// Name below /dev.
+    Node(String),
+    /// Serial number that the VMM gave it.
+    Serial(String),
+}
+
+impl Storage {
+    /// Checks a request from the wire; the fields are those of the protocol's `Storage`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with field and reason.
+    pub fn parse(
+        driver: &str,
+        source: &str,
+        fstype: &str,
+        options: &[String],
+        mount_point: &str,
+    ) -> Result<Self> {
+        let mount_point = GuestPath::parse("storage.mount_point", mount_point)?;
+        let recursive = options.iter().any(|o| o == "rbind");
+        let mut options = Options::parse(options)?;
+        let driver = match driver {
+            "virtio-fs" => Driver::VirtioFs {
+                tag: name("storage.source", source)?,
+            },
+            "tmpfs" => Driver::Tmpfs,
+            "bind" => Driver::Bind {
+                source: GuestPath::parse("storage.source", source)?,
+                recursive,
+            },
+            "block" => Driver::Block {
+                device: Device::parse(source)?,
+                fstype: name("storage.fstype", fstype)?,
+            },
+            "overlay" => overlay(&mut options)?,
+            other => return Err(Error::Unsupported(format!("storage driver {other:?}"))),
+        };
+        Ok(Self {
+            driver,
+            options,
+            mount_point,
+        })
+    }
+}
+
+/// A short name without separators: a file system, a tag, a serial number.
+fn name(field: &'static str, text: &str) -> Result<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if text.is_empty() || text.len() > 64 || !text.chars().all(plain) || text.starts_with('.') {
+        return Err(Error::invalid(
+            field,
+            format!("{text:?} is not a plain name of 1 to 64 characters"),
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+impl Device {
+    fn parse(source: &str) -> Result<Self> {
+        const FIELD: &str = "storage.source";
+        if let Some(serial) = source.strip_prefix("serial:") {
+            return name(FIELD, serial).map(Self::Serial);
+        }
+        match source.strip_prefix("/dev/") {
+            Some(node) => name(FIELD, node).map(Self::Node),
+            None => Err(Error::invalid(
+                FIELD,
+                format!("{source:?} is neither /dev/<name> nor serial:<id>"),
+            )),
+        }
+    }
+
+    /// Its node, when it is there.
+    fn find(&self) -> Option<PathBuf> {
+        let node = match self {
+            Self::Node(node) => node.clone(),
+            Self::Serial(serial) => std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|disk| {
+                let text = std::fs::read_to_string(disk.path().join("serial")).ok()?;
+                (text.trim() == serial).then(|| disk.file_name().into_string().ok())?
+            })?,
+        };
+        Some(Path::new("/dev").join(node)).filter(|path| path.exists())
+    }
+}
+
+/// Takes the directories out of an overlay's options; the rest stays.
+fn overlay(options: &mut Options) -> Result<Driver> {
+    const FIELD: &str = "storage.options";
+    let (mut lower, mut upper, mut work) = (Vec::new(), None, None);
+    let mut rest = Vec::new();
+    for option in options.data.drain(..) {
+        match option.split_once('=') {
+            Some(("lowerdir", dirs)) => {
+                lower = dirs
+                    .split(':')
+                    .map(|dir| GuestPath::parse(FIELD, dir))
+                    .collect::<Result<_>>()?;
+            }
+            Some(("upperdir", dir)) => upper = Some(GuestPath::parse(FIELD, dir)?),
+            Some(("workdir", dir)) => work = Some(GuestPath::parse(FIELD, dir)?),
+            _ => rest.push(option),
+        }
+    }
+    if lower.is_empty() {
+        return Err(Error::invalid(FIELD, "an overlay needs a lowerdir"));
+    }
+    options.data = rest;
+    Ok(Driver::Overlay { lower, upper, work })
+}
+
+/// Something that was mounted. To be given back to [`Mounter::unmount`].
+#[derive(Debug)]
+pub struct Mounted {
+    mount_point: GuestPath,
+    make: Make,
+    made: bool,
+}
+
+/// Mounts below the agent's directory.
+#[derive(Debug)]
+pub struct Mounter {
+    root: Root,
+    /// Directories that stand for a virtio-fs share when the agent is an ordinary process.
+    shares: HashMap<String, PathBuf>,
+}
+
+impl Mounter {
+    /// A mounter below `root`. Tags in `shares` are bind mounts of those directories, not virtio-fs.
+    pub fn new(root: Root, shares: HashMap<String, PathBuf>) -> Self {
+        Self { root, shares }
+    }
+
+    /// The agent's directory.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Mounts all, in order; on failure everything is undone.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the kernel's reason, [`Error::NoDevice`] for a disk that does not appear.
+    pub async fn mount_all(&self, storages: &[Storage]) -> Result<Vec<Mounted>> {
+        let mut mounted = Vec::new();
+        for storage in storages {
+            match self.mount(storage).await {
+                Ok(one) => mounted.push(one),
+                Err(error) => {
+                    // The first error is the one that matters; what can't be undone here is reported by nobody better.
+                    let _ = self.unmount_all(mounted);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(mounted)
+    }
+
+    async fn mount(&self, storage: &Storage) -> Result<Mounted> {
+        let source = match &storage.driver {
+            Driver::Bind { source, .. } => Some(self.root.resolve(source)?),
+            _ => None,
+        };
+        let device = match &storage.driver {
+            Driver::Block { device, .. } => {
+                Some(uevent::wait_for(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
+            }
+            _ => None,
+        };
+        let make = match &source {
+            Some(fd) if !is_directory(fd) => Make::File,
+            _ => Make::Directory,
+        };
+        let (target, made) = self.root.resolve_or_make(&storage.mount_point, make)?;
+        let mounted = Mounted {
+            mount_point: storage.mount_point.clone(),
+            make,
+            made,
+        };
+        let target = name_of(&target).into_os_string();
+        let path = storage.mount_point.in_guest();
+        let result = match &storage.driver {
+            Driver::VirtioFs { tag } => match self.shares.get(tag) {
+                Some(dir) => mount_bind_recursive(dir, &target).map_err(Error::file("mount", path)),
+                None => self.mount_new(tag, "virtiofs", storage, &[], &target),
+            },
+            Driver::Tmpfs => self.mount_new("tmpfs", "tmpfs", storage, &[], &target),
+            Driver::Bind { recursive, .. } => {
+                let source = source.as_ref().map(name_of).unwrap_or_default();
+                let bind = if *recursive {
+                    mount_bind_recursive(source, &target)
+                } else {
+                    mount_bind(source, &target)
+                };
+                bind.map_err(Error::file("bind", path))
+            }
+            Driver::Block { fstype, .. } => {
+                self.mount_new(device.unwrap_or_default(), fstype, storage, &[], &target)
+            }
+            Driver::Overlay { lower, upper, work } => {
+                self.mount_overlay(storage, lower, upper.as_ref(), work.as_ref(), &target)
+            }
+        };
+        let result = result.and_then(|()| self.tighten(storage));
+        match result {
+            Ok(()) => Ok(mounted),
+            Err(error) => {
+                // Either nothing is mounted, or a bind mount whose flags the kernel refused.
+                let _ = self.unmount(mounted);
+                Err(error)
+            }
+        }
+    }
+
+    fn mount_new(
+        &self,
+        source: impl AsRef<Path>,
+        fstype: &str,
+        storage: &Storage,
+        directories: &[String],
+        target: &std::ffi::OsStr,
+    ) -> Result<()> {
+        let data: Vec<&str> = directories
+            .iter()
+            .chain(&storage.options.data)
+            .map(String::as_str)
+            .collect();
+        let data =
+            CString::new(data.join(",")).map_err(|_| Error::invalid("storage.options", "zero byte"))?;
+        mount(
+            source.as_ref(),
+            target,
+            fstype,
+            storage.options.flags.0,
+            data.as_c_str(),
+        )
+        .map_err(Error::file("mount", storage.mount_point.in_guest()))
+    }
+
+    fn mount_overlay(
+        &self,
+        storage: &Storage,
+        lower: &[GuestPath],
+        upper: Option<&GuestPath>,
+        work: Option<&GuestPath>,
+        target: &std::ffi::OsStr,
+    ) -> Result<()> {
+        let open = |path: &GuestPath| self.root.resolve(path);
+        let name = |fd: &OwnedFd| String::from_utf8_lossy(name_of(fd).as_os_str().as_bytes()).into_owned();
+        // The descriptors have to live until the kernel has walked their names.
+        let lower = lower.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let upper = upper.map(open).transpose()?;
+        let work = work.map(open).transpose()?;
+        let mut directories = vec![format!(
+            "lowerdir={}",
+            lower.iter().map(name).collect::<Vec<_>>().join(":")
+        )];
+        directories.extend(upper.as_ref().map(|fd| format!("upperdir={}", name(fd))));
+        directories.extend(work.as_ref().map(|fd| format!("workdir={}", name(fd))));
+        self.mount_new("overlay", "overlay", storage, &directories, target)
+    }
+
+    /// A bind mount takes the flags of its source first; its own need a second step.
+    fn tighten(&self, storage: &Storage) -> Result<()> {
+        let bound = match &storage.driver {
+            Driver::Bind { .. } => true,
+            Driver::VirtioFs { tag } => self.shares.contains_key(tag),
+            _ => false,
+        };
+        if !bound || storage.options.flags.0.is_empty() {
+            return Ok(());
+        }
+        let mounted = self.root.resolve(&storage.mount_point)?;
+        mount_remount(name_of(&mounted), storage.options.flags.0 | MountFlags::BIND, "")
+            .map_err(Error::file("remount", storage.mount_point.in_guest()))
+    }
+
+    /// Unmounts in reverse order; goes on after a failure and answers with the first.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the kernel's reason.
+    pub fn unmount_all(&self, mut mounted: Vec<Mounted>) -> Result<()> {
+        let mut result = Ok(());
+        while let Some(one) = mounted.pop() {
+            result = result.and(self.unmount(one));
+        }
+        result
+    }
+
+    fn unmount(&self, mounted: Mounted) -> Result<()> {
+        let target = self.root.resolve(&mounted.mount_point)?;
+        // Detached, because our own descriptor keeps the mount busy; it goes with the descriptor.
+        let result = unmount(name_of(&target), UnmountFlags::DETACH);
+        drop(target);
+        if mounted.made {
+            self.root.unmake(&mounted.mount_point, mounted.make);
+        }
+        result.map_err(Error::file("unmount", mounted.mount_point.in_guest()))
+    }
+}
+
+fn is_directory(fd: &OwnedFd) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+#[cfg(test)]
+mod tests;

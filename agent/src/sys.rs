@@ -1,0 +1,97 @@
+//! The system calls for which no safe binding is at hand. All of the agent's `unsafe` outside container creation.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Sends a signal, real-time signals included, to one process.
+///
+/// # Errors
+/// The kernel's: ESRCH, EPERM, EINVAL.
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes two integers and touches no memory of ours.
+    check(unsafe { libc::kill(pid, signal) })
+}
+
+/// Sets the interface's IFF_UP flag. `socket` is any socket of the network namespace.
+///
+/// # Errors
+/// The kernel's: ENODEV, EPERM. EINVAL when the name is longer than the kernel allows.
+pub fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    // SAFETY: `ifreq` is plain data, for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    // SAFETY: SIOCGIFFLAGS and SIOCSIFFLAGS take a pointer to an `ifreq` with a terminated name, valid for the call; the
+    // kernel has filled the union's `ifru_flags` when it is read.
+    unsafe {
+        check(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCGIFFLAGS as _,
+            &raw mut request,
+        ))?;
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        check(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as _,
+            &raw mut request,
+        ))
+    }
+}
+
+/// Largest seed that [`credit_entropy`] takes, in bytes.
+pub const MAX_ENTROPY: usize = 512;
+
+/// Mixes the seed into the kernel's pool, credits it in full and reseeds the generator. `random` is /dev/random.
+///
+/// # Errors
+/// The kernel's: EPERM. EINVAL for a seed over [`MAX_ENTROPY`].
+pub fn credit_entropy(random: BorrowedFd<'_>, seed: &[u8]) -> io::Result<()> {
+    // `struct rand_pool_info` of linux/random.h, with its flexible array at its largest.
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_count: libc::c_int,
+        buf_size: libc::c_int,
+        buf: [u8; MAX_ENTROPY],
+    }
+    if seed.len() > MAX_ENTROPY {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let size = seed.len() as libc::c_int;
+    let mut info = PoolInfo {
+        entropy_count: size * 8,
+        buf_size: size,
+        buf: [0; MAX_ENTROPY],
+    };
+    info.buf[..seed.len()].copy_from_slice(seed);
+    // linux/random.h: RNDADDENTROPY is _IOW('R', 0x03, int[2]), RNDRESEEDCRNG is _IO('R', 0x07).
+    const RNDADDENTROPY: u32 = 0x4008_5203;
+    const RNDRESEEDCRNG: u32 = 0x5207;
+    // SAFETY: the kernel reads the two integers and `buf_size` bytes behind them, all inside `info`.
+    check(unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &raw const info) })?;
+    // SAFETY: takes no argument.
+    check(unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _) })
+}
+
+/// Registers a descriptor, which must be non-blocking, with the event loop.
+///
+/// # Errors
+/// EPERM for a file that can't be polled.
+pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` answers the same open descriptor as long as it lives, and `AsyncFd` owns it from here on.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
