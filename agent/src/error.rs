@@ -136,7 +136,8 @@ impl Error {
             Self::State(_) | Self::NoStream(_) | Self::ShuttingDown => Kind::FailedPrecondition,
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Late(..) => Kind::DeadlineExceeded,
-            Self::File { .. } | Self::System { .. } | Self::Container(_) => Kind::Internal,
+            Self::Container(error) => error.kind(),
+            Self::File { .. } | Self::System { .. } => Kind::Internal,
         }
     }
 }

@@ -72,7 +72,8 @@ pub fn prepare(wanted: Wanted) -> Result<(Pending, ProcessStdio)> {
         stdout: child_stdout,
         stderr: child_stderr,
         terminal: wanted.terminal,
-        size: wanted.size,
+        // A creation counts columns first.
+        size: wanted.size.map(|(rows, columns)| (columns, rows)),
     };
     Ok((
         Pending {

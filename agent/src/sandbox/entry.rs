@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use super::state::{self, Call, State};
 use crate::container::Container;
 use crate::error::{Error, Result};
-use crate::process::Process;
+use crate::process::{Process, Signal};
 use crate::storage::Mounted;
+use crate::sys;
 
 /// A container that was created and not yet deleted.
 #[derive(Debug)]
@@ -70,6 +71,19 @@ impl Entry {
             self.execs.get_mut(id)
         }
         .ok_or_else(|| unknown(container, id))
+    }
+
+    /// Signals every process, also those that nobody asked us to start.
+    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+        if let Ok(named) = nix::sys::signal::Signal::try_from(signal.number()) {
+            return Ok(self.container.signal_all(named)?);
+        }
+        // A real-time signal, or none at all.
+        for pid in self.container.pids() {
+            // One that ended meanwhile needs no signal.
+            let _ = sys::kill(pid.cast_signed(), signal.number());
+        }
+        Ok(())
     }
 
     /// Every process.

@@ -268,8 +268,6 @@ impl Sandbox {
         match pending.connect(&mut started) {
             Ok(streams) => Ok((container, Process { pid, exited, streams })),
             Err(error) => {
-                container.signal_all(Signal::KILL.number())?;
-                reaper::ended(exited).await?;
                 container.delete().await?;
                 Err(error)
             }
@@ -296,7 +294,7 @@ impl Sandbox {
             .filter(|entry| entry.init.exit().is_some())
         {
             // Without a pid namespace of its own the container's other processes would live on.
-            entry.container.signal_all(Signal::KILL.number())?;
+            entry.signal_all(Signal::KILL)?;
         }
         Ok(())
     }
@@ -323,7 +321,7 @@ impl Sandbox {
             }
             Err(error) => {
                 // What could not execute is of no use to anyone: it ends now, and can be deleted.
-                entry.container.signal_all(Signal::KILL.number())?;
+                entry.signal_all(Signal::KILL)?;
                 Err(error.into())
             }
         }
@@ -378,7 +376,7 @@ impl Sandbox {
         let process = entry.process(container, exec)?;
         if all {
             entry.check(Call::Signal)?;
-            return Ok(entry.container.signal_all(signal.number())?);
+            return entry.signal_all(signal);
         }
         process.signal(signal)
     }
@@ -435,7 +433,7 @@ impl Sandbox {
     /// Signals every process of every container, and answers with the ends to wait for.
     fn signal_everything(&self, signal: Signal) -> Vec<Exited> {
         for (id, entry) in &self.containers {
-            if let Err(error) = entry.container.signal_all(signal.number()) {
+            if let Err(error) = entry.signal_all(signal) {
                 warn!(self.log, "can't signal a container"; "container" => id, "cause" => %error);
             }
         }
