@@ -93,6 +93,12 @@ impl Supervised {
         self.exited.clone()
     }
 
+    /// Asks the VMM's process to end.
+    pub fn terminate(&self) {
+        self.expect_end();
+        self.process.terminate();
+    }
+
     /// From now on the VMM's end is what we want.
     pub fn expect_end(&self) {
         self.stopping.store(true, Ordering::Relaxed);

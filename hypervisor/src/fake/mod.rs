@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::supervisor::{Sources, Supervised};
 use crate::{
     Boot, Capabilities, Device, Error, ErrorKind, Exit, Hotplug, Hypervisor, SerialPort, VirtioFs, Vm,
-    VmRecord, VmReport, VmSpec, process,
+    VmRecord, VmReport, VmSpec, deadlines, process,
 };
 
 const NAME: &str = "fake";
@@ -177,7 +177,12 @@ impl Vm for FakeVm {
     }
 
     async fn stop(&mut self) -> Result<(), Error> {
-        self.supervised.kill().await.map(drop)
+        // Its containers are processes of the host: unlike those in a VM they outlive an agent that is killed.
+        self.supervised.terminate();
+        match self.supervised.end_within(deadlines::QUIT).await {
+            Some(_) => Ok(()),
+            None => self.supervised.kill().await.map(drop),
+        }
     }
 
     fn hotplug(&mut self) -> Option<&mut dyn Hotplug> {

@@ -110,8 +110,17 @@ impl Process {
 
     /// Kills it; a process that has ended already is fine.
     pub fn kill(&self) {
-        // The only other error is a bad signal number.
-        let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
+        self.signal(Signal::KILL);
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It can only fail because the process has ended.
+        let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
     }
 
     /// Waits until it has ended, and reaps it.

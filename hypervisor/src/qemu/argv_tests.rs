@@ -189,7 +189,8 @@ fn what_cannot_be_is_refused() {
         taps: vec![Arc::clone(&null)],
         mac: "02:00:00:00:00:01".into(),
     };
-    let table: &[(&dyn Fn(&mut VmSpec), ErrorKind, &str)] = &[
+    type Case<'a> = (&'a dyn Fn(&mut VmSpec), ErrorKind, &'a str);
+    let table: &[Case<'_>] = &[
         (&|spec| spec.vcpus = 0, ErrorKind::InvalidArgument, "vCPU"),
         (
             &|spec| spec.memory.size_mib = 0,

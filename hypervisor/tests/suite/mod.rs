@@ -4,12 +4,13 @@ mod subject;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hypervisor::{Boot, Device, ErrorKind, Exit, ExitReason, Vm};
+use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::RwLock;
 use tokio::time::timeout;
@@ -56,7 +57,7 @@ pub async fn a_kill_is_an_event_and_leaves_no_zombie(subject: Subject) {
     let _shared = PROCESS.read().await;
     let place = Place::new(subject);
     let mut vm = place.launch().await;
-    kill(vm.pid());
+    signal(vm.pid(), Signal::KILL);
     assert_eq!(end(vm.as_ref()).await.reason, ExitReason::VmmKilled(9));
     assert!(!alive(vm.pid()));
     vm.stop().await.expect("a stop of what has ended");
@@ -65,6 +66,18 @@ pub async fn a_kill_is_an_event_and_leaves_no_zombie(subject: Subject) {
         ExitReason::VmmKilled(9),
         "the first reason stays"
     );
+}
+
+pub async fn a_stop_of_a_frozen_vmm_is_bounded(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let mut vm = place.launch().await;
+    signal(vm.pid(), Signal::STOP);
+    timeout(SOON, vm.stop())
+        .await
+        .expect("a stop in time")
+        .expect("a stop");
+    assert!(!alive(vm.pid()));
 }
 
 pub async fn a_drop_kills(subject: Subject) {
@@ -78,6 +91,24 @@ pub async fn a_drop_kills(subject: Subject) {
         .expect("an end")
         .expect("a reason");
     assert!(!alive(pid));
+}
+
+pub async fn a_cancelled_launch_leaves_nothing(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    // Before, while and after the program is being started.
+    for milliseconds in [0, 1, 2, 5, 10, 20, 50] {
+        let launch = place.driver.launch(place.spec(), Boot::Cold);
+        drop(timeout(Duration::from_millis(milliseconds), launch).await);
+        let deadline = Instant::now() + SOON;
+        while processes_naming(place.run_dir()) > 0 {
+            assert!(
+                Instant::now() < deadline,
+                "cancelled after {milliseconds} ms, and something still runs"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 pub async fn a_record_is_enough_to_reap(subject: Subject) {
@@ -146,7 +177,37 @@ pub async fn a_program_that_ends_at_once_leaves_nothing(subject: Subject) {
         Err(error) => error.to_string(),
     };
     assert!(told.contains("no such thing as a guest"), "{told}");
-    assert_eq!(children_running(bin.path()), 0);
+    assert_eq!(processes_naming(bin.path()), 0);
+}
+
+pub async fn a_vmm_gets_only_what_is_meant_for_it(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    // Something that a careless library opened without close-on-exec.
+    let careless = tempfile::NamedTempFile::new().expect("a file");
+    rustix::io::fcntl_setfd(&careless, rustix::io::FdFlags::empty()).expect("an inheritable descriptor");
+    let vm = place.launch().await;
+    let process = PathBuf::from(format!("/proc/{}", vm.pid()));
+
+    let held = std::fs::read_dir(process.join("fd"))
+        .expect("descriptors")
+        .flatten();
+    let held: Vec<PathBuf> = held
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .collect();
+    assert!(!held.iter().any(|path| path == careless.path()), "{held:?}");
+    let environment = std::fs::read(process.join("environ")).expect("an environment");
+    assert_eq!(String::from_utf8_lossy(&environment), "");
+    assert_eq!(
+        std::fs::read_link(process.join("cwd")).expect("a directory"),
+        Path::new("/")
+    );
+    let pid = rustix::process::Pid::from_raw(i32::try_from(vm.pid()).expect("a pid"));
+    assert_eq!(
+        rustix::process::getpgid(pid).ok(),
+        pid,
+        "it leads a process group of its own"
+    );
 }
 
 pub async fn no_descriptor_is_lost(subject: Subject) {
@@ -261,7 +322,7 @@ pub async fn a_control_socket_that_stays_silent_has_a_deadline(subject: Subject)
         .err()
         .expect("an error");
     assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
-    assert_eq!(children_running(bin.path()), 0);
+    assert_eq!(processes_naming(bin.path()), 0);
 }
 
 pub async fn a_panic_of_the_guest_is_told_with_its_last_words(subject: Subject) {
@@ -347,9 +408,9 @@ async fn end(vm: &dyn Vm) -> Exit {
     exit.clone().expect("an exit")
 }
 
-fn kill(pid: u32) {
+fn signal(pid: u32, signal: Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a kill");
+    rustix::process::kill_process(pid, signal).expect("a signal");
 }
 
 /// Whether there is such a process; a zombie counts.
@@ -366,7 +427,7 @@ async fn gone(pid: u32) {
 }
 
 /// Processes whose command line names something in `directory`.
-fn children_running(directory: &Path) -> usize {
+fn processes_naming(directory: &Path) -> usize {
     let needle = directory.to_str().expect("a path").as_bytes();
     let processes = std::fs::read_dir("/proc").expect("proc").flatten();
     processes
