@@ -24,6 +24,10 @@ use super::sys;
 /// What containers are given of; the others (misc, rdma) the guest does not offer.
 const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
+/// A tree without any of these is the second one of a host whose limits are in cgroup v1; it may have an odd controller
+/// that v1 left over, which is not touched.
+const ESSENTIAL: [&str; 3] = ["cpu", "memory", "pids"];
+
 /// The cgroup of one container. Made by [`Cgroup::create`], undone by [`Cgroup::delete`].
 #[derive(Debug)]
 pub(super) struct Cgroup {
@@ -32,7 +36,7 @@ pub(super) struct Cgroup {
     directory: OwnedFd,
     /// Directories that this container made, outermost first; the last is `path`.
     made: Vec<PathBuf>,
-    /// The tree has no controllers: the agent is an ordinary process on a host with cgroup v1.
+    /// The tree has none of [`ESSENTIAL`]: the agent is an ordinary process on a host with cgroup v1.
     uncontrolled: bool,
 }
 
@@ -52,11 +56,16 @@ impl Cgroup {
     pub(super) fn create(root: &Path, relative: &Path) -> Result<Self> {
         let offered = fs::read_to_string(root.join("cgroup.controllers"))
             .map_err(failed("use cgroup v2, read", &root.join("cgroup.controllers")))?;
-        let enable: Vec<String> = CONTROLLERS
-            .iter()
-            .filter(|controller| offered.split_whitespace().any(|name| name == **controller))
-            .map(|controller| format!("+{controller}"))
-            .collect();
+        let is_offered = |controller: &&&str| offered.split_whitespace().any(|name| name == **controller);
+        let uncontrolled = !ESSENTIAL.iter().any(|controller| is_offered(&controller));
+        let enable: Vec<String> = match uncontrolled {
+            true => Vec::new(),
+            false => CONTROLLERS
+                .iter()
+                .filter(is_offered)
+                .map(|controller| format!("+{controller}"))
+                .collect(),
+        };
         let mut made = Made(Vec::new());
         let mut path = root.to_owned();
         for component in relative {
@@ -81,7 +90,7 @@ impl Cgroup {
             path,
             directory,
             made: std::mem::take(&mut made.0),
-            uncontrolled: enable.is_empty(),
+            uncontrolled,
         })
     }
 

@@ -1,0 +1,114 @@
+//! States and endings: what is refused when, and that nothing is left.
+
+use agent::container::{Error, ProcessStdio};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::fixture::{Fixture, exit_code};
+
+pub async fn a_paused_container_refuses_exec() {
+    let fixture = Fixture::script("sleep 1000");
+    let (container, started) = fixture.start().await;
+    container.pause().await.unwrap();
+    let error = container
+        .exec(&fixture.exec_process("true"), ProcessStdio::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::State("the container is paused")),
+        "{error}"
+    );
+    container.resume().await.unwrap();
+    assert_eq!(fixture.exec(&container, "true").await.code, 0);
+    // A paused one can be deleted.
+    container.pause().await.unwrap();
+    container.delete().await.unwrap();
+    assert_eq!(exit_code(started.pid).await, 137);
+}
+
+pub async fn a_stopped_container_refuses_exec() {
+    let fixture = Fixture::script("true");
+    let (mut container, started) = fixture.create(ProcessStdio::default()).await.unwrap();
+    container.start().await.unwrap();
+    assert_eq!(exit_code(started.pid).await, 0);
+    let error = container
+        .exec(&fixture.exec_process("true"), ProcessStdio::default())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::State("the container is stopped")),
+        "{error}"
+    );
+    let error = container.start().await.unwrap_err();
+    assert!(matches!(error, Error::State(_)), "{error}");
+    container.delete().await.unwrap();
+}
+
+pub async fn a_failed_creation_leaves_nothing() {
+    // At three depths: before anything is made, in the child before its root, and at its very end. That nothing is left
+    // is asserted after each case.
+    let mut fixture = Fixture::new();
+    fixture.spec["root"]["path"] = json!("/nonexistent/root");
+    let error = fixture.create(ProcessStdio::default()).await.unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/root"), "{error}");
+
+    let mut fixture = Fixture::new();
+    fixture.add_mount(
+        json!({"destination": "/x", "type": "bind", "source": "/nonexistent/source", "options": ["rbind"]}),
+    );
+    let error = fixture.create(ProcessStdio::default()).await.unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/source"), "{error}");
+
+    let mut fixture = Fixture::new();
+    fixture.spec["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "time"}));
+    let error = fixture.create(ProcessStdio::default()).await.unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+
+    let mut fixture = Fixture::new();
+    fixture.spec["process"]["args"] = json!(["/nonexistent/program"]);
+    fixture.create(ProcessStdio::default()).await.unwrap_err();
+}
+
+pub async fn deletion_kills_what_is_left() {
+    let fixture = Fixture::script("sleep 1000 & setsid sleep 1001 & sleep 1002");
+    let (container, started) = fixture.start().await;
+    // The shell has started them all once an exec sees them.
+    let output = fixture
+        .exec(
+            &container,
+            "until [ $(ps | grep -c 'sleep 100[012]$') = 3 ]; do :; done; echo all",
+        )
+        .await;
+    assert_eq!(output.stdout, "all\n");
+    assert_eq!(container.pids().len(), 3);
+    container.signal_all(Signal::SIGTERM).unwrap();
+    container.delete().await.unwrap();
+    assert_eq!(exit_code(started.pid).await, 137);
+
+    // One that never started is deleted as well.
+    let (container, started) = fixture.create(ProcessStdio::default()).await.unwrap();
+    container.delete().await.unwrap();
+    exit_code(started.pid).await;
+}
+
+pub async fn nested_cgroups_are_removed() {
+    let mut fixture = Fixture::script(
+        "mkdir -p /sys/fs/cgroup/a/b && echo $$ > /sys/fs/cgroup/a/b/cgroup.procs; sleep 1000",
+    );
+    fixture.spec["mounts"][6]["options"] = json!(["rw"]);
+    let (container, started) = fixture.start().await;
+    let nested = container.cgroup().join("a/b/cgroup.procs");
+    fixture
+        .exec(
+            &container,
+            "until grep -q 1 /sys/fs/cgroup/a/b/cgroup.procs; do :; done",
+        )
+        .await;
+    assert!(!std::fs::read_to_string(nested).unwrap().is_empty());
+    assert_eq!(container.pids().len(), 1, "found in the nested cgroup");
+    container.delete().await.unwrap();
+    exit_code(started.pid).await;
+}
