@@ -177,6 +177,7 @@ async fn the_end_of_init_ends_every_process_of_its_container() {
     let pid = sandbox.exec("c", "e", "sleep 1000", "").await.unwrap();
     sandbox.signal("c", "", SIGKILL).await.unwrap();
     assert_eq!(sandbox.wait("c", "e").await.unwrap(), 128 + SIGKILL);
+    assert_eq!(sandbox.wait("c", "").await.unwrap(), 128 + SIGKILL);
     assert!(!alive(pid));
     sandbox.delete("c", false).await.unwrap();
     sandbox.destroy().await;
@@ -343,6 +344,32 @@ async fn containers_outlive_the_connection_that_made_them() {
     sandbox.write("c", "", b"after").await.unwrap();
     sandbox.expect("c", "", "after").await;
     sandbox.destroy().await;
+}
+
+#[tokio::test]
+async fn containers_end_with_an_agent_that_is_killed_as_they_do_with_a_guest() {
+    let mut sandbox = Sandbox::ready().await;
+    sandbox.run("c", "sleep 1000", "").await;
+    let pids = [
+        sandbox.exec("c", "e", "sleep 1000", "").await.unwrap(),
+        sandbox
+            .agent
+            .list_processes(container("c"), SOON)
+            .await
+            .unwrap()
+            .pids[0],
+    ];
+    sandbox.kill();
+    let lost = sandbox.wait("c", "").await.unwrap_err();
+    assert_eq!(lost.kind, ErrorKind::Unavailable, "{lost}");
+    let until = tokio::time::Instant::now() + Duration::from_secs(10);
+    while pids.into_iter().any(alive) {
+        assert!(
+            tokio::time::Instant::now() < until,
+            "processes of a dead agent live on"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

@@ -129,6 +129,12 @@ impl Sandbox {
         self.child.id()
     }
 
+    /// Kills the agent, as the death of a virtual machine would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// The agent's directory.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
@@ -171,6 +177,10 @@ impl Drop for Sandbox {
         if let Ok(None) = self.child.try_wait() {
             let _ = Command::new("kill").arg(self.child.id().to_string()).status();
             let _ = self.child.wait();
+        }
+        // An agent that was killed leaves the cgroups of its containers, one level below.
+        for entry in std::fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(entry.path());
         }
         let _ = std::fs::remove_dir(&self.cgroup);
     }
@@ -361,7 +371,10 @@ pub fn named(id: &str, exec: &str) -> p::ProcessRequest {
     }
 }
 
-/// Whether this process is alive.
+/// Whether this process is alive; one that only waits to be reaped is not.
 pub fn alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses and may contain anything.
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }

@@ -205,6 +205,10 @@ fn finish(
     }
     let path = program::find(&process.args[0], process.variable("PATH"))?;
     rustix::process::umask(Mode::from_raw_mode(process.umask));
+    // A guest's containers end with its agent, since that is PID 1. This keeps it true of an agent that is an ordinary
+    // process; after the change of user, which would undo it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .step(|| "bind the process's life to the agent's")?;
 
     let master = terminal.as_ref().map(|terminal| terminal.master.as_fd());
     child
