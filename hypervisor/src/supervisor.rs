@@ -173,8 +173,10 @@ impl Watch {
             warn!(self.journal.log, "the VMM's exit status is lost"; "error" => %error);
             Status::Exited(-1)
         });
+        let reason = reason(self.stopping.load(Ordering::Relaxed), announcement, status);
+        info!(self.journal.log, "{}", reason; "pid" => self.process.id());
         Exit {
-            reason: reason(self.stopping.load(Ordering::Relaxed), announcement, status),
+            reason,
             console: self.journal.tail.to_vec(),
         }
     }

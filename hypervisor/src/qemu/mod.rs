@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use configuration::{HypervisorConfig, MachineType};
-use slog::Logger;
+use slog::{Logger, debug};
 use tokio::net::UnixStream;
 
 use self::argv::{Channels, Settings};
@@ -145,6 +145,7 @@ impl Hypervisor for Qemu {
             console: Arc::new(console_theirs),
         };
         let line = argv::build(&self.settings, &spec, &channels)?;
+        debug!(log, "starting QEMU"; "arguments" => ?line.args);
         let program = process::Program {
             path: self.settings.program.clone(),
             args: line.args,

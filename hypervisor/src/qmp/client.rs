@@ -171,6 +171,8 @@ impl Connection {
                 read = self.stream.read(&mut buffer) => match read {
                     Ok(0) => return,
                     Ok(count) => self.received(&buffer[..count]),
+                    // It ended without reading our last command.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
                     Err(error) => Err(error),
                 },
                 command = queue.recv() => match command {
@@ -265,12 +267,12 @@ impl ScmSocket for Ancillary {
 }
 
 fn refused(name: &str, class: &str, description: &str) -> Error {
-    // The classes that QEMU promises to keep (qapi/error.json); all else is GenericError.
+    // The classes that QEMU promises to keep (qapi/error.json); all else is GenericError, which may mean anything.
     let kind = match class {
         "CommandNotFound" => ErrorKind::Unsupported,
         "DeviceNotFound" => ErrorKind::NotFound,
         "DeviceNotActive" => ErrorKind::FailedPrecondition,
-        _ => ErrorKind::InvalidArgument,
+        _ => ErrorKind::Internal,
     };
     Error::new(kind, format!("QEMU refused {name}: {description}"))
 }
