@@ -4,7 +4,7 @@ use std::io;
 
 use futures::StreamExt as _;
 use futures::stream;
-use slog::{Logger, warn};
+use slog::Logger;
 use tokio::sync::{oneshot, watch};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
@@ -46,7 +46,6 @@ impl Line {
                 Some(Ok(connection))
             }
             Err(error) => {
-                warn!(self.log, "gave up on the host"; "cause" => %error);
                 self.failed.take().and_then(|failed| failed.send(error).err());
                 None
             }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use agent_protocol::{GREETING, PORT};
-use slog::{Logger, info};
+use slog::{Logger, warn};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
@@ -56,6 +56,16 @@ impl Channel {
     }
 }
 
+impl Channel {
+    /// Whether this failure says that there will never be a host at the other end. A vsock device may still be plugged.
+    fn is_gone(&self, error: &io::Error) -> bool {
+        match self {
+            Self::Unix(_) | Self::Serial => error.kind() == io::ErrorKind::NotFound,
+            Self::Vsock(_) => error.raw_os_error() == Some(libc::EAFNOSUPPORT),
+        }
+    }
+}
+
 /// Pauses between attempts: short at first, because a host that restarts is back soon.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -86,14 +96,15 @@ impl Dialler {
                 Err(error) => error,
             };
             let next = Instant::now() + pause;
-            let gone = matches!(self.channel, Channel::Unix(_)) && error.kind() == io::ErrorKind::NotFound;
-            if gone || give_up.is_some_and(|end| end < next) {
+            if self.channel.is_gone(&error) || give_up.is_some_and(|end| end < next) {
                 return Err(Error::System {
                     action: "connect to the host",
                     source: error,
                 });
             }
-            info!(log, "the host does not answer"; "cause" => %error);
+            if pause == FIRST_PAUSE {
+                warn!(log, "the host does not answer yet"; "cause" => %error);
+            }
             sleep_until(next).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

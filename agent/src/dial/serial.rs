@@ -30,9 +30,9 @@ pub struct Port(AsyncFd<OwnedFd>);
 
 /// Finds and opens the port, and waits until the host is there.
 pub async fn open() -> io::Result<Port> {
-    let path = uevent::wait_for("virtio-serial port", PORT_DEADLINE, find)
+    let path = uevent::wait_for(SERIAL_PORT_NAME, PORT_DEADLINE, find)
         .await
-        .map_err(|e| io::Error::other(e.to_string()))?;
+        .map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
     let port = OpenOptions::new()
         .read(true)
         .write(true)
