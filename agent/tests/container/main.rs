@@ -32,7 +32,7 @@ fn main() {
         return;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let cases: [Case; 34] = cases![
+    let cases: [Case; 35] = cases![
         isolation::namespaces_are_new,
         isolation::a_pod_shares_namespaces,
         isolation::a_user_namespace_maps_ids,
@@ -67,6 +67,7 @@ fn main() {
         lifecycle::deletion_kills_what_is_left,
         lifecycle::nested_cgroups_are_removed,
         timing::create_and_start,
+        timing::create_and_start_with_a_large_profile,
     ];
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

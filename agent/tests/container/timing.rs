@@ -3,15 +3,41 @@
 use std::time::{Duration, Instant};
 
 use agent::container::ProcessStdio;
+use libseccomp::ScmpSyscall;
+use serde_json::json;
 
 use crate::fixture::{Fixture, exit_code};
 
 const ROUNDS: usize = 20;
 
 pub async fn create_and_start() {
+    measure("create and start", |_| {}).await;
+}
+
+/// The size of the profile that container engines use by default: some 350 calls allowed, for three architectures.
+pub async fn create_and_start_with_a_large_profile() {
+    let refused = ["mount", "ptrace", "bpf", "reboot", "kexec_load", "init_module"];
+    let names: Vec<String> = (0..460)
+        .filter_map(|number| ScmpSyscall::from_raw_syscall(number).get_name().ok())
+        .filter(|name| !refused.contains(&name.as_str()))
+        .collect();
+    assert!(names.len() > 300);
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+    });
+    measure("the same with a large seccomp profile", |fixture| {
+        fixture.spec["linux"]["seccomp"] = profile.clone();
+    })
+    .await;
+}
+
+async fn measure(what: &str, change: impl Fn(&mut Fixture)) {
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        let fixture = Fixture::script("true");
+        let mut fixture = Fixture::script("true");
+        change(&mut fixture);
         let begin = Instant::now();
         let (mut container, started) = fixture.create(ProcessStdio::default()).await.unwrap();
         let created = begin.elapsed();
