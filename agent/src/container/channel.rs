@@ -221,19 +221,20 @@ fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Message, Option<OwnedFd
     let mut bytes = [0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    });
-    let length = match received {
-        Ok(received) => received.bytes,
-        // The other end was closed with our last message unread.
-        Err(rustix::io::Errno::CONNRESET) => 0,
-        Err(error) => return Err(error.into()),
+    let mut receive = || {
+        rustix::io::retry_on_intr(|| {
+            recvmsg(
+                socket,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        })
+    };
+    let length = match receive() {
+        // The other end was closed with a message of ours unread. The kernel says so once, before what it has sent itself.
+        Err(rustix::io::Errno::CONNRESET) => receive()?.bytes,
+        received => received?.bytes,
     };
     if length == 0 {
         return Ok(None);
@@ -272,6 +273,18 @@ mod tests {
             panic!("{received:?}");
         };
         assert_eq!(Error::from(failure).to_string(), error.to_string());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_last_word_is_heard_from_a_child_that_did_not_listen() {
+        let (agent, child) = pair().unwrap();
+        agent.send(&Message::Start).unwrap();
+        child.send(&Message::Ready, None).unwrap();
+        drop(child);
+        let limit = Duration::from_secs(5);
+        let word = agent.receive("a word", limit).await.unwrap();
+        assert!(matches!(word, Some((Message::Ready, None))), "{word:?}");
+        assert!(agent.receive("a word", limit).await.unwrap().is_none());
     }
 
     #[test]

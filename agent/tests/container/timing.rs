@@ -49,7 +49,7 @@ async fn measure(what: &str, change: impl Fn(&mut Fixture)) {
     times.sort_unstable();
     let (median, created) = times[ROUNDS / 2];
     println!(
-        "create and start: median {median:?} (create {created:?}), worst {:?}",
+        "{what}: median {median:?} (create {created:?}), worst {:?}",
         times[ROUNDS - 1].0
     );
     assert!(median < Duration::from_millis(250), "{median:?}");
