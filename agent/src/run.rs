@@ -113,7 +113,7 @@ fn serve(settings: Settings, dialler: Dialler, log: Logger) -> Result<()> {
             result.and(cleared)
         };
         tokio::select! {
-            () = sandbox.run(jobs) => Ok(()),
+            result = sandbox.run(jobs) => result,
             result = end => result,
         }
     })

@@ -12,7 +12,7 @@ pub mod state;
 mod stats;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agent_protocol::{GUEST_RESOLV_CONF, GUEST_SHM, StatsResponse};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
@@ -143,17 +143,17 @@ impl Sandbox {
     }
 
     /// Works off the jobs.
-    pub async fn run(mut self, mut jobs: mpsc::Receiver<handle::Job>) {
+    ///
+    /// # Errors
+    /// When the watch on the containers' memory breaks: a sandbox that can't tell of a shortage is not to be trusted.
+    pub async fn run(mut self, mut jobs: mpsc::Receiver<handle::Job>) -> Result<()> {
         loop {
             tokio::select! {
                 job = jobs.recv() => match job {
                     Some(job) => job(&mut self).await,
-                    None => return,
+                    None => return Ok(()),
                 },
-                changed = self.memory.changed() => match changed {
-                    Ok(containers) => containers.iter().for_each(|id| self.announce_oom(id)),
-                    Err(error) => warn!(self.log, "no more notice of memory shortage"; "cause" => %error),
-                },
+                changed = self.memory.changed() => changed?.iter().for_each(|id| self.announce_oom(id)),
             }
         }
     }
@@ -189,6 +189,7 @@ impl Sandbox {
             }
             Phase::Destroyed => return Err(Error::State("the sandbox is destroyed")),
         }
+        spec::check_id("sandbox_id", &request.id)?;
         request.identity.check()?;
         if self.owns_kernel {
             request.identity.apply_to_guest()?;
@@ -209,8 +210,7 @@ impl Sandbox {
         let storages: Vec<Storage> = std::iter::once(shm).chain(request.storages).collect();
         let mounts = self.mounter.mount_all(&storages).await?;
         if let Some(text) = request.identity.dns.resolv_conf() {
-            let name = GUEST_RESOLV_CONF.rsplit('/').next().unwrap_or_default();
-            let path = self.mounter.root().dir().join(name);
+            let path = self.resolv_conf();
             if let Err(error) = std::fs::write(&path, text) {
                 let _ = self.mounter.unmount_all(mounts);
                 return Err(Error::file("write", path)(error));
@@ -219,6 +219,10 @@ impl Sandbox {
         self.mounts = mounts;
         self.phase.send_replace(Phase::Ready);
         Ok(())
+    }
+
+    fn resolv_conf(&self) -> PathBuf {
+        spec::locate(Path::new(GUEST_RESOLV_CONF), self.mounter.root().dir())
     }
 
     async fn create_container(&mut self, request: ContainerRequest) -> Result<i32> {
@@ -450,6 +454,8 @@ impl Sandbox {
         }
         let mounts = std::mem::take(&mut self.mounts);
         result = result.and(self.mounter.unmount_all(mounts));
+        // There is none without DNS settings.
+        let _ = std::fs::remove_file(self.resolv_conf());
         if self.owns_kernel {
             rustix::fs::sync();
         }

@@ -1,6 +1,6 @@
 //! What the host says about a container or process, checked and made to fit this agent. Pure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use agent_protocol::{GUEST_DIR, MAX_SPEC};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
@@ -91,7 +91,7 @@ fn parse<T: DeserializeOwned>(field: &'static str, json: &[u8]) -> Result<T> {
 }
 
 /// Where a path of the guest is for this agent: only paths below its own directory move.
-fn locate(path: &Path, agent_dir: &Path) -> std::path::PathBuf {
+pub fn locate(path: &Path, agent_dir: &Path) -> PathBuf {
     match path.strip_prefix(GUEST_DIR) {
         Ok(below) => agent_dir.join(below),
         Err(_) => path.to_owned(),

@@ -47,7 +47,8 @@ impl Options {
                 ));
             }
             match option.as_str() {
-                "" | "defaults" | "rw" | "bind" | "rbind" => {}
+                "" | "defaults" | "bind" | "rbind" => {}
+                "rw" => parsed.flags.0 -= MountFlags::RDONLY,
                 "ro" => parsed.flags.0 |= MountFlags::RDONLY,
                 "nosuid" => parsed.flags.0 |= MountFlags::NOSUID,
                 "nodev" => parsed.flags.0 |= MountFlags::NODEV,
@@ -80,6 +81,11 @@ mod tests {
         let parsed = parse(&["rw", "nosuid", "mode=1777", "bind", "size=64m", "ro"]).unwrap();
         assert_eq!(parsed.flags.0, MountFlags::NOSUID | MountFlags::RDONLY);
         assert_eq!(parsed.data, ["mode=1777", "size=64m"]);
+        assert_eq!(
+            parse(&["ro", "rw"]).unwrap(),
+            Options::default(),
+            "the last one wins"
+        );
         assert_eq!(parse(&[]).unwrap(), Options::default());
     }
 

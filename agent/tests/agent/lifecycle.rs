@@ -171,6 +171,37 @@ async fn processes_are_added_signalled_and_forgotten() {
 }
 
 #[tokio::test]
+async fn a_signal_reaches_one_or_all_and_may_be_a_real_time_one() {
+    let sandbox = Sandbox::ready().await;
+    sandbox
+        .run(
+            "c",
+            "trap 'exit 3' 37; echo ready; while :; do sleep 0.05; done",
+            "o",
+        )
+        .await;
+    sandbox.expect("c", "", "ready").await;
+    for exec in ["a", "b"] {
+        sandbox.exec("c", exec, "exec sleep 1000", "").await.unwrap();
+    }
+    let all = p::SignalProcessRequest {
+        container_id: "c".into(),
+        signal: SIGTERM,
+        all: true,
+        ..Default::default()
+    };
+    sandbox.agent.signal_process(all, SOON).await.unwrap();
+    for exec in ["a", "b"] {
+        assert_eq!(sandbox.wait("c", exec).await.unwrap(), 128 + SIGTERM);
+    }
+    // The first process of a pid namespace does not even notice a signal that it does not handle.
+    sandbox.signal("c", "", 37).await.unwrap();
+    assert_eq!(sandbox.wait("c", "").await.unwrap(), 3);
+    sandbox.delete("c", false).await.unwrap();
+    sandbox.destroy().await;
+}
+
+#[tokio::test]
 async fn the_end_of_init_ends_every_process_of_its_container() {
     let sandbox = Sandbox::ready().await;
     sandbox.run("c", "sleep 1000", "").await;
