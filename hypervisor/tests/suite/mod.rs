@@ -1,5 +1,6 @@
 //! The promises, one function each.
 
+mod daemons;
 mod subject;
 
 use std::fs::File;
@@ -15,6 +16,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::RwLock;
 use tokio::time::timeout;
 
+pub use daemons::daemons_serve_vsock_and_a_directory;
 pub use subject::Subject;
 use subject::{BOOT, Place, SOON};
 

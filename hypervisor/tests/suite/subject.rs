@@ -19,6 +19,8 @@ pub const BOOT: Duration = Duration::from_secs(60);
 /// For what should happen at once.
 pub const SOON: Duration = Duration::from_secs(5);
 
+const QEMU: &str = "/usr/bin/qemu-system-x86_64";
+
 /// The agent's first bytes. They are repeated here because this crate must not depend on the agent's.
 const GREETING: &[u8; 16] = b"KATA-AGENT/0001\n";
 
@@ -53,20 +55,26 @@ impl Subject {
         }
     }
 
+    /// Whether the parts that its VMs need are here. Missing ones fail the test, unless `KATA_TEST_SKIP` names them.
+    pub fn present(self) -> bool {
+        match self {
+            Self::Fake => here("agent", &agent(), "cargo build -p agent"),
+            Self::Q35 | Self::Microvm => {
+                let image = ["vmlinux", "initrd.img"].map(|file| guest().join(file));
+                here("qemu", Path::new(QEMU), "apt-get install qemu-system-x86")
+                    && image
+                        .iter()
+                        .all(|file| here("guest-image", file, "cargo xtask guest"))
+            }
+        }
+    }
+
     /// A configuration with which its VMs start.
     pub fn config(self) -> HypervisorConfig {
-        let guest = directory("KATA_GUEST_DIR", "guest");
+        let guest = guest();
         let (kind, path) = match self {
-            Self::Fake => (
-                HypervisorKind::Fake,
-                part("KATA_AGENT_BIN", "debug/kata-agent", "cargo build -p agent"),
-            ),
-            Self::Q35 | Self::Microvm => {
-                for file in ["vmlinux", "initrd.img"] {
-                    require(&guest.join(file), "cargo xtask guest");
-                }
-                (HypervisorKind::Qemu, "/usr/bin/qemu-system-x86_64".into())
-            }
+            Self::Fake => (HypervisorKind::Fake, agent()),
+            Self::Q35 | Self::Microvm => (HypervisorKind::Qemu, QEMU.into()),
         };
         HypervisorConfig {
             kind,
@@ -168,18 +176,9 @@ impl Place {
         self.driver.launch(self.spec(), Boot::Cold).await.expect("a VM")
     }
 
-    /// The connection of an agent that has greeted.
+    /// The connection of an agent that has greeted on the serial port.
     pub async fn greeted(&self) -> UnixStream {
-        let greeting = async {
-            let (mut stream, _) = self.listener.accept().await.expect("a connection");
-            let mut bytes = [0; GREETING.len()];
-            stream.read_exact(&mut bytes).await.expect("a greeting");
-            assert_eq!(&bytes, GREETING);
-            stream
-        };
-        timeout(BOOT, greeting)
-            .await
-            .expect("the agent greets before the deadline")
+        greeted_on(&self.listener).await
     }
 
     /// A program of the test's own, in the run directory.
@@ -192,7 +191,30 @@ impl Place {
     }
 }
 
-fn directory(variable: &str, default: &str) -> PathBuf {
+/// The connection of an agent that has greeted on this socket.
+pub async fn greeted_on(listener: &UnixListener) -> UnixStream {
+    let greeting = async {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut bytes = [0; GREETING.len()];
+        stream.read_exact(&mut bytes).await.expect("a greeting");
+        assert_eq!(&bytes, GREETING);
+        stream
+    };
+    timeout(BOOT, greeting)
+        .await
+        .expect("the agent greets before the deadline")
+}
+
+fn guest() -> PathBuf {
+    found("KATA_GUEST_DIR", "guest")
+}
+
+fn agent() -> PathBuf {
+    found("KATA_AGENT_BIN", "debug/kata-agent")
+}
+
+/// A path from the environment, else one below `target`.
+pub fn found(variable: &str, default: &str) -> PathBuf {
     match std::env::var_os(variable) {
         Some(path) => path.into(),
         None => Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -201,16 +223,21 @@ fn directory(variable: &str, default: &str) -> PathBuf {
     }
 }
 
-fn part(variable: &str, default: &str, remedy: &str) -> PathBuf {
-    let path = directory(variable, default);
-    require(&path, remedy);
-    path
-}
-
-fn require(path: &Path, remedy: &str) {
+/// Whether a part is there. A part that is not fails the test, unless `KATA_TEST_SKIP`, a comma list, names it.
+pub fn here(part: &str, path: &Path, remedy: &str) -> bool {
+    if path.is_file() {
+        return true;
+    }
+    let skipped =
+        std::env::var("KATA_TEST_SKIP").is_ok_and(|list| list.split(',').any(|name| name.trim() == part));
     assert!(
-        path.is_file(),
-        "this test needs {}: run `{remedy}`",
+        skipped,
+        "this test needs {}: run `{remedy}`, or name {part:?} in KATA_TEST_SKIP to go without",
         path.display()
     );
+    println!(
+        "skipped, because KATA_TEST_SKIP says so: {} is missing",
+        path.display()
+    );
+    false
 }
