@@ -20,7 +20,7 @@ mod seccomp;
 mod setup;
 mod sys;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -268,11 +268,21 @@ impl Container {
         } else {
             &[(self.init.pidfd.as_fd(), pid)]
         };
-        let cloned = namespaces::within(visit, || {
-            sys::clone_process(0, Some(self.cgroup.as_fd()), || {
-                setup::exec(&child, self.init.pidfd.as_fd(), self.namespaces & !pid)
+        let clone = |cgroup: BorrowedFd<'_>| {
+            namespaces::within(visit, || {
+                sys::clone_process(0, Some(cgroup), || {
+                    setup::exec(&child, self.init.pidfd.as_fd(), self.namespaces & !pid)
+                })
             })
-        })?
+        };
+        let cloned = match clone(self.cgroup.as_fd())? {
+            // A container that manages cgroups itself has moved its processes to nested ones: then a process can only be
+            // where they are.
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                clone(self.cgroup.of_process(self.init.pid)?.as_fd())?
+            }
+            cloned => cloned,
+        }
         .step(|| "clone a process for the container")?;
         let process = ChildProcess::new(cloned);
         drop(child_end);

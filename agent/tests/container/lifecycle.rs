@@ -109,6 +109,56 @@ pub async fn nested_cgroups_are_removed() {
         .await;
     assert!(!std::fs::read_to_string(nested).unwrap().is_empty());
     assert_eq!(container.pids().len(), 1, "found in the nested cgroup");
+    // With a controller given to the nested cgroups, the container's own can't have processes any more.
+    let own = container.cgroup().to_owned();
+    if !container.is_unlimited() {
+        std::fs::write(own.join("cgroup.subtree_control"), "+pids").unwrap();
+    }
+    assert_eq!(fixture.exec(&container, "true").await.code, 0);
+    container.delete().await.unwrap();
+    exit_code(started.pid).await;
+}
+
+pub async fn limits_are_in_force_or_said_not_to_be() {
+    let mut fixture = Fixture::script("sleep 1000");
+    fixture.spec["linux"]["resources"] = json!({
+        "memory": {"limit": 67_108_864, "reservation": 33_554_432, "swap": 67_108_864},
+        "cpu": {"shares": 512, "quota": 50_000, "period": 100_000, "cpus": "0"},
+        "pids": {"limit": 17},
+    });
+    let (container, started) = fixture.start().await;
+    let read = |file: &str| std::fs::read_to_string(container.cgroup().join(file)).ok();
+    let of = |when: &str, expected: [(&str, &str); 6]| {
+        for (file, content) in expected {
+            // A tree without controllers has none of the files.
+            let wanted = (!container.is_unlimited()).then(|| format!("{content}\n"));
+            assert_eq!(read(file), wanted, "{when}: {file}");
+        }
+    };
+    let created = [
+        ("memory.max", "67108864"),
+        ("memory.low", "33554432"),
+        ("cpu.weight", "59"),
+        ("cpu.max", "50000 100000"),
+        ("cpuset.cpus", "0"),
+        ("pids.max", "17"),
+    ];
+    of("created", created);
+    let update = json!({"memory": {"limit": 134_217_728}, "cpu": {"quota": -1, "shares": 1024}, "pids": {"limit": -1}});
+    container
+        .update(&serde_json::from_value(update).unwrap())
+        .unwrap();
+    of(
+        "updated",
+        [
+            ("memory.max", "134217728"),
+            ("memory.low", "33554432"),
+            ("cpu.weight", "100"),
+            ("cpu.max", "max 100000"),
+            ("cpuset.cpus", "0"),
+            ("pids.max", "max"),
+        ],
+    );
     container.delete().await.unwrap();
     exit_code(started.pid).await;
 }

@@ -32,6 +32,8 @@ const ESSENTIAL: [&str; 3] = ["cpu", "memory", "pids"];
 #[derive(Debug)]
 pub(super) struct Cgroup {
     path: PathBuf,
+    /// The tree that the agent may use.
+    root: PathBuf,
     /// For CLONE_INTO_CGROUP.
     directory: OwnedFd,
     /// Directories that this container made, outermost first; the last is `path`.
@@ -80,14 +82,10 @@ impl Cgroup {
         if made.0.last() != Some(&path) && !pids_below(&path).is_empty() {
             return Err(failed("create", &path)(io::ErrorKind::AlreadyExists.into()));
         }
-        let directory = rustix::fs::open(
-            &path,
-            OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|error| failed("open", &path)(error.into()))?;
+        let directory = open(&path)?;
         Ok(Self {
             path,
+            root: root.to_owned(),
             directory,
             made: std::mem::take(&mut made.0),
             uncontrolled,
@@ -97,6 +95,21 @@ impl Cgroup {
     /// The directory.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Opens the cgroup that a process is in, the container's own or one nested in it.
+    pub(super) fn of_process(&self, pid: i32) -> Result<OwnedFd> {
+        let file = PathBuf::from(format!("/proc/{pid}/cgroup"));
+        let text = fs::read_to_string(&file).map_err(failed("read", &file))?;
+        let own = self.path.strip_prefix(&self.root).unwrap_or(&self.path);
+        // The line of version 2 is `0::/path`, a path from the root of the agent's cgroup namespace; what is nested follows
+        // our own part of it.
+        let nested = text
+            .lines()
+            .find_map(|line| line.strip_prefix("0::"))
+            .and_then(|path| path.split_once(own.to_str()?))
+            .map_or("", |(_, nested)| nested.trim_start_matches('/'));
+        open(&self.path.join(nested))
     }
 
     /// Whether limits can't be enforced because the tree has no controllers at all.
@@ -250,6 +263,11 @@ impl Drop for Made {
             let _ = fs::remove_dir(directory);
         }
     }
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed("open", path)(error.into()))
 }
 
 fn is_missing(error: &io::Error) -> bool {

@@ -53,10 +53,13 @@ impl Filter {
     }
 }
 
+/// A call's name, and its direct number if it has one.
+type Call = (&'static str, Option<u32>);
+
 /// Calls of 32-bit x86 that are reached through one call with a number as its first argument, and the numbers under which
 /// most are reached directly too (arch/x86/entry/syscalls/syscall_32.tbl of Linux). libseccomp's name lookup does not
 /// tell those.
-const MULTIPLEXED: [(&str, &[(&str, Option<u32>)]); 2] = [
+const MULTIPLEXED: [(&str, &[Call]); 2] = [
     (
         "socketcall",
         &[
