@@ -1,6 +1,7 @@
 //! The way to the sandbox's task: a queue of jobs, each with its answer. Waits that depend on a workload happen here, in
 //! the caller's task, so that they hold up nobody.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agent_protocol::StatsResponse;
@@ -24,6 +25,10 @@ const QUEUE: usize = 64;
 
 /// How long the kernel may take to end what was sent SIGKILL.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long creations and deletions under way may take when the sandbox is to be destroyed: longer than the longest wait
+/// inside them.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(45);
 
 /// Which output is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +83,11 @@ impl Handle {
     /// # Errors
     /// [`Error::Late`] when a process outlives SIGKILL; the first failure of what remains, all of which is tried.
     pub async fn destroy(&self, grace: Duration) -> Result<()> {
+        let mut busy = self.call(async |sandbox| Ok(sandbox.begin_destroy())).await?;
+        timeout(SETTLE_DEADLINE, busy.wait_for(BTreeSet::is_empty))
+            .await
+            .map_err(|_| Error::Late("the end of creations and deletions".to_owned(), SETTLE_DEADLINE))?
+            .map_err(|_| Error::ShuttingDown)?;
         if !grace.is_zero() {
             let ends = self
                 .call(async |sandbox| Ok(sandbox.signal_everything(Signal::TERM)))
@@ -89,7 +99,11 @@ impl Handle {
             .call(async |sandbox| Ok(sandbox.signal_everything(Signal::KILL)))
             .await?;
         killed(ends).await?;
-        self.call(async |sandbox| sandbox.destroy().await).await
+        let mut result = Ok(());
+        for id in self.call(async |sandbox| Ok(sandbox.ids())).await? {
+            result = result.and(self.delete_container(id, false).await);
+        }
+        result.and(self.call(async |sandbox| sandbox.finish_destroy()).await)
     }
 
     /// Completes when the sandbox has been destroyed.
@@ -104,8 +118,18 @@ impl Handle {
     /// # Errors
     /// [`Error::Exists`], [`Error::Invalid`], or why a part of it failed.
     pub async fn create_container(&self, request: ContainerRequest) -> Result<i32> {
-        self.call(async move |sandbox| sandbox.create_container(request).await)
-            .await
+        let handle = self.clone();
+        completed(async move {
+            let id = request.id.clone();
+            let workshop = handle
+                .call(async move |sandbox| sandbox.begin_create(&id))
+                .await?;
+            let made = workshop.create(&request).await;
+            handle
+                .call(async move |sandbox| sandbox.finish_create(request.id, made))
+                .await
+        })
+        .await
     }
 
     /// Lets the init process execute.
@@ -133,8 +157,22 @@ impl Handle {
             });
             killed(vec![end.await?]).await?;
         }
-        self.call(async move |sandbox| sandbox.delete_container(&id).await)
-            .await
+        let handle = self.clone();
+        completed(async move {
+            let of = id.clone();
+            let (workshop, entry) = handle
+                .call(async move |sandbox| sandbox.begin_delete(&of))
+                .await?;
+            let deleted = workshop.delete(entry).await;
+            handle
+                .call(async move |sandbox| {
+                    sandbox.settle(&id);
+                    Ok(())
+                })
+                .await?;
+            deleted
+        })
+        .await
     }
 
     /// Runs one more process in a running container; its pid is the answer.
@@ -293,6 +331,11 @@ impl Handle {
             newest.changed().await.map_err(|_| Error::ShuttingDown)?;
         }
     }
+}
+
+/// Does something in a task of its own, so that it is completed even if the caller gives up.
+async fn completed<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.map_err(|_| Error::ShuttingDown)?
 }
 
 /// Waits for what was sent SIGKILL.

@@ -1,7 +1,8 @@
 //! The sandbox: every container and process of this guest, owned by one task.
 //!
 //! The task is commanded through a [`Handle`], one job after the other. A job that needs the workload's cooperation
-//! (output, the end of a process) only hands out what to wait on; the waiting is done by whoever asked.
+//! (output, the end of a process) only hands out what to wait on; the waiting is done by whoever asked. Containers are
+//! made and taken apart beside it, in the [`workshop`].
 //!
 //! Must not know of the wire (`rpc` translates).
 
@@ -10,16 +11,18 @@ mod handle;
 pub mod spec;
 pub mod state;
 mod stats;
+mod workshop;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use agent_protocol::{GUEST_RESOLV_CONF, GUEST_SHM, StatsResponse};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use slog::{Logger, warn};
 use tokio::sync::{mpsc, watch};
 
-use crate::container::{self, Container, CreateRequest, Environment, PodNamespaces};
+use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
 use crate::identity::Identity;
@@ -31,6 +34,7 @@ use crate::sys;
 use entry::Entry;
 pub use handle::{Handle, Stream};
 use state::Call;
+use workshop::Workshop;
 
 /// What a sandbox stands on.
 #[derive(Debug)]
@@ -89,6 +93,8 @@ pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;
 enum Phase {
     Blank,
     Ready,
+    /// Being destroyed: nothing new is accepted.
+    Ending,
     Destroyed,
 }
 
@@ -96,14 +102,14 @@ enum Phase {
 #[derive(Debug)]
 pub struct Sandbox {
     log: Logger,
-    mounter: Mounter,
+    workshop: Workshop,
     owns_kernel: bool,
-    environment: Environment,
-    reaper: Reaper,
     handle: Handle,
     phase: watch::Sender<Phase>,
     mounts: Vec<Mounted>,
     containers: BTreeMap<String, Entry>,
+    /// Ids of containers that are being made or taken apart.
+    busy: watch::Sender<BTreeSet<String>>,
     events: Log,
     memory: MemoryWatch,
 }
@@ -117,20 +123,25 @@ impl Sandbox {
         let phase = watch::Sender::new(Phase::Blank);
         let (handle, jobs) = Handle::new(phase.subscribe());
         let state_dir = settings.mounter.root().dir().join("state");
+        let environment = Environment {
+            cgroup_root: settings.cgroup_root,
+            state_dir,
+            pod: PodNamespaces::default(),
+        };
         let sandbox = Self {
-            log,
-            mounter: settings.mounter,
-            owns_kernel: settings.owns_kernel,
-            environment: Environment {
-                cgroup_root: settings.cgroup_root,
-                state_dir,
-                pod: PodNamespaces::default(),
+            workshop: Workshop {
+                log: log.clone(),
+                mounter: Arc::new(settings.mounter),
+                environment: Arc::new(environment),
+                reaper: Reaper::start()?,
             },
-            reaper: Reaper::start()?,
+            log,
+            owns_kernel: settings.owns_kernel,
             handle,
             phase,
             mounts: Vec::new(),
             containers: BTreeMap::new(),
+            busy: watch::Sender::default(),
             events: Log::default(),
             memory: MemoryWatch::new()?,
         };
@@ -162,7 +173,7 @@ impl Sandbox {
         match *self.phase.borrow() {
             Phase::Blank => Err(Error::State("the sandbox is not created yet")),
             Phase::Ready => Ok(()),
-            Phase::Destroyed => Err(Error::State("the sandbox is destroyed")),
+            Phase::Ending | Phase::Destroyed => Err(Error::State("the sandbox is destroyed")),
         }
     }
 
@@ -187,7 +198,7 @@ impl Sandbox {
                     id: request.id,
                 });
             }
-            Phase::Destroyed => return Err(Error::State("the sandbox is destroyed")),
+            Phase::Ending | Phase::Destroyed => return Err(Error::State("the sandbox is destroyed")),
         }
         spec::check_id("sandbox_id", &request.id)?;
         request.identity.check()?;
@@ -208,11 +219,11 @@ impl Sandbox {
         ];
         let shm = Storage::parse("tmpfs", "", "", &options.map(str::to_owned), GUEST_SHM)?;
         let storages: Vec<Storage> = std::iter::once(shm).chain(request.storages).collect();
-        let mounts = self.mounter.mount_all(&storages).await?;
+        let mounts = self.workshop.mounter.mount_all(&storages).await?;
         if let Some(text) = request.identity.dns.resolv_conf() {
             let path = self.resolv_conf();
             if let Err(error) = std::fs::write(&path, text) {
-                let _ = self.mounter.unmount_all(mounts);
+                let _ = self.workshop.mounter.unmount_all(mounts);
                 return Err(Error::file("write", path)(error));
             }
         }
@@ -222,60 +233,59 @@ impl Sandbox {
     }
 
     fn resolv_conf(&self) -> PathBuf {
-        spec::locate(Path::new(GUEST_RESOLV_CONF), self.mounter.root().dir())
+        spec::locate(Path::new(GUEST_RESOLV_CONF), self.workshop.mounter.root().dir())
     }
 
-    async fn create_container(&mut self, request: ContainerRequest) -> Result<i32> {
+    /// Reserves the id of a container that is about to be made.
+    fn begin_create(&mut self, id: &str) -> Result<Workshop> {
         self.ready()?;
-        spec::check_id("container_id", &request.id)?;
-        if self.containers.contains_key(&request.id) {
+        spec::check_id("container_id", id)?;
+        if self.containers.contains_key(id) || self.busy.borrow().contains(id) {
             return Err(Error::Exists {
                 what: "container",
-                id: request.id,
+                id: id.to_owned(),
             });
         }
-        let spec = spec::container(&request.spec, self.mounter.root().dir())?;
-        let mounts = self.mounter.mount_all(&request.storages).await?;
-        let (container, init) = match self.create_init(&request, &spec).await {
-            Ok(created) => created,
-            Err(error) => {
-                if let Err(leftover) = self.mounter.unmount_all(mounts) {
-                    warn!(self.log, "a mount of a failed container stays"; "cause" => %leftover);
-                }
-                return Err(error);
-            }
-        };
-        let pid = init.pid;
-        self.memory.add(&request.id, container.cgroup());
-        self.announce_end(&request.id, init.exited.clone());
-        self.containers
-            .insert(request.id, Entry::new(container, init, mounts));
+        self.reserve(id);
+        Ok(self.workshop.clone())
+    }
+
+    /// Takes a container that was made, and answers with the pid of its init process.
+    fn finish_create(&mut self, id: String, made: Result<Entry>) -> Result<i32> {
+        self.settle(&id);
+        let entry = made?;
+        let pid = entry.init.pid;
+        self.memory.add(&id, entry.container.cgroup());
+        self.announce_end(&id, entry.init.exited.clone());
+        self.containers.insert(id, entry);
         Ok(pid)
     }
 
-    async fn create_init(
-        &self,
-        request: &ContainerRequest,
-        spec: &oci_spec::runtime::Spec,
-    ) -> Result<(Container, Process)> {
-        let (pending, child) = stdio::prepare(request.stdio)?;
-        let expectation = self.reaper.expect();
-        let create = CreateRequest {
-            id: &request.id,
-            spec,
-            stdio: child,
-            environment: &self.environment,
-        };
-        let (container, mut started) = container::create(create).await?;
-        let pid = started.pid.as_raw();
-        let exited = expectation.claim(pid);
-        match pending.connect(&mut started) {
-            Ok(streams) => Ok((container, Process { pid, exited, streams })),
-            Err(error) => {
-                container.delete().await?;
-                Err(error)
-            }
-        }
+    /// Hands out a container that has ended, to be taken apart; its id stays reserved until [`Sandbox::settle`].
+    fn begin_delete(&mut self, id: &str) -> Result<(Workshop, Entry)> {
+        self.entry(id)?.check(Call::Delete)?;
+        self.announce_oom(id);
+        self.memory.remove(id);
+        let entry = self
+            .containers
+            .remove(id)
+            .ok_or_else(|| Error::NoContainer(id.to_owned()))?;
+        self.reserve(id);
+        Ok((self.workshop.clone(), entry))
+    }
+
+    /// Keeps others from using an id.
+    fn reserve(&self, id: &str) {
+        self.busy.send_modify(|busy| {
+            busy.insert(id.to_owned());
+        });
+    }
+
+    /// Frees an id that was reserved.
+    fn settle(&self, id: &str) {
+        self.busy.send_modify(|busy| {
+            busy.remove(id);
+        });
     }
 
     /// Sees to it that the end of an init process takes the rest of its container with it.
@@ -331,22 +341,9 @@ impl Sandbox {
         }
     }
 
-    async fn delete_container(&mut self, id: &str) -> Result<()> {
-        self.entry(id)?.check(Call::Delete)?;
-        self.announce_oom(id);
-        self.memory.remove(id);
-        let Some(entry) = self.containers.remove(id) else {
-            return Err(Error::NoContainer(id.to_owned()));
-        };
-        let deleted = entry.container.delete().await;
-        let unmounted = self.mounter.unmount_all(entry.mounts);
-        deleted?;
-        unmounted
-    }
-
     async fn exec(&mut self, request: ExecRequest) -> Result<i32> {
         spec::check_id("exec_id", &request.id)?;
-        let reaper = self.reaper.clone();
+        let reaper = self.workshop.reaper.clone();
         let entry = self.entry_mut(&request.container)?;
         entry.check(Call::Exec)?;
         if entry.execs.contains_key(&request.id) {
@@ -445,15 +442,23 @@ impl Sandbox {
         processes.map(|process| process.exited.clone()).collect()
     }
 
-    /// Deletes every container, which must all have ended, and unmounts everything.
-    async fn destroy(&mut self) -> Result<()> {
-        let mut result = Ok(());
-        let ids: Vec<String> = self.containers.keys().cloned().collect();
-        for id in ids {
-            result = result.and(self.delete_container(&id).await);
+    /// From now on nothing is created. Answers with the ids that are being worked on.
+    fn begin_destroy(&self) -> watch::Receiver<BTreeSet<String>> {
+        // A second destruction finds nothing to do, and must not seem to begin again.
+        if *self.phase.borrow() != Phase::Destroyed {
+            self.phase.send_replace(Phase::Ending);
         }
+        self.busy.subscribe()
+    }
+
+    fn ids(&self) -> Vec<String> {
+        self.containers.keys().cloned().collect()
+    }
+
+    /// Unmounts everything. The containers are deleted by now.
+    fn finish_destroy(&mut self) -> Result<()> {
         let mounts = std::mem::take(&mut self.mounts);
-        result = result.and(self.mounter.unmount_all(mounts));
+        let result = self.workshop.mounter.unmount_all(mounts);
         // There is none without DNS settings.
         let _ = std::fs::remove_file(self.resolv_conf());
         if self.owns_kernel {

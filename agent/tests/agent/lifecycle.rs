@@ -171,6 +171,38 @@ async fn processes_are_added_signalled_and_forgotten() {
 }
 
 #[tokio::test]
+async fn a_creation_that_waits_for_its_disk_holds_up_nobody_else() {
+    let sandbox = Sandbox::ready().await;
+    sandbox.run("c", "sleep 1000", "").await;
+    let create = p::CreateContainerRequest {
+        container_id: "slow".into(),
+        spec: crate::support::spec("true", false).to_string().into_bytes(),
+        storages: vec![p::Storage {
+            driver: "block".into(),
+            source: "serial:no-such-disk".into(),
+            fstype: "ext4".into(),
+            mount_point: "/run/kata/disk".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let others = async {
+        sandbox.signal("c", "", SIGKILL).await.unwrap();
+        assert_eq!(sandbox.wait("c", "").await.unwrap(), 128 + SIGKILL);
+        sandbox.delete("c", false).await.unwrap();
+        let taken = sandbox.create("slow", "true", "").await.unwrap_err();
+        assert_eq!(taken.kind, ErrorKind::AlreadyExists, "{taken}");
+    };
+    tokio::select! {
+        biased;
+        created = sandbox.agent.create_container(create, SOON) => panic!("before the others: {created:?}"),
+        () = others => {}
+    }
+    // The caller has given up by now. Destruction waits for the end of the creation, and finds nothing left of it.
+    sandbox.destroy().await;
+}
+
+#[tokio::test]
 async fn a_signal_reaches_one_or_all_and_may_be_a_real_time_one() {
     let sandbox = Sandbox::ready().await;
     sandbox

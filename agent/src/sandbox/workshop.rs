@@ -1,0 +1,83 @@
+//! Makes containers and takes them apart, beside the sandbox's task: both may wait for storage or for the kernel, and the
+//! other containers must not wait with them.
+
+use std::sync::Arc;
+
+use slog::{Logger, warn};
+
+use super::entry::Entry;
+use super::{ContainerRequest, spec};
+use crate::container::{self, Container, CreateRequest, Environment};
+use crate::error::Result;
+use crate::process::{Process, stdio};
+use crate::reaper::Reaper;
+use crate::storage::Mounter;
+
+/// What it takes to make a container. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Workshop {
+    /// Where to complain.
+    pub log: Logger,
+    /// Mounts what containers stand on.
+    pub mounter: Arc<Mounter>,
+    /// Where containers live.
+    pub environment: Arc<Environment>,
+    /// Knows how processes end.
+    pub reaper: Reaper,
+}
+
+impl Workshop {
+    /// Mounts what the container needs, and creates it up to the exec of its first process. Undone on failure.
+    ///
+    /// # Errors
+    /// The first step that fails.
+    pub async fn create(&self, request: &ContainerRequest) -> Result<Entry> {
+        let spec = spec::container(&request.spec, self.mounter.root().dir())?;
+        let mounts = self.mounter.mount_all(&request.storages).await?;
+        match self.create_init(request, &spec).await {
+            Ok((container, init)) => Ok(Entry::new(container, init, mounts)),
+            Err(error) => {
+                if let Err(leftover) = self.mounter.unmount_all(mounts) {
+                    warn!(self.log, "a mount of a failed container stays"; "cause" => %leftover);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_init(
+        &self,
+        request: &ContainerRequest,
+        spec: &oci_spec::runtime::Spec,
+    ) -> Result<(Container, Process)> {
+        let (pending, child) = stdio::prepare(request.stdio)?;
+        let expectation = self.reaper.expect();
+        let create = CreateRequest {
+            id: &request.id,
+            spec,
+            stdio: child,
+            environment: &self.environment,
+        };
+        let (container, mut started) = container::create(create).await?;
+        let pid = started.pid.as_raw();
+        let exited = expectation.claim(pid);
+        match pending.connect(&mut started) {
+            Ok(streams) => Ok((container, Process { pid, exited, streams })),
+            Err(error) => {
+                container.delete().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes a container and unmounts what it stood on; the latter is tried even if the former fails.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub async fn delete(&self, entry: Entry) -> Result<()> {
+        let deleted = entry.container.delete().await;
+        let unmounted = self.mounter.unmount_all(entry.mounts);
+        deleted?;
+        unmounted
+    }
+}
