@@ -79,6 +79,7 @@ mod only_q35 {
         q35: a_missing_kernel_is_named
         q35: a_control_socket_that_stays_silent_has_a_deadline
         q35: a_panic_of_the_guest_is_told_with_its_last_words
+        q35: a_guest_that_powers_off_is_told
         q35: a_disk_is_plugged_and_unplugged
         q35: daemons_serve_vsock_and_a_directory
     }
@@ -89,6 +90,7 @@ mod only_microvm {
 
     only! {
         microvm: a_panic_of_the_guest_is_told_with_its_last_words
+        microvm: a_guest_that_powers_off_is_told
         microvm: daemons_serve_vsock_and_a_directory
     }
 }

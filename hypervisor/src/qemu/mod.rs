@@ -123,7 +123,7 @@ impl Hypervisor for Qemu {
         for (what, path, remedy) in needed {
             let problem = match fs::metadata(path) {
                 Ok(metadata) if metadata.is_file() => continue,
-                Ok(_) => io::Error::from(io::ErrorKind::InvalidInput),
+                Ok(_) => io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"),
                 Err(error) => error,
             };
             return Err(Error::caused(

@@ -348,6 +348,23 @@ pub async fn a_panic_of_the_guest_is_told_with_its_last_words(subject: Subject) 
     );
 }
 
+pub async fn a_guest_that_powers_off_is_told(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let mut spec = place.spec();
+    // An agent that is not told where its host is has nothing to live for.
+    spec.kernel_params.clear();
+    let vm = place.driver.launch(spec, Boot::Cold).await.expect("a VM");
+    let mut exited = vm.exited();
+    let exit = timeout(BOOT, exited.wait_for(Option::is_some))
+        .await
+        .expect("an end")
+        .expect("a reason")
+        .clone();
+    let Exit { reason, console } = exit.expect("an exit");
+    assert_eq!(reason, ExitReason::GuestShutdown, "{console:?}");
+}
+
 pub async fn a_disk_is_plugged_and_unplugged(subject: Subject) {
     let _shared = PROCESS.read().await;
     let place = Place::new(subject);
