@@ -161,6 +161,7 @@ async fn spawn_init(
 ) -> Result<(ChildProcess, AgentEnd, Started)> {
     if let Some(resources) = resources {
         cgroup.limit(resources)?;
+        cgroup.limit_devices(resources.devices().as_deref())?;
     }
     let joins = namespaces::Joins::open(&plan.namespaces)?;
     let (agent_end, child_end) = channel::pair()?;
@@ -320,7 +321,7 @@ impl Container {
         self.cgroup.freeze(false).await
     }
 
-    /// Changes limits; those that are not named stay.
+    /// Changes limits; those that are not named stay, and so do the devices.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         self.cgroup.limit(resources)
     }

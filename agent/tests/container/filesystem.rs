@@ -221,3 +221,18 @@ pub async fn the_cgroup_is_the_containers() {
     assert_eq!(lines.next(), Some("1"), "{output:?}");
     assert!(output.stderr.contains("Read-only file system"), "{output:?}");
 }
+
+pub async fn devices_are_limited() {
+    let script = "echo x > /dev/null && echo null; head -c 1 /dev/extra; head -c 1 /dev/given > /dev/null && echo given";
+    let mut fixture = Fixture::script(script);
+    let device = |path: &str, minor: u32| json!({"path": path, "type": "c", "major": 1, "minor": minor, "fileMode": 0o666});
+    // The kernel's log and /dev/zero's device: the second is every container's.
+    fixture.spec["linux"]["devices"] = json!([device("/dev/extra", 11), device("/dev/given", 5)]);
+    fixture.spec["linux"]["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
+    let output = fixture.run().await;
+    assert_eq!(output.stdout, "null\ngiven\n", "{output:?}");
+    assert!(
+        output.stderr.contains("/dev/extra: Operation not permitted"),
+        "{output:?}"
+    );
+}

@@ -250,7 +250,7 @@ fn specification(root: &Path, id: &str) -> Value {
             "cgroupsPath": format!("/kata-container-test/{id}"),
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"},
                            {"type": "cgroup"}],
-            "resources": {"pids": {"limit": 64}},
+            "resources": {"pids": {"limit": 64}, "devices": [{"allow": false, "access": "rwm"}]},
             "maskedPaths": ["/proc/kcore", "/proc/keys", "/proc/scsi", "/sys/firmware", "/not/there", "/secret"],
             "readonlyPaths": ["/proc/bus", "/proc/sys", "/proc/sysrq-trigger", "/not/there"],
         },

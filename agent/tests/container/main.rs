@@ -32,7 +32,7 @@ fn main() {
         return;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let cases: [Case; 36] = cases![
+    let cases: [Case; 37] = cases![
         isolation::namespaces_are_new,
         isolation::a_pod_shares_namespaces,
         isolation::a_user_namespace_maps_ids,
@@ -49,6 +49,7 @@ fn main() {
         filesystem::mount_options_are_in_force,
         filesystem::read_only_reaches_submounts_when_asked,
         filesystem::devices_are_there,
+        filesystem::devices_are_limited,
         filesystem::links_do_not_divert_mounts,
         filesystem::proc_is_not_diverted,
         filesystem::tmpfs_starts_as_a_copy,

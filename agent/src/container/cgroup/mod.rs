@@ -2,6 +2,7 @@
 //!
 //! Must not know of namespaces or processes beyond their pids. Waits are events of `cgroup.events`, never sleeps.
 
+mod devices;
 mod limits;
 pub(super) mod path;
 
@@ -13,13 +14,14 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use rustix::fs::{Mode, OFlags};
 use tokio::io::Interest;
 
 use super::deadlines;
 use super::error::{Error, Result};
 use super::sys;
+pub(super) use devices::Instruction;
 
 /// What containers are given of; the others (misc, rdma) the guest does not offer.
 const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
@@ -145,6 +147,19 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Limits which devices can be opened.
+    ///
+    /// A kernel without eBPF for cgroups has no such limit in version 2: there, the virtual machine's devices are the wall.
+    pub(super) fn limit_devices(&self, rules: Option<&[LinuxDeviceCgroup]>) -> Result<()> {
+        let Some(program) = devices::program(rules)? else {
+            return Ok(());
+        };
+        match sys::attach_device_program(self.as_fd(), &program) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
+            result => result.map_err(failed("limit the devices of", &self.path)),
+        }
     }
 
     /// Stops all processes, or lets them run again; returns when they do.
