@@ -45,6 +45,7 @@ pub(super) struct Failure {
 enum FailureKind {
     Step,
     Program,
+    Spec,
     Unsupported,
 }
 
@@ -56,6 +57,7 @@ impl From<&Error> for Failure {
             Error::Unsupported { field, what } => {
                 (FailureKind::Unsupported, None, format!("{field}\0{what}"))
             }
+            Error::Spec { field, reason } => (FailureKind::Spec, None, format!("{field}\0{reason}")),
             other => (FailureKind::Step, None, other.to_string()),
         };
         Self {
@@ -70,9 +72,12 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure.kind {
             FailureKind::Program => Error::Program(failure.text),
-            FailureKind::Unsupported => {
-                let (field, what) = failure.text.split_once('\0').unwrap_or(("", &failure.text));
-                Error::unsupported(field, what)
+            FailureKind::Spec | FailureKind::Unsupported => {
+                let (field, reason) = failure.text.split_once('\0').unwrap_or(("", &failure.text));
+                match failure.kind {
+                    FailureKind::Spec => Error::spec(field, reason),
+                    _ => Error::unsupported(field, reason),
+                }
             }
             FailureKind::Step => Error::Step {
                 step: failure.text,
@@ -95,6 +100,7 @@ impl Message {
                 let kind = match failure.kind {
                     FailureKind::Step => b's',
                     FailureKind::Program => b'p',
+                    FailureKind::Spec => b'i',
                     FailureKind::Unsupported => b'u',
                 };
                 let mut bytes = vec![b'F', kind];
@@ -117,6 +123,7 @@ impl Message {
                     kind: match kind {
                         b's' => FailureKind::Step,
                         b'p' => FailureKind::Program,
+                        b'i' => FailureKind::Spec,
                         b'u' => FailureKind::Unsupported,
                         _ => return None,
                     },

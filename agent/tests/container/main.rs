@@ -32,7 +32,7 @@ fn main() {
         return;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let cases: [Case; 37] = cases![
+    let cases: [Case; 38] = cases![
         isolation::namespaces_are_new,
         isolation::a_pod_shares_namespaces,
         isolation::a_user_namespace_maps_ids,
@@ -70,6 +70,7 @@ fn main() {
         lifecycle::limits_are_in_force_or_said_not_to_be,
         timing::create_and_start,
         timing::create_and_start_with_a_large_profile,
+        timing::exec,
     ];
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -56,3 +56,27 @@ async fn measure(what: &str, change: impl Fn(&mut Fixture)) {
     );
     assert!(median < Duration::from_millis(250), "{median:?}");
 }
+
+pub async fn exec() {
+    let fixture = Fixture::script("sleep 1000");
+    let (container, init) = fixture.start().await;
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        let started = container
+            .exec(&fixture.exec_process("true"), ProcessStdio::default())
+            .await
+            .unwrap();
+        times.push(begin.elapsed());
+        exit_code(started.pid).await;
+    }
+    times.sort_unstable();
+    println!(
+        "exec: median {:?}, worst {:?}",
+        times[ROUNDS / 2],
+        times[ROUNDS - 1]
+    );
+    assert!(times[ROUNDS / 2] < Duration::from_millis(250));
+    container.delete().await.unwrap();
+    exit_code(init.pid).await;
+}

@@ -56,6 +56,15 @@ pub(super) fn writes(resources: &LinuxResources) -> Result<Vec<Write>> {
     if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
         return Err(Error::unsupported("linux.resources.rdma", "the rdma controller"));
     }
+    if resources.network().as_ref().is_some_and(|network| {
+        network.class_id().is_some_and(|id| id != 0)
+            || network.priorities().as_ref().is_some_and(|all| !all.is_empty())
+    }) {
+        return Err(Error::unsupported(
+            "linux.resources.network",
+            "a class or priority of packets (cgroup v1)",
+        ));
+    }
     if let Some(unified) = resources.unified() {
         // Sorted, so that the same specification gives the same writes.
         let mut entries: Vec<_> = unified.iter().collect();
@@ -348,6 +357,7 @@ mod tests {
             r#"{"unified": {"../memory.max": "1"}}"#,
             r#"{"unified": {"cgroup.procs": "1"}}"#,
             r#"{"cpu": {"realtimeRuntime": 5}}"#,
+            r#"{"network": {"classID": 5}}"#,
         ] {
             let resources: LinuxResources = serde_json::from_str(json).unwrap();
             assert!(writes(&resources).is_err(), "{json}");

@@ -57,8 +57,10 @@ pub(super) struct Hook {
 impl Plan {
     /// Checks a specification and turns it into a plan.
     pub(super) fn new(id: &str, spec: &Spec, environment: &Environment) -> Result<Self> {
-        let none = Linux::default_without_namespaces();
-        let linux = spec.linux().as_ref().unwrap_or(&none);
+        let linux = spec
+            .linux()
+            .as_ref()
+            .ok_or_else(|| Error::spec("linux", "is missing"))?;
         refuse_unsupported(linux)?;
         let process = spec
             .process()
@@ -84,24 +86,6 @@ impl Plan {
             hooks: hooks(spec)?,
             namespaces,
         })
-    }
-}
-
-/// Without namespaces; `Linux::default()` comes with a whole example container.
-trait Bare {
-    fn default_without_namespaces() -> Self;
-}
-
-impl Bare for Linux {
-    fn default_without_namespaces() -> Self {
-        let mut linux = Self::default();
-        linux
-            .set_namespaces(None)
-            .set_masked_paths(None)
-            .set_readonly_paths(None)
-            .set_resources(None)
-            .set_devices(None);
-        linux
     }
 }
 

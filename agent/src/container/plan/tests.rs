@@ -51,6 +51,7 @@ fn a_bad_field_is_named() {
         ("/root/path", json!("relative"), "root.path"),
         ("/root/path", json!("/x/.."), "root.path"),
         ("/process", Value::Null, "process"),
+        ("/linux", Value::Null, "linux"),
         ("/process/args", json!([]), "process.args"),
         ("/process/args", json!([""]), "process.args"),
         ("/process/args", json!(["a\u{0}b"]), "process.args"),
