@@ -32,7 +32,7 @@ fn main() {
         return;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let cases: [Case; 38] = cases![
+    let cases: [Case; 39] = cases![
         isolation::namespaces_are_new,
         isolation::a_pod_shares_namespaces,
         isolation::a_user_namespace_maps_ids,
@@ -69,6 +69,7 @@ fn main() {
         lifecycle::nested_cgroups_are_removed,
         lifecycle::limits_are_in_force_or_said_not_to_be,
         timing::create_and_start,
+        timing::create_and_start_with_the_pods_network,
         timing::create_and_start_with_a_large_profile,
         timing::exec,
     ];

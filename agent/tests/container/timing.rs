@@ -14,6 +14,15 @@ pub async fn create_and_start() {
     measure("create and start", |_| {}).await;
 }
 
+/// In a guest the network namespace is the pod's, that is the agent's own.
+pub async fn create_and_start_with_the_pods_network() {
+    measure("the same with the pod's network", |fixture| {
+        let namespaces = fixture.spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
+    })
+    .await;
+}
+
 /// The size of the profile that container engines use by default: some 350 calls allowed, for three architectures.
 pub async fn create_and_start_with_a_large_profile() {
     let refused = ["mount", "ptrace", "bpf", "reboot", "kexec_load", "init_module"];
