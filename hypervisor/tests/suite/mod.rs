@@ -254,9 +254,12 @@ pub async fn a_vmm_dies_with_its_owner(subject: Subject) {
     }
     let this = std::env::current_exe().expect("the test's program");
     let test = format!("{}::a_vmm_dies_with_its_owner", subject.name());
+    // What the owner leaves behind goes away with this.
+    let temporary = tempfile::tempdir().expect("a directory");
     let mut owner = tokio::process::Command::new(this)
         .args(["--exact", &test, "--nocapture", "--test-threads=1"])
         .env(ROLE, "1")
+        .env("TMPDIR", temporary.path())
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
