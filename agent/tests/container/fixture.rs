@@ -212,6 +212,11 @@ fn cgroup_root() -> PathBuf {
     PathBuf::from(root[1])
 }
 
+/// Each run's own: another one may be under way on this machine.
+fn cgroup_parent() -> String {
+    format!("kata-container-test-{}", std::process::id())
+}
+
 fn specification(root: &Path, id: &str) -> Value {
     let capabilities = json!([
         "CAP_CHOWN",
@@ -247,7 +252,7 @@ fn specification(root: &Path, id: &str) -> Value {
              "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]},
         ],
         "linux": {
-            "cgroupsPath": format!("/kata-container-test/{id}"),
+            "cgroupsPath": format!("/{}/{id}", cgroup_parent()),
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"},
                            {"type": "cgroup"}],
             "resources": {"pids": {"limit": 64}, "devices": [{"allow": false, "access": "rwm"}]},
@@ -285,7 +290,7 @@ impl Leftovers {
             .cloned()
             .collect();
         assert!(new.is_empty(), "descriptors: {new:?}");
-        assert!(!cgroup_root().join("kata-container-test").exists(), "cgroups");
+        assert!(!cgroup_root().join(cgroup_parent()).exists(), "cgroups");
         // Killed children of a failed creation are the agent's to reap.
         let mut ended = signal(SignalKind::child()).unwrap();
         while reap() {
