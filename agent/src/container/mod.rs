@@ -1,12 +1,12 @@
 //! Containers: created, started, entered, controlled and deleted, with the kernel's own means.
 //!
-//! A container is its cgroup and its first process, a clone of the agent that sets itself up ([`setup`]) as a [`plan`]
+//! A container is its cgroup and its first process, a clone of the agent that sets itself up (`setup`) as a `plan`
 //! says and executes the program when it is told to. The agent never waits without a deadline, and never reaps: the exit
 //! of each process that a [`Started`] names is collected by the agent's own loop.
 //!
 //! This module must not know of the agent protocol, of streams beyond the descriptors that it passes on, or of storage.
 //!
-//! The agent must be single-threaded: see [`sys::clone_process`].
+//! The agent must be single-threaded: see `sys::clone_process`.
 
 mod capabilities;
 mod cgroup;
