@@ -60,6 +60,14 @@ impl Error {
         }
     }
 
+    /// The same error, with what was attempted in front.
+    pub(crate) fn while_doing(self, what: impl std::fmt::Display) -> Self {
+        Self {
+            context: format!("{what}: {}", self.context),
+            ..self
+        }
+    }
+
     /// The whole story on one line: context and every cause, separated by ": ".
     pub fn chain(&self) -> String {
         let mut text = self.context.clone();
@@ -70,5 +78,45 @@ impl Error {
             next = cause.source();
         }
         text
+    }
+}
+
+/// An error of the agent or of the way to it: the kinds are the same.
+impl From<agent_client::Error> for Error {
+    fn from(error: agent_client::Error) -> Self {
+        use agent_client::ErrorKind as Agent;
+        let kind = match error.kind {
+            Agent::NotFound => ErrorKind::NotFound,
+            Agent::AlreadyExists => ErrorKind::AlreadyExists,
+            Agent::InvalidArgument => ErrorKind::InvalidArgument,
+            Agent::FailedPrecondition => ErrorKind::FailedPrecondition,
+            Agent::Unsupported => ErrorKind::Unsupported,
+            Agent::Unavailable => ErrorKind::Unavailable,
+            Agent::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+            Agent::Internal => ErrorKind::Internal,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// An error of a virtual machine monitor: the kinds are the same.
+impl From<hypervisor::Error> for Error {
+    fn from(error: hypervisor::Error) -> Self {
+        use hypervisor::ErrorKind as Vmm;
+        let kind = match error.kind {
+            // A program or image that is missing is not the object that the caller asked for.
+            Vmm::NotFound => ErrorKind::FailedPrecondition,
+            Vmm::InvalidArgument => ErrorKind::InvalidArgument,
+            Vmm::FailedPrecondition => ErrorKind::FailedPrecondition,
+            Vmm::Unsupported => ErrorKind::Unsupported,
+            Vmm::Unavailable => ErrorKind::Unavailable,
+            Vmm::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+            Vmm::Internal => ErrorKind::Internal,
+        };
+        Self {
+            kind,
+            context: error.context,
+            source: error.source,
+        }
     }
 }

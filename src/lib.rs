@@ -7,6 +7,7 @@
 //! It must not know containerd's protocol, nor the name of any hypervisor driver.
 
 pub mod container;
+mod deadlines;
 pub mod error;
 pub mod events;
 pub mod id;

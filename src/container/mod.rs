@@ -1,10 +1,24 @@
 //! A container and its processes. [`Container`] is a cheap handle to the task that owns it.
 
+mod calls;
+mod create;
+mod delete;
+mod kill;
+mod process;
+mod state;
+mod task;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use agent_protocol::StatsResponse;
 use oci_spec::runtime::{LinuxResources, Process};
+use tokio::sync::{mpsc, oneshot};
+
+pub(crate) use create::{Appeal, Parts, Timeouts, create};
+use task::{Command, Reply, Task};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Stdio;
@@ -73,85 +87,132 @@ pub type Stats = StatsResponse;
 
 /// Handle to a container. `None` as process names its init.
 #[derive(Debug, Clone)]
-pub struct Container {}
-
-fn unsupported<T>() -> Result<T> {
-    Err(Error::new(ErrorKind::Unsupported, "containers are not built yet"))
+pub struct Container {
+    id: ContainerId,
+    commands: mpsc::Sender<Command>,
 }
 
 impl Container {
+    /// Its id.
+    pub fn id(&self) -> &ContainerId {
+        &self.id
+    }
+
     /// Starts the init process. An exec error (program missing, not executable) is `InvalidArgument` with its text.
     pub async fn start(&self) -> Result<()> {
-        unsupported()
+        self.ask(Task::start).await
     }
 
     /// Registers a process; [`Self::start_exec`] starts it.
-    pub async fn exec(&self, _request: ExecRequest) -> Result<()> {
-        unsupported()
+    pub async fn exec(&self, request: ExecRequest) -> Result<()> {
+        self.ask(|task, reply| drop(reply.send(task.add(request)))).await
     }
 
     /// Starts a registered process.
-    pub async fn start_exec(&self, _id: &ExecId) -> Result<()> {
-        unsupported()
+    pub async fn start_exec(&self, id: &ExecId) -> Result<()> {
+        let id = id.clone();
+        self.ask(|task, reply| task.start_exec(id, reply)).await
     }
 
     /// Sends a signal to one process, or to all of the container. `NotFound` when it has ended already.
-    pub async fn kill(&self, _process: Option<&ExecId>, _signal: u32, _all: bool) -> Result<()> {
-        unsupported()
+    pub async fn kill(&self, process: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
+        let process = process.cloned();
+        self.ask(move |task, reply| task.kill(process, signal, all, reply))
+            .await
     }
 
     /// Waits for the end of a process; many may wait, also after the end.
-    pub async fn wait(&self, _process: Option<&ExecId>) -> Result<ExitStatus> {
-        unsupported()
+    pub async fn wait(&self, process: Option<&ExecId>) -> Result<ExitStatus> {
+        let name = process.cloned();
+        let mut exit = self
+            .ask(|task, reply| drop(reply.send(task.subscribe(name))))
+            .await?;
+        match exit.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => Ok(exit),
+            Ok(None) | Err(_) => Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "container {}: the process was deleted before it was started",
+                    self.id
+                ),
+            )),
+        }
     }
 
     /// Status now. Answers at once, whatever else is going on.
-    pub async fn state(&self, _process: Option<&ExecId>) -> Result<ProcessState> {
-        unsupported()
+    pub async fn state(&self, process: Option<&ExecId>) -> Result<ProcessState> {
+        let process = process.cloned();
+        self.ask(|task, reply| drop(reply.send(task.state(process))))
+            .await
     }
 
     /// Freezes all processes.
     pub async fn pause(&self) -> Result<()> {
-        unsupported()
+        self.ask(Task::pause).await
     }
 
     /// Thaws them.
     pub async fn resume(&self) -> Result<()> {
-        unsupported()
+        self.ask(Task::resume).await
     }
 
     /// Applies new limits.
-    pub async fn update(&self, _resources: &LinuxResources) -> Result<()> {
-        unsupported()
+    pub async fn update(&self, resources: &LinuxResources) -> Result<()> {
+        let resources = serde_json::to_vec(resources).map_err(|cause| {
+            Error::caused(ErrorKind::InvalidArgument, "the resources are not JSON", cause)
+        })?;
+        self.ask(|task, reply| task.update(resources, reply)).await
     }
 
     /// Reads the cgroup's figures.
     pub async fn stats(&self) -> Result<Stats> {
-        unsupported()
+        self.ask(Task::stats).await
     }
 
     /// Pids of the container's processes, in the guest.
     pub async fn pids(&self) -> Result<Vec<u32>> {
-        unsupported()
+        self.ask(Task::pids).await
     }
 
     /// Sets a terminal's size; remembered when the process is not started yet.
-    pub async fn resize(&self, _process: Option<&ExecId>, _rows: u16, _columns: u16) -> Result<()> {
-        unsupported()
+    pub async fn resize(&self, process: Option<&ExecId>, rows: u16, columns: u16) -> Result<()> {
+        let process = process.cloned();
+        self.ask(move |task, reply| task.resize(process, (rows, columns), reply))
+            .await
     }
 
     /// Ends a process's standard input after what was written so far.
-    pub async fn close_stdin(&self, _process: Option<&ExecId>) -> Result<()> {
-        unsupported()
+    pub async fn close_stdin(&self, process: Option<&ExecId>) -> Result<()> {
+        let process = process.cloned();
+        self.ask(|task, reply| drop(reply.send(task.close_stdin(process))))
+            .await
     }
 
     /// Forgets an ended exec process; its output has been delivered (or its reader is gone) when this returns.
-    pub async fn delete_exec(&self, _id: &ExecId) -> Result<ExitStatus> {
-        unsupported()
+    pub async fn delete_exec(&self, id: &ExecId) -> Result<ExitStatus> {
+        let id = id.clone();
+        self.ask(|task, reply| task.delete_exec(id, reply)).await
     }
 
     /// Removes a container that is stopped or was never started (then it is killed): guest side, root file system, share.
     pub async fn delete(&self) -> Result<ExitStatus> {
-        unsupported()
+        self.ask(Task::delete).await
+    }
+
+    /// Has the owner carry out a request. It is carried out even if nobody waits for the answer any more.
+    async fn ask<T>(&self, request: impl FnOnce(&mut Task, Reply<T>) + Send + 'static) -> Result<T>
+    where
+        T: Send + 'static,
+    {
+        let gone = || {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("container {} does not exist", self.id),
+            )
+        };
+        let (reply, answer) = oneshot::channel();
+        let command: Command = Box::new(move |task| request(task, reply));
+        self.commands.send(command).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 }

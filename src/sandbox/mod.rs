@@ -1,5 +1,7 @@
 //! A sandbox: one virtual machine and the containers in it. [`Sandbox`] is a cheap handle to the task that owns it.
 
+mod phases;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +9,8 @@ use std::time::Duration;
 use configuration::Config;
 use hypervisor::{Hypervisor, VmReport};
 use tokio::sync::mpsc;
+
+pub(crate) use phases::Phases;
 
 use crate::container::{Container, ContainerRequest};
 use crate::error::{Error, ErrorKind, Result};
@@ -37,6 +41,15 @@ pub struct RootfsMount {
     pub source: String,
     /// Options in fstab form.
     pub options: Vec<String>,
+}
+
+/// The end of a sandbox's virtual machine, or of anything it can't live without: the same event for all its processes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VmEnd {
+    /// Why, for people.
+    pub(crate) reason: String,
+    /// It was killed, and its processes with it.
+    pub(crate) killed: bool,
 }
 
 /// A step of a start and how long it took; for people, logs and the bench.

@@ -1,7 +1,18 @@
-//! Where a process's standard streams lead on the host. Parsing of URIs is the caller's; moving bytes is ours.
+//! A process's standard streams: where they lead on the host, and the moving of bytes between there and the guest.
+//!
+//! Parsing of URIs is the caller's. Must not know what a container is beyond the names of a process in the agent's calls.
+
+mod endpoint;
+mod pump;
+mod sys;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+
+pub(crate) use endpoint::{Opened, Sink, Source};
+pub(crate) use pump::{Input as InputPump, Output as OutputPump, Target};
 
 /// The standard streams of one process.
 #[derive(Debug, Default)]

@@ -1,0 +1,106 @@
+//! Creates a container in the guest and the task that owns it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_client::{Agent, ErrorKind as AgentErrorKind};
+use agent_protocol as p;
+use slog::{Logger, o, warn};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Container;
+use super::process::Process;
+use super::state::State;
+use super::task::Task;
+use crate::ContainerId;
+use crate::error::Result;
+use crate::io::Opened;
+use crate::sandbox::{Phases, VmEnd};
+
+/// Commands that wait for the owner before the next one has to wait for room.
+const QUEUE: usize = 8;
+
+/// How long calls to the agent may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    /// An ordinary one.
+    pub(crate) request: Duration,
+    /// The creation of a container.
+    pub(crate) create: Duration,
+}
+
+/// What a container asks of its sandbox.
+#[derive(Debug)]
+pub(crate) enum Appeal {
+    /// The guest has let go of the container: release what the host holds for it, and its id.
+    Release {
+        /// Which.
+        id: ContainerId,
+        /// Answered when it is done.
+        done: oneshot::Sender<Result<()>>,
+    },
+    /// The guest does not obey: end its virtual machine. The text says why.
+    ForceStop(String),
+}
+
+/// What a container is made of.
+pub(crate) struct Parts {
+    pub(crate) id: ContainerId,
+    pub(crate) agent: Arc<dyn Agent>,
+    /// The request to the agent, but for the streams.
+    pub(crate) request: p::CreateContainerRequest,
+    pub(crate) streams: Opened,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) sandbox: mpsc::Sender<Appeal>,
+    pub(crate) vm: watch::Receiver<Option<VmEnd>>,
+    pub(crate) phases: Phases,
+    pub(crate) log: Logger,
+}
+
+/// Creates it in the guest. On an error the guest has none of it.
+pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
+    let begun = Instant::now();
+    parts.request.stdio = Some(parts.streams.wanted(None)).into();
+    let id = parts.id;
+    if let Err(error) = parts
+        .agent
+        .create_container(parts.request, Some(parts.timeouts.create))
+        .await
+    {
+        if error.kind == AgentErrorKind::DeadlineExceeded {
+            // It may exist, or come to exist yet.
+            let request = p::DeleteContainerRequest {
+                container_id: id.to_string(),
+                force: true,
+                ..Default::default()
+            };
+            if let Err(error) = parts
+                .agent
+                .delete_container(request, Some(parts.timeouts.request))
+                .await
+            {
+                warn!(parts.log, "a container that was created too late may be left in the guest";
+                    "container" => %id, "error" => %error);
+            }
+        }
+        return Err(error.into());
+    }
+    parts.phases.record("create", begun.elapsed());
+
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let task = Task {
+        log: parts.log.new(o!("container" => id.to_string())),
+        id: id.clone(),
+        agent: parts.agent,
+        timeouts: parts.timeouts,
+        sandbox: parts.sandbox,
+        vm: parts.vm,
+        phases: parts.phases,
+        init: Process::new(State::Created, None, parts.streams),
+        execs: Default::default(),
+        jobs: Default::default(),
+        deleted: false,
+    };
+    tokio::spawn(task.run(queue));
+    Ok(Container { id, commands })
+}

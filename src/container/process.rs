@@ -1,0 +1,164 @@
+//! One process of a container as the host sees it: its state, its streams, its end.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use agent_protocol as p;
+use tokio::sync::watch;
+
+use super::state::State;
+use super::{ExitStatus, ProcessState};
+use crate::io::{InputPump, Opened, OutputPump, Target};
+
+/// Exit code of a process whose end is not known.
+pub(super) const UNKNOWN: u32 = 255;
+/// Exit code of a process that was killed: 128 + SIGKILL.
+pub(super) const KILLED: u32 = 137;
+
+/// A process.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) state: State,
+    /// OCI process, JSON; of an additional process until it is started.
+    pub(super) spec: Option<Vec<u8>>,
+    pub(super) terminal: bool,
+    /// Rows and columns, once somebody has said.
+    pub(super) size: Option<(u16, u16)>,
+    /// It was sent SIGKILL.
+    pub(super) killed: bool,
+    /// When it became known; it can't have ended before.
+    since: SystemTime,
+    exit: watch::Sender<Option<ExitStatus>>,
+    /// Until they are connected.
+    streams: Option<Opened>,
+    input: Option<InputPump>,
+    close_input: bool,
+    outputs: Vec<OutputPump>,
+}
+
+impl Process {
+    pub(super) fn new(state: State, spec: Option<Vec<u8>>, streams: Opened) -> Self {
+        Self {
+            state,
+            spec,
+            terminal: streams.terminal,
+            size: None,
+            killed: false,
+            since: SystemTime::now(),
+            exit: watch::Sender::new(None),
+            streams: Some(streams),
+            input: None,
+            close_input: false,
+            outputs: Vec::new(),
+        }
+    }
+
+    /// What the agent is to connect its streams to.
+    pub(super) fn wanted(&self) -> p::Stdio {
+        self.streams
+            .as_ref()
+            .map(|streams| streams.wanted(self.size))
+            .unwrap_or_default()
+    }
+
+    /// Connects its streams, once it exists in the guest. `first` is called when its first output has come.
+    pub(super) fn connect(&mut self, target: &Target, first: impl Fn(Duration) + Clone + Send + 'static) {
+        let Some(streams) = self.streams.take() else {
+            return;
+        };
+        let begun = Instant::now();
+        for (stream, sink) in [
+            (p::Stream::STDOUT, streams.stdout),
+            (p::Stream::STDERR, streams.stderr),
+        ] {
+            let Some(sink) = sink else { continue };
+            let first = first.clone();
+            self.outputs
+                .push(OutputPump::start(target.clone(), stream, sink, move || {
+                    first(begun.elapsed());
+                }));
+        }
+        if let Some(source) = streams.stdin {
+            let mut input = InputPump::start(target.clone(), source);
+            if self.close_input {
+                input.close();
+            }
+            self.input = Some(input);
+        }
+    }
+
+    /// Ends its input after what the client has written so far.
+    pub(super) fn close_input(&mut self) {
+        self.close_input = true;
+        if let Some(input) = &mut self.input {
+            input.close();
+        }
+    }
+
+    /// The pumps of its output; what they have not delivered when they are dropped is lost.
+    pub(super) fn take_outputs(&mut self) -> Vec<OutputPump> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// It has ended; the first end that is told counts.
+    pub(super) fn ended(&mut self, code: u32, at: SystemTime) {
+        self.input = None;
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            exit.get_or_insert(ExitStatus { code, at });
+            first
+        });
+    }
+
+    /// It has ended as the guest says: no more than eight bits of code, and a time between its creation and now.
+    pub(super) fn ended_as_told(&mut self, answer: &p::WaitProcessResponse) {
+        let told = UNIX_EPOCH + Duration::from_nanos(answer.exited_at_unix_ns.try_into().unwrap_or(0));
+        // The host's clock may have been set back.
+        let at = told.max(self.since).min(SystemTime::now());
+        self.ended(answer.exit_status & 0xff, at);
+    }
+
+    pub(super) fn exit(&self) -> Option<ExitStatus> {
+        *self.exit.borrow()
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<ExitStatus>> {
+        self.exit.subscribe()
+    }
+
+    pub(super) fn status(&self) -> ProcessState {
+        ProcessState {
+            status: self.state.status(),
+            exit: self.exit(),
+            terminal: self.terminal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guest_says_of_an_end_is_cut_to_what_is_possible() {
+        let now = SystemTime::now();
+        let nanos = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_nanos() as i64;
+        for (status, at, code) in [
+            (0, nanos(now), 0),
+            (143, 0, 143),
+            (1 << 31, i64::MAX, 0),
+            (0x1_07, i64::MIN, 7),
+        ] {
+            let mut process = Process::new(State::Running, None, Opened::default());
+            process.ended_as_told(&p::WaitProcessResponse {
+                exit_status: status,
+                exited_at_unix_ns: at,
+                ..Default::default()
+            });
+            let exit = process.exit().unwrap();
+            assert_eq!(exit.code, code);
+            assert!(exit.at >= now && exit.at <= SystemTime::now(), "{exit:?}");
+            process.ended(UNKNOWN, SystemTime::now());
+            assert_eq!(process.exit(), Some(exit), "a second end does not count");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The owner of a container. It takes commands one by one and never waits for the guest: a call to the agent is a job
+//! on the side, and its end comes back as a command. So nothing queues behind a slow guest, client or stream.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use agent_client::{Agent, ErrorKind as AgentErrorKind};
+use agent_protocol as p;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use slog::{Logger, info, o, warn};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::process::{KILLED, Process, UNKNOWN};
+use super::state::{State, Step};
+use super::{Appeal, ExecRequest, ExitStatus, ProcessState, Timeouts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::{Opened, Target};
+use crate::sandbox::{Phases, VmEnd};
+use crate::{ContainerId, ExecId};
+
+/// Something for the owner to do.
+pub(crate) type Command = Box<dyn FnOnce(&mut Task) + Send>;
+/// Where an answer goes; nobody may be there any more.
+pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// The owner.
+pub(crate) struct Task {
+    pub(super) id: ContainerId,
+    pub(super) agent: Arc<dyn Agent>,
+    pub(super) timeouts: Timeouts,
+    pub(super) sandbox: mpsc::Sender<Appeal>,
+    pub(super) vm: watch::Receiver<Option<VmEnd>>,
+    pub(super) phases: Phases,
+    pub(super) init: Process,
+    pub(super) execs: HashMap<ExecId, Process>,
+    pub(super) jobs: FuturesUnordered<BoxFuture<'static, Command>>,
+    pub(super) deleted: bool,
+    pub(super) log: Logger,
+}
+
+impl Task {
+    /// Works until the container is deleted, or nobody can ask for anything any more.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        self.watch(None);
+        let mut vm = self.vm.clone();
+        let mut vm_runs = true;
+        while !self.deleted {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => command(&mut self),
+                    None => break,
+                },
+                Some(done) = self.jobs.next() => done(&mut self),
+                end = vm.wait_for(Option::is_some), if vm_runs => {
+                    let killed = end.is_ok_and(|end| end.as_ref().is_some_and(|end| end.killed));
+                    vm_runs = false;
+                    self.vm_ended(killed);
+                }
+            }
+        }
+    }
+
+    /// Runs `call` on the side, and then `done` on the task.
+    pub(super) fn job<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+        done: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        self.jobs.push(Box::pin(async move {
+            let answer = call.await;
+            Box::new(move |task: &mut Self| done(task, answer)) as Command
+        }));
+    }
+
+    pub(super) fn process(&mut self, exec: Option<&ExecId>) -> Result<&mut Process> {
+        match exec {
+            None => Ok(&mut self.init),
+            Some(exec) => self.execs.get_mut(exec).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!("container {} has no process {exec}", self.id),
+                )
+            }),
+        }
+    }
+
+    /// A process that may be told or asked something in the guest.
+    pub(super) fn living(&mut self, exec: Option<&ExecId>) -> Result<&mut Process> {
+        let name = self.name(exec);
+        let process = self.process(exec)?;
+        match process.state {
+            State::Added => Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("{name} is not started yet"),
+            )),
+            state if state.alive() => Ok(process),
+            _ => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("{name} has ended already"),
+            )),
+        }
+    }
+
+    pub(super) fn name(&self, exec: Option<&ExecId>) -> String {
+        match exec {
+            None => format!("container {}", self.id),
+            Some(exec) => format!("container {}: process {exec}", self.id),
+        }
+    }
+
+    pub(super) fn step(&mut self, exec: Option<&ExecId>, step: Step) -> Result<()> {
+        let name = self.name(exec);
+        let process = self.process(exec)?;
+        process.state = process
+            .state
+            .next(step)
+            .map_err(|error| error.while_doing(name))?;
+        Ok(())
+    }
+
+    /// A step that reports what has happened, which no state refuses; the process may be deleted since.
+    pub(super) fn happened(&mut self, exec: Option<&ExecId>, step: Step) {
+        if self.process(exec).is_ok()
+            && let Err(error) = self.step(exec, step)
+        {
+            warn!(self.log, "{}", error; "step" => ?step);
+        }
+    }
+
+    pub(super) fn target(&self, exec: Option<&ExecId>) -> Target {
+        let log = match exec {
+            None => self.log.clone(),
+            Some(exec) => self.log.new(o!("exec" => exec.to_string())),
+        };
+        Target {
+            agent: Arc::clone(&self.agent),
+            container: self.id.to_string(),
+            exec: exec.map(ExecId::to_string).unwrap_or_default(),
+            deadline: self.timeouts.request,
+            log,
+        }
+    }
+
+    pub(super) fn container(&self) -> p::ContainerRequest {
+        p::ContainerRequest {
+            container_id: self.id.to_string(),
+            ..Default::default()
+        }
+    }
+
+    /// Fails quickly, with the reason, once the virtual machine is gone.
+    pub(super) fn vm_runs(&self) -> Result<()> {
+        match &*self.vm.borrow() {
+            None => Ok(()),
+            Some(end) => Err(Error::new(ErrorKind::Unavailable, end.reason.clone())),
+        }
+    }
+
+    /// Waits for the end of a process in the guest.
+    fn watch(&self, exec: Option<&ExecId>) {
+        let agent = Arc::clone(&self.agent);
+        let request = self.target(exec).process();
+        let exec = exec.cloned();
+        // Waits for the workload, so without a deadline; it ends with the connection.
+        self.job(
+            async move { agent.wait_process(request, None).await },
+            move |task, answer| task.exited(exec.as_ref(), answer),
+        );
+    }
+
+    fn exited(
+        &mut self,
+        exec: Option<&ExecId>,
+        answer: std::result::Result<p::WaitProcessResponse, agent_client::Error>,
+    ) {
+        match answer {
+            Ok(answer) => {
+                self.happened(exec, Step::Ended);
+                if let Ok(process) = self.process(exec) {
+                    process.ended_as_told(&answer);
+                }
+            }
+            // The end of the virtual machine is told by its sandbox, once and for all processes.
+            Err(error) if error.kind == AgentErrorKind::Unavailable => {}
+            Err(error) => {
+                warn!(self.log, "the exit status is lost"; "process" => self.name(exec), "error" => %error);
+                self.happened(exec, Step::Ended);
+                if let Ok(process) = self.process(exec) {
+                    process.ended(UNKNOWN, SystemTime::now());
+                }
+            }
+        }
+    }
+
+    fn vm_ended(&mut self, killed: bool) {
+        let now = SystemTime::now();
+        for process in std::iter::once(&mut self.init).chain(self.execs.values_mut()) {
+            if process.state != State::Added
+                && let Ok(state) = process.state.next(Step::Ended)
+            {
+                process.state = state;
+                let code = if killed || process.killed { KILLED } else { UNKNOWN };
+                process.ended(code, now);
+            }
+        }
+    }
+
+    fn connect(&mut self, exec: Option<&ExecId>) {
+        let target = self.target(exec);
+        let log = target.log.clone();
+        let phases = exec.is_none().then(|| self.phases.clone());
+        if let Ok(process) = self.process(exec) {
+            process.connect(&target, move |took| {
+                info!(log, "first output"; "microseconds" => took.as_micros() as u64);
+                if let Some(phases) = &phases {
+                    phases.record("first output", took);
+                }
+            });
+        }
+    }
+
+    pub(super) fn start(&mut self, reply: Reply<()>) {
+        if let Err(error) = self.step(None, Step::Start) {
+            drop(reply.send(Err(error)));
+            return;
+        }
+        let begun = Instant::now();
+        let (agent, request, limit) = (Arc::clone(&self.agent), self.container(), self.timeouts.request);
+        self.job(
+            async move { agent.start_container(request, Some(limit)).await },
+            move |task, answer| {
+                let answer = match answer {
+                    Ok(_) => {
+                        task.happened(None, Step::Started);
+                        task.phases.started(begun.elapsed());
+                        Ok(())
+                    }
+                    Err(error) => {
+                        task.happened(None, Step::StartFailed);
+                        Err(error.into())
+                    }
+                };
+                drop(reply.send(answer));
+            },
+        );
+        self.connect(None);
+    }
+
+    pub(super) fn add(&mut self, request: ExecRequest) -> Result<()> {
+        self.vm_runs()?;
+        if self.execs.contains_key(&request.id) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("{} exists already", self.name(Some(&request.id))),
+            ));
+        }
+        if self.init.state != State::Running {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("container {} is not running", self.id),
+            ));
+        }
+        let spec = serde_json::to_vec(&request.process)
+            .map_err(|cause| Error::caused(ErrorKind::InvalidArgument, "the process is not JSON", cause))?;
+        let process = Process::new(State::Added, Some(spec), Opened::open(request.stdio)?);
+        self.execs.insert(request.id, process);
+        Ok(())
+    }
+
+    pub(super) fn start_exec(&mut self, id: ExecId, reply: Reply<()>) {
+        let request = match self.exec_request(&id) {
+            Ok(request) => request,
+            Err(error) => {
+                drop(reply.send(Err(error)));
+                return;
+            }
+        };
+        let (agent, limit) = (Arc::clone(&self.agent), self.timeouts.request);
+        self.job(
+            async move { agent.exec_process(request, Some(limit)).await },
+            move |task, answer| {
+                let answer = match answer {
+                    Ok(_) => {
+                        task.happened(Some(&id), Step::Started);
+                        task.connect(Some(&id));
+                        task.watch(Some(&id));
+                        Ok(())
+                    }
+                    Err(error) => {
+                        task.happened(Some(&id), Step::StartFailed);
+                        Err(error.into())
+                    }
+                };
+                drop(reply.send(answer));
+            },
+        );
+    }
+
+    fn exec_request(&mut self, id: &ExecId) -> Result<p::ExecProcessRequest> {
+        self.process(Some(id))?;
+        self.vm_runs()?;
+        if self.init.state != State::Running {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("container {} is not running", self.id),
+            ));
+        }
+        self.step(Some(id), Step::Start)?;
+        let container_id = self.id.to_string();
+        let process = self.process(Some(id))?;
+        Ok(p::ExecProcessRequest {
+            container_id,
+            exec_id: id.to_string(),
+            process: process.spec.clone().unwrap_or_default(),
+            stdio: Some(process.wanted()).into(),
+            ..Default::default()
+        })
+    }
+
+    pub(super) fn subscribe(&mut self, exec: Option<ExecId>) -> Result<watch::Receiver<Option<ExitStatus>>> {
+        Ok(self.process(exec.as_ref())?.subscribe())
+    }
+
+    pub(super) fn state(&mut self, exec: Option<ExecId>) -> Result<ProcessState> {
+        Ok(self.process(exec.as_ref())?.status())
+    }
+
+    pub(super) fn close_stdin(&mut self, exec: Option<ExecId>) -> Result<()> {
+        self.process(exec.as_ref())?.close_input();
+        Ok(())
+    }
+}

@@ -1,0 +1,14 @@
+//! Every wait of this crate that the configuration does not set, in one place.
+
+use std::time::Duration;
+
+/// For the agent to take a SIGKILL. A guest that does not is frozen or hostile; its VM is stopped.
+pub(crate) const KILL: Duration = Duration::from_secs(3);
+
+/// From a SIGKILL that the agent took to the end of the container. Freeing a large process takes its time, an
+/// uninterruptible one never ends; then its VM is stopped.
+pub(crate) const KILLED: Duration = Duration::from_secs(10);
+
+/// For the rest of an ended process's output to be read before it is deleted. A client reads what it wants before it
+/// deletes; this is for the ones that do not.
+pub(crate) const DRAIN: Duration = Duration::from_secs(2);

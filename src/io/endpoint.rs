@@ -1,0 +1,220 @@
+//! The host's ends of the standard streams: opened without ever blocking, read and written without threads.
+//!
+//! Must not know of the guest.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::{Input, Output, Stdio, sys};
+use crate::error::{Error, ErrorKind, Result};
+
+/// The streams of one process, opened.
+#[derive(Debug, Default)]
+pub(crate) struct Opened {
+    pub(crate) terminal: bool,
+    pub(crate) stdin: Option<Source>,
+    pub(crate) stdout: Option<Sink>,
+    pub(crate) stderr: Option<Sink>,
+}
+
+impl Opened {
+    /// Opens what a request names. Needs a Tokio runtime; never waits for the other side.
+    pub(crate) fn open(stdio: Stdio) -> Result<Self> {
+        Ok(Self {
+            terminal: stdio.terminal,
+            stdin: Source::open(stdio.stdin)?,
+            stdout: Sink::open("stdout", stdio.stdout)?,
+            // A terminal has one output.
+            stderr: if stdio.terminal {
+                None
+            } else {
+                Sink::open("stderr", stdio.stderr)?
+            },
+        })
+    }
+
+    /// What the agent is to connect.
+    pub(crate) fn wanted(&self, size: Option<(u16, u16)>) -> agent_protocol::Stdio {
+        agent_protocol::Stdio {
+            terminal: self.terminal,
+            stdin: self.stdin.is_some(),
+            stdout: self.stdout.is_some(),
+            stderr: self.stderr.is_some(),
+            size: size
+                .map(|(rows, columns)| agent_protocol::TerminalSize {
+                    rows: rows.into(),
+                    columns: columns.into(),
+                    ..Default::default()
+                })
+                .into(),
+            ..Default::default()
+        }
+    }
+}
+
+/// Where output goes.
+#[derive(Debug)]
+pub(crate) struct Sink(Descriptor);
+
+impl Sink {
+    fn open(stream: &str, output: Output) -> Result<Option<Self>> {
+        let (name, opened) = match output {
+            Output::Null => return Ok(None),
+            Output::Fifo(path) => (path.display().to_string(), open_fifo(&path, true)),
+            Output::File(path) => (path.display().to_string(), open_file(&path)),
+            Output::Descriptor(fd) => ("the descriptor".to_owned(), Ok(fd)),
+        };
+        opened
+            .and_then(|fd| Descriptor::new(fd, Interest::WRITABLE))
+            .map(|descriptor| Some(Self(descriptor)))
+            .map_err(|cause| cannot_open(stream, &name, cause))
+    }
+
+    /// Writes all of it, waiting for the reader as long as it takes.
+    pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+        while !data.is_empty() {
+            let written = self
+                .0
+                .io(Interest::WRITABLE, |fd| rustix::io::write(fd, data))
+                .await?;
+            data = data.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// Where input comes from.
+#[derive(Debug)]
+pub(crate) struct Source(Descriptor);
+
+impl Source {
+    fn open(input: Input) -> Result<Option<Self>> {
+        let (name, opened) = match input {
+            Input::Null => return Ok(None),
+            Input::Fifo(path) => (path.display().to_string(), open_fifo(&path, false)),
+            Input::Descriptor(fd) => ("the descriptor".to_owned(), Ok(fd)),
+        };
+        opened
+            .and_then(|fd| Descriptor::new(fd, Interest::READABLE))
+            .map(|descriptor| Some(Self(descriptor)))
+            .map_err(|cause| cannot_open("stdin", &name, cause))
+    }
+
+    /// Waits for input and takes up to `max` bytes of it; empty: the last writer has closed. A named pipe that nobody has
+    /// opened for writing yet is waited for. Takes nothing when it is cancelled.
+    pub(crate) async fn read(&self, max: usize) -> io::Result<Vec<u8>> {
+        self.0.io(Interest::READABLE, |fd| take(fd, max)).await
+    }
+
+    /// Takes what is there now; empty: nothing is.
+    pub(crate) fn read_now(&self, max: usize) -> io::Result<Vec<u8>> {
+        match take(self.0.fd(), max) {
+            Err(Errno::AGAIN) => Ok(Vec::new()),
+            taken => Ok(taken?),
+        }
+    }
+}
+
+fn take(fd: &OwnedFd, max: usize) -> rustix::io::Result<Vec<u8>> {
+    let mut data = Vec::with_capacity(max);
+    match rustix::io::read(fd, spare_capacity(&mut data)) {
+        Ok(_) => {
+            // Waits in memory until the process takes it.
+            data.shrink_to_fit();
+            Ok(data)
+        }
+        // A terminal's master, when the last slave is closed.
+        Err(Errno::IO) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// An open descriptor: one that can be waited for, or a regular file, which never makes anyone wait.
+#[derive(Debug)]
+enum Descriptor {
+    Polled(AsyncFd<OwnedFd>),
+    Plain(OwnedFd),
+}
+
+impl Descriptor {
+    fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
+        match sys::register(fd, interest) {
+            Ok(polled) => Ok(Self::Polled(polled)),
+            // epoll's answer for a regular file and for /dev/null.
+            Err((fd, cause)) if cause.raw_os_error() == Some(libc::EPERM) => Ok(Self::Plain(fd)),
+            Err((_, cause)) => Err(cause),
+        }
+    }
+
+    fn fd(&self) -> &OwnedFd {
+        match self {
+            Self::Polled(fd) => fd.get_ref(),
+            Self::Plain(fd) => fd,
+        }
+    }
+
+    async fn io<T>(
+        &self,
+        interest: Interest,
+        mut call: impl FnMut(&OwnedFd) -> rustix::io::Result<T>,
+    ) -> io::Result<T> {
+        match self {
+            Self::Polled(fd) => {
+                fd.async_io(interest, |fd| call(fd).map_err(io::Error::from))
+                    .await
+            }
+            Self::Plain(fd) => {
+                // A large file must not keep the thread to itself.
+                tokio::task::consume_budget().await;
+                Ok(call(fd)?)
+            }
+        }
+    }
+}
+
+/// For writing, a named pipe is opened for reading as well: a reader may come and go, and neither is output lost nor do
+/// we get EPIPE. Opening does not wait for the other side either way.
+fn open_fifo(path: &Path, write: bool) -> io::Result<OwnedFd> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    if file.metadata()?.file_type().is_fifo() {
+        Ok(file.into())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a named pipe"))
+    }
+}
+
+fn open_file(path: &Path) -> io::Result<OwnedFd> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    Ok(file.into())
+}
+
+fn cannot_open(stream: &str, name: &str, cause: io::Error) -> Error {
+    let kind = match cause.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied => {
+            ErrorKind::InvalidArgument
+        }
+        _ => ErrorKind::Internal,
+    };
+    Error::caused(kind, format!("cannot open {stream}: {name}"), cause)
+}

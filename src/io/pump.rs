@@ -1,0 +1,201 @@
+//! Moves bytes between a process in the guest and the host's ends of its streams: one task per stream, one chunk at a time.
+//!
+//! Output is pulled, so that a reader that is slow or absent costs one chunk here and nothing in the guest, and blocks
+//! nobody. A pump ends by itself at the end of its stream or of the connection; dropping its handle gives the rest up.
+//! What the agent answers is checked: it comes from the guest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_client::Agent;
+use agent_protocol as p;
+use slog::{Logger, debug, warn};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::{Sink, Source};
+/// Bytes that one call moves: what a named pipe holds. The only buffer of a stream; an idle one has none.
+pub(crate) const CHUNK: usize = 64 * 1024;
+const _: () = assert!(CHUNK <= p::MAX_CHUNK);
+
+/// Whose streams: the names of a process in the agent's calls, and the agent.
+#[derive(Clone)]
+pub(crate) struct Target {
+    pub(crate) agent: Arc<dyn Agent>,
+    pub(crate) container: String,
+    /// Empty for the container's init process.
+    pub(crate) exec: String,
+    /// For calls that do not wait for the workload.
+    pub(crate) deadline: Duration,
+    pub(crate) log: Logger,
+}
+
+impl Target {
+    /// Names it in a call.
+    pub(crate) fn process(&self) -> p::ProcessRequest {
+        p::ProcessRequest {
+            container_id: self.container.clone(),
+            exec_id: self.exec.clone(),
+            ..Default::default()
+        }
+    }
+}
+
+/// The pump of one output stream.
+#[derive(Debug)]
+pub(crate) struct Output(JoinHandle<()>);
+
+impl Output {
+    /// Begins to move a stream. `first` is called when the first output is there.
+    pub(crate) fn start(
+        target: Target,
+        stream: p::Stream,
+        sink: Sink,
+        first: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        Self(tokio::spawn(move_output(target, stream, sink, first)))
+    }
+
+    /// Waits until all output is delivered. Cancel safe.
+    pub(crate) async fn drained(&mut self) {
+        // A pump is never cancelled while it is waited for, and does not panic.
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn move_output(target: Target, stream: p::Stream, sink: Sink, first: impl FnOnce()) {
+    let mut sink = Some(sink);
+    let mut first = Some(first);
+    loop {
+        let request = p::ReadOutputRequest {
+            container_id: target.container.clone(),
+            exec_id: target.exec.clone(),
+            stream: stream.into(),
+            max: CHUNK as u32,
+            ..Default::default()
+        };
+        // Waits for the workload, so without a deadline; it ends with the connection.
+        let answer = match target.agent.read_output(request, None).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                debug!(target.log, "output ends"; "stream" => ?stream, "error" => %error);
+                return;
+            }
+        };
+        if answer.data.len() > CHUNK {
+            warn!(target.log, "the guest sent more output than was asked for; the stream is closed";
+                "stream" => ?stream, "bytes" => answer.data.len());
+            return;
+        }
+        if !answer.data.is_empty()
+            && let Some(first) = first.take()
+        {
+            first();
+        }
+        // An answer without data is the end, whatever it says of itself: asking again could go on forever.
+        let end = answer.eof || answer.data.is_empty();
+        if let Some(open) = &sink
+            && let Err(error) = open.write_all(&answer.data).await
+        {
+            // The process must not wait for a reader that is gone for good: the rest is read and thrown away.
+            warn!(target.log, "output is lost"; "stream" => ?stream, "error" => %error);
+            sink = None;
+        }
+        if end {
+            return;
+        }
+    }
+}
+
+/// The pump of standard input.
+#[derive(Debug)]
+pub(crate) struct Input {
+    task: JoinHandle<()>,
+    close: Option<oneshot::Sender<()>>,
+}
+
+impl Input {
+    /// Begins to move input.
+    pub(crate) fn start(target: Target, source: Source) -> Self {
+        let (close, closed) = oneshot::channel();
+        Self {
+            task: tokio::spawn(move_input(target, source, closed)),
+            close: Some(close),
+        }
+    }
+
+    /// Ends the process's input after what the client has written so far.
+    pub(crate) fn close(&mut self) {
+        if let Some(close) = self.close.take() {
+            // The input has ended already.
+            let _ = close.send(());
+        }
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn move_input(target: Target, source: Source, mut closed: oneshot::Receiver<()>) {
+    loop {
+        let data = tokio::select! {
+            biased;
+            data = source.read(CHUNK) => data,
+            _ = &mut closed => break,
+        };
+        match data {
+            Ok(data) if data.is_empty() => break,
+            Ok(data) => {
+                if !write(&target, data).await {
+                    return;
+                }
+            }
+            Err(error) => {
+                warn!(target.log, "input ends"; "error" => %error);
+                break;
+            }
+        }
+    }
+    // What the client had written before it asked for the end.
+    while let Ok(data) = source.read_now(CHUNK)
+        && !data.is_empty()
+    {
+        if !write(&target, data).await {
+            return;
+        }
+    }
+    if let Err(error) = target
+        .agent
+        .close_stdin(target.process(), Some(target.deadline))
+        .await
+    {
+        debug!(target.log, "input is not closed"; "error" => %error);
+    }
+}
+
+/// Whether the process still reads.
+async fn write(target: &Target, data: Vec<u8>) -> bool {
+    let request = p::WriteStdinRequest {
+        container_id: target.container.clone(),
+        exec_id: target.exec.clone(),
+        data,
+        ..Default::default()
+    };
+    // Waits for the workload, so without a deadline.
+    match target.agent.write_stdin(request, None).await {
+        Ok(answer) => answer.open,
+        Err(error) => {
+            debug!(target.log, "input ends"; "error" => %error);
+            false
+        }
+    }
+}
