@@ -185,6 +185,11 @@ impl Task {
             }
             // The end of the virtual machine is told by its sandbox, once and for all processes.
             Err(error) if error.kind == AgentErrorKind::Unavailable => {}
+            // It is being forgotten; whoever does that tells its end.
+            Err(_)
+                if self
+                    .process(exec)
+                    .is_ok_and(|p| matches!(p.state, State::Deleting { .. })) => {}
             Err(error) => {
                 warn!(self.log, "the exit status is lost"; "process" => self.name(exec), "error" => %error);
                 self.happened(exec, Step::Ended);

@@ -1,1 +1,306 @@
-//! t
+//! Streams between a fake guest and real named pipes: what a client may do to its ends, and what that must not do to us.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_client::{Agent, FakeAgent};
+use agent_protocol as p;
+use slog::{Discard, Logger, o};
+use tokio::time::timeout;
+
+use super::pump::CHUNK;
+use super::{Input, InputPump, Opened, Output, OutputPump, Stdio, Target};
+
+/// Longer than anything here takes on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+struct Guest {
+    agent: Arc<FakeAgent>,
+    target: Target,
+    dir: tempfile::TempDir,
+}
+
+impl Guest {
+    async fn new() -> Self {
+        let agent = Arc::new(FakeAgent::new());
+        let request = p::CreateContainerRequest {
+            container_id: "c".into(),
+            ..Default::default()
+        };
+        agent.create_container(request, None).await.unwrap();
+        let target = Target {
+            agent: agent.clone(),
+            container: "c".into(),
+            exec: String::new(),
+            deadline: SOON,
+            log: Logger::root(Discard, o!()),
+        };
+        Self {
+            agent,
+            target,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        path
+    }
+
+    fn output(&self, output: Output) -> OutputPump {
+        let opened = Opened::open(Stdio {
+            stdout: output,
+            ..Stdio::default()
+        });
+        let sink = opened.unwrap().stdout.unwrap();
+        OutputPump::start(self.target.clone(), p::Stream::STDOUT, sink, || {})
+    }
+
+    fn input(&self, input: Input) -> InputPump {
+        let opened = Opened::open(Stdio {
+            stdin: input,
+            ..Stdio::default()
+        });
+        InputPump::start(self.target.clone(), opened.unwrap().stdin.unwrap())
+    }
+
+    fn print(&self, data: &[u8]) {
+        self.agent.print("c", "", p::Stream::STDOUT, data);
+    }
+
+    async fn until(&self, condition: impl Fn(&FakeAgent) -> bool) {
+        timeout(SOON, self.agent.until(condition)).await.unwrap();
+    }
+}
+
+/// A client's end, opened as containerd's clients do: without waiting.
+fn reader(path: &Path) -> File {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .unwrap()
+}
+
+/// Reads on another thread until the end of the pipe.
+fn read_to_end(file: File) -> tokio::task::JoinHandle<Vec<u8>> {
+    tokio::task::spawn_blocking(move || {
+        rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::empty()).unwrap();
+        let (mut file, mut all) = (file, Vec::new());
+        file.read_to_end(&mut all).unwrap();
+        all
+    })
+}
+
+/// Bytes that tell where they belong.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len as u32)
+        .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+        .take(len)
+        .collect()
+}
+
+async fn drained(mut pump: OutputPump) {
+    timeout(SOON, pump.drained()).await.unwrap();
+}
+
+#[tokio::test]
+async fn much_output_arrives_unchanged_with_one_chunk_at_a_time() {
+    const TOTAL: usize = 64 << 20;
+    const PIECE: usize = 1 << 20;
+    let guest = Guest::new().await;
+    let path = guest.fifo("out");
+    let pump = guest.output(Output::Fifo(path.clone()));
+    let received = read_to_end(reader(&path));
+    let piece = pattern(PIECE);
+    for _ in 0..TOTAL / PIECE {
+        guest.print(&piece);
+        guest.until(|agent| agent.unread("c", "") < PIECE).await;
+    }
+    guest.agent.end_output("c", "");
+    drained(pump).await;
+    let received = received.await.unwrap();
+    assert_eq!(received.len(), TOTAL);
+    assert!(received.chunks(PIECE).all(|chunk| chunk == piece));
+    assert!(guest.agent.largest_read() <= CHUNK);
+}
+
+#[tokio::test]
+async fn output_that_nobody_reads_stays_in_the_guest() {
+    let guest = Guest::new().await;
+    let path = guest.fifo("out");
+    let _pump = guest.output(Output::Fifo(path));
+    let all = pattern(1 << 20);
+    guest.print(&all);
+    // What a pipe holds, and one chunk on its way into it.
+    let taken = 64 * 1024 + CHUNK;
+    guest
+        .until(|agent| agent.unread("c", "") == all.len() - taken)
+        .await;
+    let calls = guest.agent.calls().len();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(guest.agent.calls().len(), calls, "nothing more is asked for");
+}
+
+#[tokio::test]
+async fn readers_come_and_go_and_nothing_is_lost() {
+    let guest = Guest::new().await;
+    let path = guest.fifo("out");
+    let pump = guest.output(Output::Fifo(path.clone()));
+    guest.print(b"before; ");
+    guest.until(|agent| agent.unread("c", "") == 0).await;
+    let mut first = reader(&path);
+    let mut buffer = [0; 8];
+    timeout(SOON, async {
+        while first.read_exact(&mut buffer).is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(&buffer, b"before; ");
+    drop(first);
+    guest.print(b"between; ");
+    guest.until(|agent| agent.unread("c", "") == 0).await;
+    let second = read_to_end(reader(&path));
+    guest.print(b"after");
+    guest.agent.end_output("c", "");
+    drained(pump).await;
+    assert_eq!(
+        second.await.unwrap(),
+        b"between; after",
+        "and the reader gets the end"
+    );
+}
+
+#[tokio::test]
+async fn a_file_is_appended_to_and_its_directories_are_made() {
+    let guest = Guest::new().await;
+    let path = guest.dir.path().join("a/b/log");
+    for text in ["one\n", "two\n"] {
+        let pump = guest.output(Output::File(path.clone()));
+        guest.print(text.as_bytes());
+        guest.agent.end_output("c", "");
+        drained(pump).await;
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+}
+
+#[tokio::test]
+async fn a_logger_that_dies_does_not_stop_the_process() {
+    let guest = Guest::new().await;
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    drop(read);
+    let pump = guest.output(Output::Descriptor(write));
+    guest.print(&pattern(1 << 20));
+    guest.agent.end_output("c", "");
+    drained(pump).await;
+    assert_eq!(guest.agent.unread("c", ""), 0);
+}
+
+#[tokio::test]
+async fn dropping_a_pump_that_waits_for_its_reader_closes_the_pipe() {
+    let guest = Guest::new().await;
+    let path = guest.fifo("out");
+    let pump = guest.output(Output::Fifo(path.clone()));
+    guest.print(&pattern(1 << 20));
+    guest.until(|agent| agent.unread("c", "") < 1 << 20).await;
+    let late = reader(&path);
+    drop(pump);
+    let received = timeout(SOON, read_to_end(late)).await.unwrap().unwrap();
+    assert_eq!(received, pattern(1 << 20)[..received.len()]);
+}
+
+#[tokio::test]
+async fn input_waits_for_its_writer_and_ends_with_it() {
+    let guest = Guest::new().await;
+    let path = guest.fifo("in");
+    let _pump = guest.input(Input::Fifo(path.clone()));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(
+        guest.agent.stdin("c", ""),
+        (vec![], false),
+        "no writer yet is not the end"
+    );
+    let data = pattern(300 * 1024);
+    let written = data.clone();
+    tokio::task::spawn_blocking(move || {
+        let mut writer = OpenOptions::new().write(true).open(path).unwrap();
+        writer.write_all(&written).unwrap();
+    })
+    .await
+    .unwrap();
+    guest.until(|agent| agent.stdin("c", "").1).await;
+    assert!(guest.agent.stdin("c", "").0 == data);
+}
+
+#[tokio::test]
+async fn closing_input_delivers_first_what_was_written() {
+    let guest = Guest::new().await;
+    let path = guest.fifo("in");
+    let mut pump = guest.input(Input::Fifo(path.clone()));
+    let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+    writer.write_all(b"last words").unwrap();
+    pump.close();
+    guest.until(|agent| agent.stdin("c", "").1).await;
+    assert_eq!(guest.agent.stdin("c", "").0, b"last words");
+    // A second request is not an error.
+    pump.close();
+}
+
+#[tokio::test]
+async fn a_file_can_be_input() {
+    let guest = Guest::new().await;
+    let path = guest.dir.path().join("file");
+    fs::write(&path, b"content").unwrap();
+    let _pump = guest.input(Input::Descriptor(File::open(&path).unwrap().into()));
+    guest.until(|agent| agent.stdin("c", "").1).await;
+    assert_eq!(guest.agent.stdin("c", "").0, b"content");
+}
+
+#[tokio::test]
+async fn a_client_is_told_when_nobody_reads_its_input() {
+    let guest = Guest::new().await;
+    let path = guest.fifo("in");
+    let _pump = guest.input(Input::Fifo(path.clone()));
+    let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+    guest.agent.exit("c", "", 0, 0);
+    timeout(SOON, async {
+        // EPIPE, once the pump has learnt that the process does not read.
+        while writer.write_all(b"x").is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, b"").unwrap();
+    let missing = dir.path().join("missing");
+    for stdio in [
+        Stdio {
+            stdin: Input::Fifo(missing.clone()),
+            ..Stdio::default()
+        },
+        Stdio {
+            stdout: Output::Fifo(file.clone()),
+            ..Stdio::default()
+        },
+        Stdio {
+            stderr: Output::File(file.join("below")),
+            ..Stdio::default()
+        },
+    ] {
+        let error = Opened::open(stdio).unwrap_err();
+        assert!(error.context.contains(dir.path().to_str().unwrap()), "{error}");
+    }
+}

@@ -1,28 +1,73 @@
-//! An agent that answers from closures, for tests of the runtime that need no guest.
+//! An agent made for tests of the runtime that need no guest: it keeps processes as the protocol says, and does with them
+//! what the test tells it.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_protocol as p;
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::{Agent, Error, ErrorKind};
 
-/// What a scripted call does: answer, or fail with an error.
-type Script = Box<dyn FnMut() -> Result<(), Error> + Send>;
-
-/// Answers every call with the default message, records the order of calls, and fails where a test says so.
-/// Calls that wait for the workload (`wait_process`, `read_output`, `next_events`) stay pending forever.
-#[derive(Default)]
-pub struct FakeAgent {
-    calls: Mutex<Vec<&'static str>>,
-    scripts: Mutex<HashMap<&'static str, Script>>,
+/// What a test has ordered for every later call of an RPC.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    Fail(ErrorKind, &'static str),
+    /// Never answer: a frozen guest.
+    Hang,
 }
 
-impl std::fmt::Debug for FakeAgent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FakeAgent").finish_non_exhaustive()
+#[derive(Debug, Default)]
+struct Stream {
+    data: VecDeque<u8>,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Process {
+    exit: Option<u32>,
+    exited_at: i64,
+    stdout: Stream,
+    stderr: Stream,
+    stdin: Vec<u8>,
+    stdin_closed: bool,
+    terminal: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    calls: Vec<&'static str>,
+    orders: HashMap<&'static str, Order>,
+    processes: HashMap<(String, String), Process>,
+    immortal: bool,
+    connected: bool,
+    largest_read: usize,
+}
+
+/// Keeps what it is told to create, records the order of calls, and fails or hangs where a test says so.
+///
+/// A process ends by [`FakeAgent::exit`], by SIGKILL, or with its container; its output is what [`FakeAgent::print`]
+/// was given, and ends with [`FakeAgent::end_output`] or with the process's container. Methods that name a process take
+/// the container's id and the exec id, empty for init.
+#[derive(Debug)]
+pub struct FakeAgent {
+    state: Mutex<State>,
+    /// Changes with every change of the state, for the calls that wait.
+    changed: watch::Sender<u64>,
+}
+
+impl Default for FakeAgent {
+    fn default() -> Self {
+        let state = State {
+            connected: true,
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -32,157 +77,514 @@ impl FakeAgent {
         Self::default()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let value = change(&mut self.state());
+        self.changed.send_modify(|n| *n += 1);
+        value
+    }
+
     /// Makes every later call of this RPC fail.
     pub fn fail(&self, call: &'static str, kind: ErrorKind, message: &'static str) {
-        self.scripts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(call, Box::new(move || Err(Error::new(kind, call, message))));
+        self.change(|state| state.orders.insert(call, Order::Fail(kind, message)));
+    }
+
+    /// Makes every later call of this RPC wait for its deadline.
+    pub fn hang(&self, call: &'static str) {
+        self.change(|state| state.orders.insert(call, Order::Hang));
+    }
+
+    /// Takes back [`Self::fail`] and [`Self::hang`].
+    pub fn obey(&self, call: &'static str) {
+        self.change(|state| state.orders.remove(call));
+    }
+
+    /// Ends the connection: every call fails, those under way included.
+    pub fn disconnect(&self) {
+        self.change(|state| state.connected = false);
+    }
+
+    /// From now on SIGKILL is taken, and nothing ends.
+    pub fn become_immortal(&self) {
+        self.change(|state| state.immortal = true);
+    }
+
+    /// Ends a process with this status, at this time of the guest (nanoseconds since 1970). Its output stays open.
+    pub fn exit(&self, container: &str, exec: &str, status: u32, at: i64) {
+        self.change(|state| {
+            if let Some(process) = state.process(container, exec) {
+                process.exit = Some(status);
+                process.exited_at = at;
+            }
+        });
+    }
+
+    /// Adds output.
+    pub fn print(&self, container: &str, exec: &str, stream: p::Stream, data: &[u8]) {
+        self.change(|state| {
+            if let Some(process) = state.process(container, exec) {
+                process.stream(stream).data.extend(data);
+            }
+        });
+    }
+
+    /// Ends both outputs of a process, after what was printed.
+    pub fn end_output(&self, container: &str, exec: &str) {
+        self.change(|state| {
+            if let Some(process) = state.process(container, exec) {
+                process.stdout.ended = true;
+                process.stderr.ended = true;
+            }
+        });
+    }
+
+    /// Bytes of standard output that nobody has fetched.
+    pub fn unread(&self, container: &str, exec: &str) -> usize {
+        let mut state = self.state();
+        let process = state.process(container, exec);
+        process.map_or(0, |process| process.stdout.data.len())
+    }
+
+    /// What was written to a process's standard input, and whether it was closed.
+    pub fn stdin(&self, container: &str, exec: &str) -> (Vec<u8>, bool) {
+        let mut state = self.state();
+        let process = state.process(container, exec);
+        process.map_or_else(Default::default, |process| {
+            (process.stdin.clone(), process.stdin_closed)
+        })
+    }
+
+    /// Rows and columns of a process's terminal.
+    pub fn terminal(&self, container: &str, exec: &str) -> Option<(u32, u32)> {
+        self.state()
+            .process(container, exec)
+            .and_then(|process| process.terminal)
+    }
+
+    /// Most bytes that one call has asked for.
+    pub fn largest_read(&self) -> usize {
+        self.state().largest_read
     }
 
     /// Names of the calls made so far, in order.
     pub fn calls(&self) -> Vec<&'static str> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state().calls.clone()
     }
 
-    async fn answer<T: Default>(&self, call: &'static str) -> Result<T, Error> {
-        self.calls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(call);
-        if let Some(script) = self
-            .scripts
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_mut(call)
-        {
-            script()?;
+    /// Waits until the calls made so far, and everything else, satisfy this.
+    pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let mut changed = self.changed.subscribe();
+        while !condition(self) {
+            if changed.changed().await.is_err() {
+                return;
+            }
         }
-        if matches!(call, "wait_process" | "read_output" | "next_events") {
-            std::future::pending::<()>().await;
+    }
+
+    /// Makes a call: as soon as `answer` has one, unless an order or a lost connection comes before it.
+    async fn answer<T>(
+        &self,
+        call: &'static str,
+        deadline: Option<Duration>,
+        mut answer: impl FnMut(&mut State) -> Option<Result<T, ErrorKind>>,
+    ) -> Result<T, Error> {
+        let mut changed = self.changed.subscribe();
+        self.change(|state| state.calls.push(call));
+        let calling = async {
+            loop {
+                changed.borrow_and_update();
+                {
+                    let mut state = self.state();
+                    if !state.connected {
+                        return Err(Error::new(
+                            ErrorKind::Unavailable,
+                            call,
+                            "the connection is closed",
+                        ));
+                    }
+                    match state.orders.get(call) {
+                        Some(Order::Fail(kind, message)) => return Err(Error::new(*kind, call, message)),
+                        Some(Order::Hang) => {}
+                        None => {
+                            if let Some(answer) = answer(&mut state) {
+                                return answer.map_err(|kind| Error::new(kind, call, "as a real agent"));
+                            }
+                        }
+                    }
+                }
+                if changed.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let answer = match deadline {
+            None => calling.await,
+            Some(deadline) => tokio::time::timeout(deadline, calling)
+                .await
+                .unwrap_or_else(|_| Err(Error::new(ErrorKind::DeadlineExceeded, call, "no answer in time"))),
+        };
+        self.changed.send_modify(|n| *n += 1);
+        answer
+    }
+
+    async fn empty(
+        &self,
+        call: &'static str,
+        deadline: Option<Duration>,
+        mut answer: impl FnMut(&mut State) -> Result<(), ErrorKind>,
+    ) -> Result<p::Empty, Error> {
+        self.answer(call, deadline, |state| {
+            Some(answer(state).map(|()| p::Empty::default()))
+        })
+        .await
+    }
+}
+
+impl State {
+    fn process(&mut self, container: &str, exec: &str) -> Option<&mut Process> {
+        self.processes.get_mut(&(container.to_owned(), exec.to_owned()))
+    }
+
+    fn known(&mut self, container: &str, exec: &str) -> Result<&mut Process, ErrorKind> {
+        self.process(container, exec).ok_or(ErrorKind::NotFound)
+    }
+
+    fn add(
+        &mut self,
+        container: &str,
+        exec: &str,
+        stdio: &p::Stdio,
+    ) -> Result<p::ProcessResponse, ErrorKind> {
+        let name = (container.to_owned(), exec.to_owned());
+        if self.processes.contains_key(&name) {
+            return Err(ErrorKind::AlreadyExists);
         }
-        Ok(T::default())
+        let process = Process {
+            terminal: stdio.size.as_ref().map(|size| (size.rows, size.columns)),
+            ..Process::default()
+        };
+        self.processes.insert(name, process);
+        Ok(p::ProcessResponse {
+            pid: 100 + self.processes.len() as u32,
+            ..Default::default()
+        })
+    }
+}
+
+impl Process {
+    fn stream(&mut self, stream: p::Stream) -> &mut Stream {
+        match stream {
+            p::Stream::STDOUT => &mut self.stdout,
+            p::Stream::STDERR => &mut self.stderr,
+        }
+    }
+
+    fn kill(&mut self) {
+        self.exit.get_or_insert(137);
+        self.stdout.ended = true;
+        self.stderr.ended = true;
     }
 }
 
 #[async_trait]
 impl Agent for FakeAgent {
-    async fn hello(&self, _: p::HelloRequest, _: Option<Duration>) -> Result<p::HelloResponse, Error> {
-        let mut response: p::HelloResponse = self.answer("hello").await?;
-        response.protocol_version = p::VERSION;
-        Ok(response)
+    async fn hello(&self, _: p::HelloRequest, limit: Option<Duration>) -> Result<p::HelloResponse, Error> {
+        self.answer("hello", limit, |_| {
+            Some(Ok(p::HelloResponse {
+                protocol_version: p::VERSION,
+                ..Default::default()
+            }))
+        })
+        .await
     }
+
     async fn create_sandbox(
         &self,
         _: p::CreateSandboxRequest,
-        _: Option<Duration>,
+        limit: Option<Duration>,
     ) -> Result<p::Empty, Error> {
-        self.answer("create_sandbox").await
+        self.empty("create_sandbox", limit, |_| Ok(())).await
     }
+
     async fn destroy_sandbox(
         &self,
         _: p::DestroySandboxRequest,
-        _: Option<Duration>,
+        limit: Option<Duration>,
     ) -> Result<p::Empty, Error> {
-        self.answer("destroy_sandbox").await
+        self.empty("destroy_sandbox", limit, |state| {
+            state.processes.values_mut().for_each(Process::kill);
+            Ok(())
+        })
+        .await
     }
+
     async fn create_container(
         &self,
-        _: p::CreateContainerRequest,
-        _: Option<Duration>,
+        request: p::CreateContainerRequest,
+        limit: Option<Duration>,
     ) -> Result<p::ProcessResponse, Error> {
-        self.answer("create_container").await
+        self.answer("create_container", limit, |state| {
+            Some(state.add(&request.container_id, "", &request.stdio))
+        })
+        .await
     }
-    async fn start_container(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
-        self.answer("start_container").await
+
+    async fn start_container(
+        &self,
+        request: p::ContainerRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("start_container", limit, |state| {
+            state.known(&request.container_id, "").map(drop)
+        })
+        .await
     }
+
     async fn delete_container(
         &self,
-        _: p::DeleteContainerRequest,
-        _: Option<Duration>,
+        request: p::DeleteContainerRequest,
+        limit: Option<Duration>,
     ) -> Result<p::Empty, Error> {
-        self.answer("delete_container").await
+        self.empty("delete_container", limit, |state| {
+            let init = state.known(&request.container_id, "")?;
+            if init.exit.is_none() && !request.force {
+                return Err(ErrorKind::FailedPrecondition);
+            }
+            state
+                .processes
+                .retain(|(container, _), _| container != &request.container_id);
+            Ok(())
+        })
+        .await
     }
+
     async fn exec_process(
         &self,
-        _: p::ExecProcessRequest,
-        _: Option<Duration>,
+        request: p::ExecProcessRequest,
+        limit: Option<Duration>,
     ) -> Result<p::ProcessResponse, Error> {
-        self.answer("exec_process").await
+        self.answer("exec_process", limit, |state| {
+            Some(match state.known(&request.container_id, "") {
+                Ok(_) => state.add(&request.container_id, &request.exec_id, &request.stdio),
+                Err(kind) => Err(kind),
+            })
+        })
+        .await
     }
+
     async fn signal_process(
         &self,
-        _: p::SignalProcessRequest,
-        _: Option<Duration>,
+        request: p::SignalProcessRequest,
+        limit: Option<Duration>,
     ) -> Result<p::Empty, Error> {
-        self.answer("signal_process").await
+        self.empty("signal_process", limit, |state| {
+            if state
+                .known(&request.container_id, &request.exec_id)?
+                .exit
+                .is_some()
+            {
+                return Err(ErrorKind::FailedPrecondition);
+            }
+            if request.signal == 9 && !state.immortal {
+                let whole = request.all || request.exec_id.is_empty();
+                for ((container, exec), process) in &mut state.processes {
+                    if container == &request.container_id && (whole || exec == &request.exec_id) {
+                        process.kill();
+                    }
+                }
+            }
+            Ok(())
+        })
+        .await
     }
+
     async fn wait_process(
         &self,
-        _: p::ProcessRequest,
-        _: Option<Duration>,
+        request: p::ProcessRequest,
+        limit: Option<Duration>,
     ) -> Result<p::WaitProcessResponse, Error> {
-        self.answer("wait_process").await
+        self.answer("wait_process", limit, |state| {
+            match state.known(&request.container_id, &request.exec_id) {
+                Err(kind) => Some(Err(kind)),
+                Ok(process) => process.exit.map(|exit_status| {
+                    Ok(p::WaitProcessResponse {
+                        exit_status,
+                        exited_at_unix_ns: process.exited_at,
+                        ..Default::default()
+                    })
+                }),
+            }
+        })
+        .await
     }
-    async fn delete_process(&self, _: p::ProcessRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
-        self.answer("delete_process").await
+
+    async fn delete_process(
+        &self,
+        request: p::ProcessRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("delete_process", limit, |state| {
+            state.known(&request.container_id, &request.exec_id)?;
+            state
+                .processes
+                .remove(&(request.container_id.clone(), request.exec_id.clone()));
+            Ok(())
+        })
+        .await
     }
+
     async fn read_output(
         &self,
-        _: p::ReadOutputRequest,
-        _: Option<Duration>,
+        request: p::ReadOutputRequest,
+        limit: Option<Duration>,
     ) -> Result<p::ReadOutputResponse, Error> {
-        self.answer("read_output").await
+        self.answer("read_output", limit, |state| {
+            let max = request.max as usize;
+            state.largest_read = state.largest_read.max(max);
+            // A process that was forgotten has no more output.
+            let Some(process) = state.process(&request.container_id, &request.exec_id) else {
+                return Some(Ok(p::ReadOutputResponse {
+                    eof: true,
+                    ..Default::default()
+                }));
+            };
+            let stream = process.stream(request.stream.enum_value_or_default());
+            let count = stream.data.len().min(max);
+            (count > 0 || stream.ended).then(|| {
+                Ok(p::ReadOutputResponse {
+                    data: stream.data.drain(..count).collect(),
+                    eof: count == 0,
+                    ..Default::default()
+                })
+            })
+        })
+        .await
     }
+
     async fn write_stdin(
         &self,
-        _: p::WriteStdinRequest,
-        _: Option<Duration>,
+        request: p::WriteStdinRequest,
+        limit: Option<Duration>,
     ) -> Result<p::WriteStdinResponse, Error> {
-        self.answer("write_stdin").await
+        self.answer("write_stdin", limit, |state| {
+            Some(
+                state
+                    .known(&request.container_id, &request.exec_id)
+                    .map(|process| {
+                        let open = process.exit.is_none();
+                        if open {
+                            process.stdin.extend(&request.data);
+                        }
+                        p::WriteStdinResponse {
+                            open,
+                            ..Default::default()
+                        }
+                    }),
+            )
+        })
+        .await
     }
-    async fn close_stdin(&self, _: p::ProcessRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
-        self.answer("close_stdin").await
+
+    async fn close_stdin(
+        &self,
+        request: p::ProcessRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("close_stdin", limit, |state| {
+            state.known(&request.container_id, &request.exec_id)?.stdin_closed = true;
+            Ok(())
+        })
+        .await
     }
+
     async fn resize_terminal(
         &self,
-        _: p::ResizeTerminalRequest,
-        _: Option<Duration>,
+        request: p::ResizeTerminalRequest,
+        limit: Option<Duration>,
     ) -> Result<p::Empty, Error> {
-        self.answer("resize_terminal").await
+        self.empty("resize_terminal", limit, |state| {
+            let process = state.known(&request.container_id, &request.exec_id)?;
+            process.terminal = Some((request.size.rows, request.size.columns));
+            Ok(())
+        })
+        .await
     }
+
     async fn list_processes(
         &self,
-        _: p::ContainerRequest,
-        _: Option<Duration>,
+        request: p::ContainerRequest,
+        limit: Option<Duration>,
     ) -> Result<p::ListProcessesResponse, Error> {
-        self.answer("list_processes").await
+        self.answer("list_processes", limit, |state| {
+            let named = state
+                .processes
+                .keys()
+                .filter(|(id, _)| id == &request.container_id);
+            let pids = (1..).take(named.count()).collect();
+            Some(Ok(p::ListProcessesResponse {
+                pids,
+                ..Default::default()
+            }))
+        })
+        .await
     }
-    async fn pause_container(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
-        self.answer("pause_container").await
+
+    async fn pause_container(
+        &self,
+        request: p::ContainerRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("pause_container", limit, |state| {
+            state.known(&request.container_id, "").map(drop)
+        })
+        .await
     }
-    async fn resume_container(&self, _: p::ContainerRequest, _: Option<Duration>) -> Result<p::Empty, Error> {
-        self.answer("resume_container").await
+
+    async fn resume_container(
+        &self,
+        request: p::ContainerRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("resume_container", limit, |state| {
+            state.known(&request.container_id, "").map(drop)
+        })
+        .await
     }
+
     async fn update_container(
         &self,
-        _: p::UpdateContainerRequest,
-        _: Option<Duration>,
+        request: p::UpdateContainerRequest,
+        limit: Option<Duration>,
     ) -> Result<p::Empty, Error> {
-        self.answer("update_container").await
+        self.empty("update_container", limit, |state| {
+            state.known(&request.container_id, "").map(drop)
+        })
+        .await
     }
+
     async fn stats_container(
         &self,
-        _: p::ContainerRequest,
-        _: Option<Duration>,
+        request: p::ContainerRequest,
+        limit: Option<Duration>,
     ) -> Result<p::StatsResponse, Error> {
-        self.answer("stats_container").await
+        self.answer("stats_container", limit, |state| {
+            Some(
+                state
+                    .known(&request.container_id, "")
+                    .map(|_| p::StatsResponse::default()),
+            )
+        })
+        .await
     }
+
     async fn next_events(
         &self,
         _: p::NextEventsRequest,
-        _: Option<Duration>,
+        limit: Option<Duration>,
     ) -> Result<p::NextEventsResponse, Error> {
-        self.answer("next_events").await
+        self.answer("next_events", limit, |_| None).await
     }
 }
