@@ -12,3 +12,9 @@ pub(crate) const KILLED: Duration = Duration::from_secs(10);
 /// For the rest of an ended process's output to be read before it is deleted. A client reads what it wants before it
 /// deletes; this is for the ones that do not.
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
+
+/// For the guest to end its containers and write back what it has cached before its VM is stopped.
+pub(crate) const DESTROY: Duration = Duration::from_secs(3);
+
+/// From the loss of the agent's connection to the news of the VMM's end, if that is its cause.
+pub(crate) const EXIT_NEWS: Duration = Duration::from_secs(1);

@@ -35,7 +35,7 @@ pub struct Error {
 }
 
 /// Result of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An error without a deeper cause.
@@ -64,6 +64,14 @@ impl Error {
     pub(crate) fn while_doing(self, what: impl std::fmt::Display) -> Self {
         Self {
             context: format!("{what}: {}", self.context),
+            ..self
+        }
+    }
+
+    /// The same error, with another that happened while it was dealt with.
+    pub(crate) fn and(self, second: &Self) -> Self {
+        Self {
+            context: format!("{} (and then: {})", self.context, second.chain()),
             ..self
         }
     }

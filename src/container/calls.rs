@@ -118,7 +118,7 @@ impl Task {
     /// A call that changes nothing here: its answer goes back as it is.
     fn pass<A: Send + 'static, T: Send + 'static>(
         &mut self,
-        call: impl Future<Output = std::result::Result<A, agent_client::Error>> + Send + 'static,
+        call: impl Future<Output = Result<A, agent_client::Error>> + Send + 'static,
         convert: impl FnOnce(A) -> T + Send + 'static,
         reply: Reply<T>,
     ) {

@@ -122,7 +122,7 @@ async fn drain(mut outputs: Vec<OutputPump>) {
 }
 
 /// What is not there, or went with its virtual machine, is as good as forgotten.
-fn forgotten(answer: std::result::Result<p::Empty, agent_client::Error>) -> Result<()> {
+fn forgotten(answer: Result<p::Empty, agent_client::Error>) -> Result<()> {
     match answer {
         Ok(_) => Ok(()),
         Err(error) if matches!(error.kind, AgentErrorKind::NotFound | AgentErrorKind::Unavailable) => Ok(()),

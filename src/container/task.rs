@@ -171,11 +171,7 @@ impl Task {
         );
     }
 
-    fn exited(
-        &mut self,
-        exec: Option<&ExecId>,
-        answer: std::result::Result<p::WaitProcessResponse, agent_client::Error>,
-    ) {
+    fn exited(&mut self, exec: Option<&ExecId>, answer: Result<p::WaitProcessResponse, agent_client::Error>) {
         match answer {
             Ok(answer) => {
                 self.happened(exec, Step::Ended);

@@ -1,6 +1,15 @@
 //! A sandbox: one virtual machine and the containers in it. [`Sandbox`] is a cheap handle to the task that owns it.
 
+mod custody;
+#[cfg(test)]
+mod doubles;
+mod ground;
+mod owner;
 mod phases;
+mod start;
+mod state;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,11 +17,15 @@ use std::time::Duration;
 
 use configuration::Config;
 use hypervisor::{Hypervisor, VmReport};
-use tokio::sync::mpsc;
+use slog::{o, warn};
+use tokio::sync::{mpsc, oneshot};
 
+use ground::Ground;
+use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
+use start::Holdings;
 
-use crate::container::{Container, ContainerRequest};
+use crate::container::{Container, ContainerRequest, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::{ContainerId, Event, SandboxId};
 
@@ -61,59 +74,85 @@ pub struct Phase {
     pub took: Duration,
 }
 
+/// Commands that wait for the owner before the next one has to wait for room.
+const QUEUE: usize = 8;
+
 /// Handle to a sandbox. Clones share the sandbox; dropping handles does not stop it.
 #[derive(Debug, Clone)]
-pub struct Sandbox {}
+pub struct Sandbox {
+    id: SandboxId,
+    pid: u32,
+    phases: Phases,
+    commands: mpsc::Sender<Command>,
+}
 
 impl Sandbox {
     /// Creates the sandbox: validates and plans, then acquires host resources, boots the VM and reaches the agent.
     /// On an error everything acquired is released again and nothing is left.
+    ///
+    /// If the caller gives up waiting, the same happens.
     pub async fn create(_request: SandboxRequest) -> Result<Self> {
         Err(Error::new(ErrorKind::Unsupported, "sandboxes are not built yet"))
     }
 
+    /// Starts a sandbox on this ground. What was measured before goes in front of the phases.
+    async fn start(request: SandboxRequest, ground: Box<dyn Ground>, before: Vec<Phase>) -> Result<Self> {
+        let (reply, answer) = oneshot::channel();
+        tokio::spawn(live(request, ground, before, reply));
+        answer.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Internal,
+                "the sandbox's task ended without an answer",
+            ))
+        })
+    }
+
     /// Pid of the VMM: what callers are shown as the containers' pid.
     pub fn pid(&self) -> u32 {
-        0
+        self.pid
     }
 
     /// VMM, machine and accelerator, and why.
     pub fn report(&self) -> VmReport {
-        VmReport {
-            vmm: String::new(),
-            machine: String::new(),
-            accelerator: String::new(),
-            reason: String::new(),
-        }
+        self.phases.report()
     }
 
     /// Phases of the start so far.
     pub fn phases(&self) -> Vec<Phase> {
-        Vec::new()
+        self.phases.list()
     }
 
     /// Creates a container in the sandbox; its init process waits to be started.
-    pub async fn create_container(&self, _request: ContainerRequest) -> Result<Container> {
-        Err(Error::new(ErrorKind::Unsupported, "containers are not built yet"))
+    pub async fn create_container(&self, request: ContainerRequest) -> Result<Container> {
+        self.ask(|owner, reply| owner.create_container(request, reply))
+            .await
     }
 
     /// Handle to a container, [`ErrorKind::NotFound`] if there is none of that id. Never waits for a boot.
     pub async fn container(&self, id: &ContainerId) -> Result<Container> {
-        Err(Error::new(
-            ErrorKind::NotFound,
-            format!("container {id} does not exist"),
-        ))
+        let id = id.clone();
+        self.ask(move |owner, reply| drop(reply.send(owner.container(&id))))
+            .await
     }
 
     /// Ids of the containers that are not deleted yet.
     pub async fn containers(&self) -> Vec<ContainerId> {
-        Vec::new()
+        self.ask(|owner, reply| drop(reply.send(Ok(owner.ids()))))
+            .await
+            .unwrap_or_default()
     }
 
     /// Ends everything: containers, VM, daemons, mounts, directories. Idempotent; other calls fail with
     /// [`ErrorKind::Unavailable`] afterwards.
     pub async fn stop(&self) -> Result<()> {
-        Ok(())
+        let (reply, answer) = oneshot::channel();
+        let command: Command = Box::new(move |owner| owner.stop(reply));
+        if self.commands.send(command).await.is_err() {
+            // Stopped already.
+            return Ok(());
+        }
+        // An owner that went while we asked was asked by another one as well.
+        answer.await.unwrap_or(Ok(()))
     }
 
     /// Removes what is left of a sandbox whose owner died (kill -9), from its record on disk alone: VM, daemons,
@@ -125,4 +164,70 @@ impl Sandbox {
     ) -> Result<()> {
         Ok(())
     }
+
+    /// Has the owner carry out a request. It is carried out even if nobody waits for the answer any more.
+    async fn ask<T>(&self, request: impl FnOnce(&mut Owner, Reply<T>) + Send + 'static) -> Result<T>
+    where
+        T: Send + 'static,
+    {
+        let gone = || Error::new(ErrorKind::Unavailable, format!("sandbox {} is stopped", self.id));
+        let (reply, answer) = oneshot::channel();
+        let command: Command = Box::new(move |owner| request(owner, reply));
+        self.commands.send(command).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// The life of a sandbox, from its start to its end; whoever asked for it may give up at any time before it runs.
+async fn live(
+    request: SandboxRequest,
+    ground: Box<dyn Ground>,
+    mut phases: Vec<Phase>,
+    mut reply: Reply<Sandbox>,
+) {
+    let log = request.log.new(o!("sandbox" => request.id.to_string()));
+    let agent = &request.config.agent;
+    let mut holdings = Holdings::new(ground);
+    let acquired = tokio::select! {
+        acquired = holdings.acquire(&*request.hypervisor, agent, &log) => acquired,
+        () = reply.closed() => Err(Error::new(ErrorKind::DeadlineExceeded, "nobody waits for the sandbox any more")),
+    };
+    let ready = match acquired {
+        Ok(ready) => ready,
+        Err(mut error) => {
+            if let Err(second) = holdings.release().await {
+                error = error.and(&second);
+            }
+            warn!(log, "the sandbox did not start"; "after" => ?holdings.state, "error" => error.chain());
+            drop(reply.send(Err(error)));
+            return;
+        }
+    };
+    phases.extend_from_slice(&ready.phases);
+    let phases = Phases::new(phases, ready.report.clone(), log.clone());
+    let (commands, queue) = mpsc::channel(QUEUE);
+    let sandbox = Sandbox {
+        id: request.id.clone(),
+        pid: ready.vm.pid(),
+        phases: phases.clone(),
+        commands,
+    };
+    if let Err(Ok(unwanted)) = reply.send(Ok(sandbox)) {
+        // Given up at the last moment; the owner takes this as its first command.
+        tokio::spawn(async move { unwanted.stop().await });
+    }
+    let timeouts = Timeouts {
+        request: agent.request_timeout,
+        create: agent.create_container_timeout,
+    };
+    let estate = Estate {
+        id: request.id,
+        holdings,
+        ready,
+        phases,
+        timeouts,
+        events: request.events,
+        log,
+    };
+    Owner::run(estate, queue).await;
 }

@@ -1,0 +1,48 @@
+//! What a sandbox needs of the host, as it sees it: something to stand on before its virtual machine exists, a place for
+//! each container's files, and the end of it all.
+//!
+//! Must not know how any of it is made; `host` does.
+
+use agent_client::Listener;
+use agent_protocol as p;
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use hypervisor::{VmRecord, VmSpec};
+
+use crate::ContainerId;
+use crate::container::ContainerRequest;
+use crate::error::Result;
+
+/// The host's side of a sandbox.
+///
+/// Whatever a method has acquired when it fails or is cancelled, [`Ground::release`] gives back.
+#[async_trait]
+pub(crate) trait Ground: Send {
+    /// Acquires everything that has to be there before the virtual machine.
+    async fn acquire(&mut self) -> Result<Acquired>;
+
+    /// Keeps what is needed to reap the virtual machine after our own death.
+    fn keep(&mut self, vm: &VmRecord) -> Result<()>;
+
+    /// Makes a container's files visible to the guest; the answer is the agent's part, but for the streams. On an error
+    /// nothing of it is left.
+    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest>;
+
+    /// Takes a container's files away from the guest. Nothing there is success.
+    fn remove(&mut self, id: &ContainerId) -> Result<()>;
+
+    /// Gives everything back, in reverse, and forgets the sandbox. Goes on after an error and answers with the first.
+    async fn release(&mut self) -> Result<()>;
+}
+
+/// What there is before the virtual machine.
+pub(crate) struct Acquired {
+    /// The virtual machine to be.
+    pub(crate) vm: VmSpec,
+    /// Where its agent dials in.
+    pub(crate) listener: Listener,
+    /// What the guest is to become, but for clock and entropy.
+    pub(crate) guest: p::CreateSandboxRequest,
+    /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
+    pub(crate) lost: BoxFuture<'static, String>,
+}

@@ -1,0 +1,396 @@
+//! The owner of a sandbox that runs. It takes commands one by one and waits for nobody: what takes time is done on the
+//! side, and its end comes back as a command.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_client::Agent;
+use agent_protocol as p;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use slog::{Logger, debug, info, warn};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::custody::Custody;
+use super::start::{self, Holdings, Ready};
+use super::state::{State, Step};
+use super::{Phases, VmEnd};
+use crate::container::{self, Appeal, Container, ContainerRequest, Parts, Timeouts};
+use crate::error::{Error, ErrorKind, Result};
+use crate::io::Opened;
+use crate::{ContainerId, Event, SandboxId, deadlines};
+
+/// Something for the owner to do.
+pub(super) type Command = Box<dyn FnOnce(&mut Owner) + Send>;
+/// Where an answer goes; nobody may be there any more.
+pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// Work on the side.
+type Jobs = FuturesUnordered<BoxFuture<'static, Command>>;
+
+/// Between two questions for events. What the guest has to tell is not urgent, and a hostile one answers all day.
+const EVENT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The owner.
+pub(super) struct Owner {
+    id: SandboxId,
+    /// Gone once they are being released.
+    holdings: Option<Holdings>,
+    state: State,
+    agent: Arc<dyn Agent>,
+    vm: Custody,
+    /// `None`: being created.
+    containers: BTreeMap<ContainerId, Option<Container>>,
+    timeouts: Timeouts,
+    /// Told to every container, once.
+    end: watch::Sender<Option<VmEnd>>,
+    /// Why the virtual machine is being stopped, if it is.
+    reason: Option<VmEnd>,
+    events: mpsc::Sender<Event>,
+    phases: Phases,
+    appeals: mpsc::Sender<Appeal>,
+    jobs: Jobs,
+    /// Creations under way, which a stop gives up.
+    creations: Jobs,
+    stops: Vec<Reply<()>>,
+    log: Logger,
+}
+
+/// What an owner is made of.
+pub(super) struct Estate {
+    pub(super) id: SandboxId,
+    pub(super) holdings: Holdings,
+    pub(super) ready: Ready,
+    pub(super) phases: Phases,
+    pub(super) timeouts: Timeouts,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) log: Logger,
+}
+
+impl Owner {
+    /// Owns a sandbox until it is stopped. The sandbox outlives its handles.
+    pub(super) async fn run(estate: Estate, mut commands: mpsc::Receiver<Command>) {
+        let (appeals, mut appealed) = mpsc::channel(4);
+        let Ready {
+            agent, vm, mut lost, ..
+        } = estate.ready;
+        let mut owner = Self {
+            id: estate.id,
+            state: estate.holdings.state,
+            holdings: Some(estate.holdings),
+            agent,
+            vm,
+            containers: BTreeMap::new(),
+            timeouts: estate.timeouts,
+            end: watch::Sender::new(None),
+            reason: None,
+            events: estate.events,
+            phases: estate.phases,
+            appeals,
+            jobs: Jobs::new(),
+            creations: Jobs::new(),
+            stops: Vec::new(),
+            log: estate.log,
+        };
+        owner.watch_vm();
+        owner.ask_for_events(0);
+        let mut orphaned = false;
+        let mut daemons_run = true;
+        while owner.state != State::Stopped {
+            tokio::select! {
+                command = commands.recv(), if !orphaned => match command {
+                    Some(command) => command(&mut owner),
+                    None => orphaned = true,
+                },
+                Some(appeal) = appealed.recv() => owner.appeal(appeal),
+                Some(done) = owner.jobs.next() => done(&mut owner),
+                Some(done) = owner.creations.next() => done(&mut owner),
+                reason = &mut lost, if daemons_run => {
+                    daemons_run = false;
+                    owner.stop_vm(VmEnd { reason, killed: false });
+                }
+            }
+        }
+    }
+
+    /// Runs `call` on the side, and then `done` on the owner.
+    fn job<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+        done: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        self.jobs.push(Box::pin(async move {
+            let answer = call.await;
+            Box::new(move |owner: &mut Self| done(owner, answer)) as Command
+        }));
+    }
+
+    fn serves(&self) -> Result<()> {
+        if self.state.serves() {
+            return Ok(());
+        }
+        let reason = match &*self.end.borrow() {
+            Some(end) => end.reason.clone(),
+            None => "it is being stopped".to_owned(),
+        };
+        Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("sandbox {}: {reason}", self.id),
+        ))
+    }
+
+    fn watch_vm(&self) {
+        self.job(start::ended(self.vm.exited()), |owner, exit| {
+            let end = owner.reason.take().unwrap_or_else(|| start::told(&exit));
+            owner.vm_ended(end);
+        });
+    }
+
+    /// Tells everybody that the virtual machine is gone, whatever the cause.
+    fn vm_ended(&mut self, end: VmEnd) {
+        let Ok(state) = self.state.next(Step::VmEnded) else {
+            return;
+        };
+        if self.end.borrow().is_some() {
+            return;
+        }
+        let expected = !self.state.serves();
+        self.state = state;
+        info!(self.log, "the virtual machine has ended"; "reason" => &end.reason);
+        let event = Event::VmExited(end.reason.clone());
+        self.end.send_replace(Some(end));
+        if !expected {
+            let events = self.events.clone();
+            // Nobody listens any more: then nobody misses it.
+            self.job(async move { drop(events.send(event).await) }, |_, ()| {});
+        }
+    }
+
+    /// Ends the virtual machine for a reason of ours; the first one counts.
+    fn stop_vm(&mut self, end: VmEnd) {
+        if !self.state.serves() || self.reason.is_some() {
+            return;
+        }
+        warn!(self.log, "stopping the virtual machine"; "reason" => &end.reason);
+        self.reason = Some(end);
+        let vm = self.vm.clone();
+        self.job(async move { vm.stop().await }, |owner, stopped| {
+            if let Err(error) = stopped {
+                warn!(owner.log, "the virtual machine cannot be stopped"; "error" => error.chain());
+                // It may live, but nobody shall wait for it.
+                if let Some(end) = owner.reason.take() {
+                    owner.vm_ended(end);
+                }
+            }
+        });
+    }
+
+    /// Asks the guest for what happened after this event. The question stays open, and so tells the loss of the agent.
+    fn ask_for_events(&self, after: u64) {
+        let agent = Arc::clone(&self.agent);
+        let request = p::NextEventsRequest {
+            after,
+            ..Default::default()
+        };
+        let exited = self.vm.exited();
+        let call = async move {
+            match agent.next_events(request, None).await {
+                Ok(answer) => {
+                    tokio::time::sleep(EVENT_PAUSE).await;
+                    Ok(answer)
+                }
+                Err(error) => {
+                    // When the VMM has ended that is the news, and not that the agent went with it.
+                    let _ = timeout(deadlines::EXIT_NEWS, start::ended(exited)).await;
+                    Err(error)
+                }
+            }
+        };
+        self.job(call, move |owner, answer| match answer {
+            Ok(answer) => {
+                let last = owner.guest_events(after, answer.events);
+                owner.ask_for_events(last);
+            }
+            Err(error) => owner.stop_vm(VmEnd {
+                reason: format!("the connection to the agent is lost: {error}"),
+                killed: false,
+            }),
+        });
+    }
+
+    /// Passes on what the guest says has happened to containers that exist; answers with the last sequence number.
+    fn guest_events(&self, after: u64, events: Vec<p::Event>) -> u64 {
+        let mut last = after;
+        for event in events {
+            last = last.max(event.sequence);
+            let Some(p::event::Kind::Oom(oom)) = event.kind else {
+                continue;
+            };
+            let Ok(id) = ContainerId::new(oom.container_id) else {
+                continue;
+            };
+            if self.containers.contains_key(&id)
+                && let Err(error) = self.events.try_send(Event::Oom(id))
+            {
+                debug!(self.log, "an OOM notice is dropped"; "error" => %error);
+            }
+        }
+        last
+    }
+
+    fn appeal(&mut self, appeal: Appeal) {
+        match appeal {
+            Appeal::ForceStop(reason) => self.stop_vm(VmEnd { reason, killed: true }),
+            Appeal::Release { id, done } => {
+                let removed = self.remove(&id);
+                if removed.is_ok() {
+                    self.containers.remove(&id);
+                }
+                drop(done.send(removed));
+            }
+        }
+    }
+
+    fn remove(&mut self, id: &ContainerId) -> Result<()> {
+        match &mut self.holdings {
+            Some(holdings) => holdings.ground.remove(id),
+            // Everything is being released.
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn create_container(&mut self, request: ContainerRequest, reply: Reply<Container>) {
+        let id = request.id.clone();
+        match self.prepare(request) {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(parts) => {
+                self.containers.insert(id.clone(), None);
+                self.creations.push(Box::pin(async move {
+                    let created = container::create(parts).await;
+                    Box::new(move |owner: &mut Self| owner.created(id, created, reply)) as Command
+                }));
+            }
+        }
+    }
+
+    /// Everything of a creation but the guest's part. On an error nothing is left.
+    fn prepare(&mut self, request: ContainerRequest) -> Result<Parts> {
+        self.serves()?;
+        if self.containers.contains_key(&request.id) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("container {} exists already", request.id),
+            ));
+        }
+        let Some(holdings) = &mut self.holdings else {
+            return Err(Error::new(ErrorKind::Unavailable, "the sandbox is being stopped"));
+        };
+        let to_agent = holdings.ground.add(&request)?;
+        let streams = match Opened::open(request.stdio) {
+            Ok(streams) => streams,
+            Err(error) => return Err(self.and_removed(&request.id, error)),
+        };
+        Ok(Parts {
+            id: request.id,
+            agent: Arc::clone(&self.agent),
+            request: to_agent,
+            streams,
+            timeouts: self.timeouts,
+            sandbox: self.appeals.clone(),
+            vm: self.end.subscribe(),
+            phases: self.phases.clone(),
+            log: self.log.clone(),
+        })
+    }
+
+    /// The error of a creation, after its files were taken back; both errors are kept.
+    fn and_removed(&mut self, id: &ContainerId, error: Error) -> Error {
+        match self.remove(id) {
+            Ok(()) => error,
+            Err(second) => error.and(&second),
+        }
+    }
+
+    fn created(&mut self, id: ContainerId, created: Result<Container>, reply: Reply<Container>) {
+        match created {
+            Err(error) => {
+                self.containers.remove(&id);
+                let error = self.and_removed(&id, error);
+                drop(reply.send(Err(error)));
+            }
+            Ok(container) => {
+                self.containers.insert(id, Some(container.clone()));
+                if let Err(Ok(unwanted)) = reply.send(Ok(container)) {
+                    // Its caller has given up; nobody else knows of it.
+                    info!(self.log, "nobody waits for a container; it is deleted"; "container" => %unwanted.id());
+                    self.job(async move { unwanted.delete().await }, |owner, deleted| {
+                        if let Err(error) = deleted {
+                            warn!(owner.log, "it cannot be deleted"; "error" => error.chain());
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    pub(super) fn container(&self, id: &ContainerId) -> Result<Container> {
+        match self.containers.get(id) {
+            Some(Some(container)) => Ok(container.clone()),
+            Some(None) | None => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("container {id} does not exist"),
+            )),
+        }
+    }
+
+    pub(super) fn ids(&self) -> Vec<ContainerId> {
+        self.containers.keys().cloned().collect()
+    }
+
+    /// Ends everything. The first request begins, the others wait for the same end.
+    pub(super) fn stop(&mut self, reply: Reply<()>) {
+        self.stops.push(reply);
+        let Some(mut holdings) = self.holdings.take() else {
+            return;
+        };
+        let Ok(state) = self.state.next(Step::Stop) else {
+            return;
+        };
+        self.state = state;
+        // What is being created goes with the guest, and its files with all others.
+        self.creations.clear();
+        self.reason.get_or_insert(VmEnd {
+            reason: "the sandbox was stopped".to_owned(),
+            killed: true,
+        });
+        self.job(async move { holdings.release().await }, |owner, released| {
+            owner.released(released)
+        });
+    }
+
+    fn released(&mut self, released: Result<()>) {
+        if self.end.borrow().is_none() {
+            self.end.send_replace(self.reason.take());
+        }
+        match &released {
+            Ok(()) => info!(self.log, "the sandbox is stopped"),
+            Err(error) => {
+                warn!(self.log, "the sandbox is stopped, but not all is released"; "error" => error.chain())
+            }
+        }
+        if let Ok(state) = self.state.next(Step::Released) {
+            self.state = state;
+        }
+        let text = released.err().map(|error| (error.kind, error.chain()));
+        for reply in self.stops.drain(..) {
+            let answer = match &text {
+                None => Ok(()),
+                Some((kind, text)) => Err(Error::new(*kind, text.clone())),
+            };
+            drop(reply.send(answer));
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The start of a sandbox: host, VMM, agent, guest, each step timed. What a failure leaves is released by the caller.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use agent_client::{Agent, ErrorKind as AgentErrorKind, Listener};
+use agent_protocol as p;
+use configuration::AgentConfig;
+use futures::future::BoxFuture;
+use hypervisor::{Boot, Exit, Hypervisor, VmReport};
+use slog::{Logger, info};
+use tokio::sync::watch;
+
+use super::custody::Custody;
+use super::ground::{Acquired, Ground};
+use super::state::{State, Step};
+use super::{Phase, VmEnd};
+use crate::deadlines;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes of randomness for the guest: twice what its generator takes for a seed.
+const ENTROPY: usize = 64;
+
+/// Lines of the console that an error quotes.
+const QUOTED_LINES: usize = 12;
+
+/// What a sandbox holds, in the order of acquisition; [`Holdings::release`] goes the other way.
+pub(super) struct Holdings {
+    pub(super) state: State,
+    pub(super) ground: Box<dyn Ground>,
+    pub(super) vm: Option<Custody>,
+    pub(super) agent: Option<Arc<dyn Agent>>,
+}
+
+/// A sandbox whose guest is ready.
+pub(super) struct Ready {
+    pub(super) agent: Arc<dyn Agent>,
+    pub(super) vm: Custody,
+    pub(super) report: VmReport,
+    pub(super) phases: Vec<Phase>,
+    /// See [`Acquired::lost`].
+    pub(super) lost: BoxFuture<'static, String>,
+}
+
+impl Holdings {
+    pub(super) fn new(ground: Box<dyn Ground>) -> Self {
+        Self {
+            state: State::Prepared,
+            ground,
+            vm: None,
+            agent: None,
+        }
+    }
+
+    fn step(&mut self, step: Step) -> Result<()> {
+        self.state = self.state.next(step)?;
+        Ok(())
+    }
+
+    /// Starts everything. Cancel safe: what was acquired is in the holdings.
+    pub(super) async fn acquire(
+        &mut self,
+        hypervisor: &dyn Hypervisor,
+        config: &AgentConfig,
+        log: &Logger,
+    ) -> Result<Ready> {
+        let mut clock = Clock::new();
+        let Acquired {
+            vm: spec,
+            listener,
+            guest,
+            mut lost,
+        } = self.ground.acquire().await?;
+        self.step(Step::HostAcquired)?;
+        clock.lap("host");
+
+        let vm = hypervisor.launch(spec, Boot::Cold).await?;
+        let report = vm.report();
+        let vm = Custody::new(vm);
+        self.vm = Some(vm.clone());
+        self.ground.keep(vm.record())?;
+        self.step(Step::VmStarted)?;
+        clock.lap("vmm");
+
+        let booted = async {
+            tokio::select! {
+                agent = greeted(&listener, config.dial_timeout, &vm) => agent,
+                error = died(&vm) => Err(error),
+                reason = &mut lost => Err(Error::new(ErrorKind::Unavailable, reason)),
+            }
+        };
+        let agent: Arc<dyn Agent> = Arc::new(booted.await?);
+        self.agent = Some(Arc::clone(&agent));
+        clock.lap("boot");
+
+        let introduced = async {
+            tokio::select! {
+                done = introduce(&*agent, guest, config.request_timeout, log) => done,
+                error = died(&vm) => Err(error),
+                reason = &mut lost => Err(Error::new(ErrorKind::Unavailable, reason)),
+            }
+        };
+        introduced.await?;
+        self.step(Step::GuestCreated)?;
+        clock.lap("agent");
+        Ok(Ready {
+            agent,
+            vm,
+            report,
+            phases: clock.phases,
+            lost,
+        })
+    }
+
+    /// Gives everything back: the guest is told, then the VMM is ended, then the host's side goes. A step that fails does
+    /// not keep the next from being taken; the first error is the answer.
+    pub(super) async fn release(&mut self) -> Result<()> {
+        let runs = self.vm.as_ref().is_some_and(|vm| vm.exited().borrow().is_none());
+        if let Some(agent) = self.agent.take().filter(|_| runs) {
+            // For the sake of data that the guest has not written back. A guest that does not answer loses it.
+            let request = p::DestroySandboxRequest::default();
+            let _ = agent.destroy_sandbox(request, Some(deadlines::DESTROY)).await;
+        }
+        let stopped = match self.vm.take() {
+            Some(vm) => vm.stop().await,
+            None => Ok(()),
+        };
+        let released = self.ground.release().await;
+        stopped.and(released)
+    }
+}
+
+/// Measures phases one after the other.
+struct Clock {
+    lap: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self {
+            lap: Instant::now(),
+            phases: Vec::new(),
+        }
+    }
+
+    fn lap(&mut self, name: &'static str) {
+        let now = Instant::now();
+        let took = now - self.lap;
+        self.lap = now;
+        self.phases.push(Phase { name, took });
+    }
+}
+
+/// Waits for the agent. A guest that is late is stopped, so that its console can be quoted.
+async fn greeted(listener: &Listener, limit: Duration, vm: &Custody) -> Result<agent_client::TtrpcAgent> {
+    match listener.accept(limit).await {
+        Ok(agent) => Ok(agent),
+        Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
+            let stopped = vm.stop().await;
+            let console = vm.exited().borrow().as_ref().map(quote).unwrap_or_default();
+            let context = format!(
+                "the guest's agent did not answer within {:.1} s (dial_timeout){console}",
+                limit.as_secs_f64()
+            );
+            match stopped {
+                Ok(()) => Err(Error::new(ErrorKind::DeadlineExceeded, context)),
+                Err(error) => Err(Error::caused(ErrorKind::DeadlineExceeded, context, error)),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The error of a start whose virtual machine has ended.
+async fn died(vm: &Custody) -> Error {
+    let exit = ended(vm.exited()).await;
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the guest did not start: {}{}", exit.reason, quote(&exit)),
+    )
+}
+
+/// Waits for the end of a VMM. Stays pending if nobody can tell any more.
+pub(super) async fn ended(mut exited: watch::Receiver<Option<Exit>>) -> Exit {
+    match exited.wait_for(Option::is_some).await.map(|exit| exit.clone()) {
+        Ok(Some(exit)) => exit,
+        Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
+fn quote(exit: &Exit) -> String {
+    let from = exit.console.len().saturating_sub(QUOTED_LINES);
+    match exit.console.get(from..) {
+        Some([]) | None => "; its console is empty".to_owned(),
+        Some(lines) => format!("; its console ends with:\n{}", lines.join("\n")),
+    }
+}
+
+/// Compares versions, and makes the guest this sandbox.
+async fn introduce(
+    agent: &dyn Agent,
+    mut guest: p::CreateSandboxRequest,
+    limit: Duration,
+    log: &Logger,
+) -> Result<()> {
+    let request = p::HelloRequest {
+        protocol_version: p::VERSION,
+        ..Default::default()
+    };
+    let hello = agent.hello(request, Some(limit)).await?;
+    if hello.protocol_version != p::VERSION {
+        return Err(Error::new(
+            ErrorKind::FailedPrecondition,
+            format!(
+                "the guest's agent speaks protocol version {}, this runtime {}; install the guest image that was built \
+                 with it",
+                hello.protocol_version,
+                p::VERSION
+            ),
+        ));
+    }
+    info!(log, "the agent answers";
+        "version" => printable(&hello.agent_version),
+        "kernel" => printable(&hello.kernel_release),
+        "uptime_us" => hello.uptime_ns / 1000);
+    guest.entropy = entropy()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    guest.now_unix_ns = now.as_nanos().try_into().unwrap_or(0);
+    agent.create_sandbox(guest, Some(limit)).await?;
+    Ok(())
+}
+
+/// A short text of the guest's, as much of it as can do no harm in a log.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
+}
+
+fn entropy() -> Result<Vec<u8>> {
+    let mut bytes = vec![0; ENTROPY];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
+            .map_err(|cause| Error::caused(ErrorKind::Internal, "the kernel gives no randomness", cause))?;
+    }
+    Ok(bytes)
+}
+
+/// What is told to the containers about the end of a VMM.
+pub(super) fn told(exit: &Exit) -> VmEnd {
+    use hypervisor::ExitReason;
+    VmEnd {
+        reason: exit.reason.to_string(),
+        killed: matches!(
+            exit.reason,
+            ExitReason::Stopped | ExitReason::VmmKilled(libc::SIGKILL)
+        ),
+    }
+}

@@ -1,0 +1,314 @@
+//! Sandboxes on doubles: starts that go wrong at every step, virtual machines that end, stops at any time. Whatever
+//! happens, nothing is left.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use configuration::{
+    Accelerator, AgentChannel, AgentConfig, Config, HypervisorConfig, HypervisorKind, MachineType,
+    NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
+};
+use hypervisor::ExitReason;
+use slog::{Discard, Logger, o};
+use tokio::time::timeout;
+
+use super::doubles::{Counted, Fault, Played, World};
+use super::*;
+use crate::container::Status;
+use crate::io::Stdio;
+
+/// Longer than anything here takes on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+fn config() -> Config {
+    Config {
+        sources: Vec::new(),
+        hypervisor: HypervisorConfig {
+            kind: HypervisorKind::Fake,
+            path: PathBuf::new(),
+            kernel: PathBuf::new(),
+            initrd: PathBuf::new(),
+            kernel_params: Vec::new(),
+            machine_type: MachineType::Q35,
+            accelerator: Accelerator::Auto,
+            cpu_features: Vec::new(),
+            default_vcpus: 1,
+            default_maxvcpus: 1,
+            default_memory_mib: 1,
+            default_maxmemory_mib: 1,
+            shared_fs: SharedFs::None,
+            virtio_fs_daemon: PathBuf::new(),
+            virtio_fs_cache: VirtioFsCache::Auto,
+            vhost_user_vsock_daemon: PathBuf::new(),
+            seccomp_sandbox: true,
+            enable_debug: false,
+            enable_annotations: Vec::new(),
+        },
+        agent: AgentConfig {
+            channel: AgentChannel::Auto,
+            dial_timeout: Duration::from_millis(500),
+            request_timeout: Duration::from_millis(500),
+            create_container_timeout: Duration::from_millis(500),
+            enable_debug: false,
+        },
+        runtime: RuntimeConfig {
+            enable_debug: false,
+            internetworking_model: NetworkModel::None,
+            disable_guest_seccomp: false,
+            sandbox_cgroup_only: false,
+            static_sandbox_resource_mgmt: false,
+            run_dir: PathBuf::new(),
+        },
+    }
+}
+
+fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
+    let (events, received) = mpsc::channel(4);
+    let request = SandboxRequest {
+        id: SandboxId::new("s").unwrap(),
+        bundle: PathBuf::new(),
+        config: Arc::new(config()),
+        hypervisor: Arc::new(Played(Arc::clone(world))),
+        events,
+        log: Logger::root(Discard, o!()),
+    };
+    (request, received)
+}
+
+async fn start(world: &Arc<World>) -> (Result<Sandbox>, mpsc::Receiver<Event>) {
+    let (request, events) = request(world);
+    let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(world))), Vec::new());
+    (timeout(SOON, starting).await.expect("a start ends"), events)
+}
+
+async fn started() -> (Arc<World>, Sandbox, mpsc::Receiver<Event>) {
+    let world = World::new(Fault::None);
+    let (sandbox, events) = start(&world).await;
+    (world, sandbox.unwrap(), events)
+}
+
+fn container(id: &str) -> ContainerRequest {
+    ContainerRequest {
+        id: ContainerId::new(id).unwrap(),
+        bundle: PathBuf::new(),
+        rootfs: Vec::new(),
+        stdio: Stdio::default(),
+    }
+}
+
+async fn nothing_left(world: &Arc<World>) {
+    // What a caller that gave up does not wait for.
+    timeout(SOON, async {
+        while !world.left().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("left: {:?}", world.left()));
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
+    result.unwrap_err().kind
+}
+
+#[tokio::test]
+async fn a_start_that_fails_at_any_step_says_why_and_leaves_nothing() {
+    use ErrorKind::*;
+    for (fault, kind, told) in [
+        (Fault::Acquire, Internal, &["the host is broken"][..]),
+        (Fault::Launch, Internal, &["the VMM is broken"]),
+        (Fault::Keep, Internal, &["the store is broken"]),
+        (Fault::Panic, Unavailable, &["panicked", "not syncing"]),
+        (Fault::Daemon, Unavailable, &["virtiofsd was killed"]),
+        (
+            Fault::Silence,
+            DeadlineExceeded,
+            &["did not answer within 0.5 s", "not syncing"],
+        ),
+        (
+            Fault::Version,
+            FailedPrecondition,
+            &["version 2", "runtime 1", "image"],
+        ),
+        (Fault::Deaf, DeadlineExceeded, &["hello"]),
+        (Fault::Refusal, InvalidArgument, &["no such sysctl"]),
+        (
+            Fault::PanicAndRelease,
+            Unavailable,
+            &["panicked", "and then", "the release is broken"],
+        ),
+    ] {
+        let world = World::new(fault);
+        let error = start(&world).await.0.unwrap_err();
+        assert_eq!(error.kind, kind, "{fault:?}: {error}");
+        for text in told {
+            assert!(error.chain().contains(text), "{fault:?}: {text:?} in {error}");
+        }
+        assert_eq!(world.left(), [""; 0], "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_nobody_waits_for_leaves_nothing() {
+    let world = World::new(Fault::Silence);
+    let (request, _events) = request(&world);
+    let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(&world))), Vec::new());
+    assert!(timeout(Duration::from_millis(50), starting).await.is_err());
+    nothing_left(&world).await;
+}
+
+#[tokio::test]
+async fn a_sandbox_starts_runs_containers_and_stops() {
+    let (world, sandbox, _events) = started().await;
+    assert_eq!(sandbox.pid(), 4711);
+    assert_eq!(sandbox.report().vmm, "played");
+    let a = sandbox.create_container(container("a")).await.unwrap();
+    sandbox.create_container(container("b")).await.unwrap();
+    assert_eq!(
+        kind(sandbox.create_container(container("a")).await),
+        ErrorKind::AlreadyExists
+    );
+    a.start().await.unwrap();
+    let names: Vec<_> = sandbox.phases().iter().map(|phase| phase.name).collect();
+    assert_eq!(names, ["host", "vmm", "boot", "agent", "create", "start"]);
+    let ids = sandbox.containers().await;
+    assert_eq!(
+        ids.iter().map(ContainerId::as_str).collect::<Vec<_>>(),
+        ["a", "b"]
+    );
+
+    a.kill(None, 9, false).await.unwrap();
+    assert_eq!(a.wait(None).await.unwrap().code, 137);
+    a.delete().await.unwrap();
+    assert_eq!(kind(sandbox.container(a.id()).await), ErrorKind::NotFound);
+    sandbox.create_container(container("a")).await.unwrap();
+
+    let b = sandbox.container(&ContainerId::new("b").unwrap()).await.unwrap();
+    sandbox.stop().await.unwrap();
+    assert_eq!(world.left(), [""; 0]);
+    assert!(world.agent.calls().contains(&"destroy_sandbox"));
+    assert_eq!(timeout(SOON, b.wait(None)).await.unwrap().unwrap().code, 137);
+    b.delete().await.unwrap();
+    sandbox.stop().await.unwrap();
+    assert_eq!(
+        kind(sandbox.create_container(container("c")).await),
+        ErrorKind::Unavailable
+    );
+    assert_eq!(kind(sandbox.container(b.id()).await), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn the_loss_of_any_part_is_the_same_event() {
+    type Loss = fn(&World);
+    let losses: [(Loss, u32, &str); 4] = [
+        (
+            |world| world.end_vm(ExitReason::VmmKilled(9)),
+            137,
+            "killed by signal 9",
+        ),
+        (|world| world.end_vm(ExitReason::GuestPanic), 255, "panicked"),
+        (
+            |world| drop(world.daemon.send_replace(Some("virtiofsd was killed".into()))),
+            255,
+            "virtiofsd",
+        ),
+        (
+            |world| world.agent.disconnect(),
+            255,
+            "the connection to the agent",
+        ),
+    ];
+    for (loss, code, reason) in losses {
+        let (world, sandbox, mut events) = started().await;
+        let a = sandbox.create_container(container("a")).await.unwrap();
+        a.start().await.unwrap();
+        let waiter = tokio::spawn(async move { a.wait(None).await.unwrap().code });
+        sandbox.containers().await;
+        loss(&world);
+        assert_eq!(timeout(SOON, waiter).await.unwrap().unwrap(), code, "{reason}");
+        let Event::VmExited(told) = timeout(SOON, events.recv()).await.unwrap().unwrap() else {
+            panic!("another event");
+        };
+        assert!(told.contains(reason), "{told}");
+        let error = sandbox.create_container(container("b")).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unavailable);
+        assert!(error.context.contains(reason), "{error}");
+        let a = sandbox.container(&ContainerId::new("a").unwrap()).await.unwrap();
+        assert_eq!(a.state(None).await.unwrap().status, Status::Stopped);
+        a.delete().await.unwrap();
+        sandbox.stop().await.unwrap();
+        assert_eq!(world.left(), [""; 0]);
+        assert!(events.try_recv().is_err(), "told once");
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_nobody_waits_for_is_deleted_again() {
+    let (world, sandbox, _events) = started().await;
+    world.agent.hang("create_container");
+    let creating = sandbox.create_container(container("a"));
+    assert!(timeout(Duration::from_millis(50), creating).await.is_err());
+    world.agent.obey("create_container");
+    timeout(SOON, async { while !sandbox.containers().await.is_empty() {} })
+        .await
+        .unwrap();
+    assert!(world.containers.lock().unwrap().is_empty());
+    sandbox.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_slow_creation_holds_up_neither_the_others_nor_a_stop() {
+    let (world, sandbox, _events) = started().await;
+    let a = sandbox.create_container(container("a")).await.unwrap();
+    world.agent.hang("create_container");
+    let slow = {
+        let sandbox = sandbox.clone();
+        tokio::spawn(async move { sandbox.create_container(container("b")).await })
+    };
+    world
+        .agent
+        .until(|agent| {
+            agent
+                .calls()
+                .iter()
+                .filter(|call| **call == "create_container")
+                .count()
+                == 2
+        })
+        .await;
+    a.start().await.unwrap();
+    assert_eq!(
+        sandbox
+            .container(a.id())
+            .await
+            .unwrap()
+            .state(None)
+            .await
+            .unwrap()
+            .status,
+        Status::Running
+    );
+    assert_eq!(
+        kind(sandbox.container(&ContainerId::new("b").unwrap()).await),
+        ErrorKind::NotFound
+    );
+    let (first, second) = tokio::join!(sandbox.stop(), sandbox.stop());
+    assert_eq!((first.is_ok(), second.is_ok()), (true, true));
+    assert_eq!(kind(slow.await.unwrap()), ErrorKind::Unavailable);
+    assert_eq!(world.left(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_frozen_guest_is_stopped_when_it_does_not_obey() {
+    let (world, sandbox, mut events) = started().await;
+    let a = sandbox.create_container(container("a")).await.unwrap();
+    a.start().await.unwrap();
+    world.agent.hang("signal_process");
+    timeout(SOON, a.kill(None, 9, false)).await.unwrap().unwrap();
+    assert_eq!(timeout(SOON, a.wait(None)).await.unwrap().unwrap().code, 137);
+    let event = timeout(SOON, events.recv()).await.unwrap().unwrap();
+    assert!(matches!(event, Event::VmExited(reason) if reason.contains("SIGKILL")));
+    assert_eq!(world.vms.load(std::sync::atomic::Ordering::SeqCst), 0);
+    sandbox.stop().await.unwrap();
+}
