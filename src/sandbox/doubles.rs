@@ -276,7 +276,10 @@ impl Vm for PlayedVm {
 
 /// Dials, greets, and serves the fake agent until the VMM ends.
 async fn guest(world: Arc<World>) {
-    let mut stream = UnixStream::connect(world.socket()).await.unwrap();
+    let Ok(mut stream) = UnixStream::connect(world.socket()).await else {
+        // The start has failed before we got here.
+        return;
+    };
     stream.write_all(GREETING).await.unwrap();
     let (_close, closed) = oneshot::channel::<()>();
     let first = futures::stream::once(async move { Ok::<_, std::io::Error>(Socket::new(stream)) });

@@ -1,5 +1,7 @@
 //! A sandbox: one virtual machine and the containers in it. [`Sandbox`] is a cheap handle to the task that owns it.
 
+#[cfg(test)]
+mod agent_tests;
 mod custody;
 #[cfg(test)]
 mod doubles;

@@ -171,7 +171,9 @@ impl Owner {
 
     /// Ends the virtual machine for a reason of ours; the first one counts.
     fn stop_vm(&mut self, end: VmEnd) {
-        if !self.state.serves() || self.reason.is_some() {
+        let ended = self.vm.exited().borrow().is_some();
+        if ended || !self.state.serves() || self.reason.is_some() {
+            // There is a reason already, or the VMM's own will be told.
             return;
         }
         warn!(self.log, "stopping the virtual machine"; "reason" => &end.reason);

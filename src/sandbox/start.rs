@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent_client::{Agent, ErrorKind as AgentErrorKind, Listener};
+use agent_client::{Agent, ErrorKind as AgentErrorKind};
 use agent_protocol as p;
 use configuration::AgentConfig;
 use futures::future::BoxFuture;
 use hypervisor::{Boot, Exit, Hypervisor, VmReport};
 use slog::{Logger, info};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::custody::Custody;
 use super::ground::{Acquired, Ground};
@@ -82,25 +83,32 @@ impl Holdings {
         self.step(Step::VmStarted)?;
         clock.lap("vmm");
 
-        let booted = async {
-            tokio::select! {
-                agent = greeted(&listener, config.dial_timeout, &vm) => agent,
-                error = died(&vm) => Err(error),
-                reason = &mut lost => Err(Error::new(ErrorKind::Unavailable, reason)),
-            }
+        let greeted = tokio::select! {
+            greeted = listener.accept(config.dial_timeout) => greeted,
+            error = died(&vm) => return Err(error),
+            reason = &mut lost => return Err(Error::new(ErrorKind::Unavailable, reason)),
         };
-        let agent: Arc<dyn Agent> = Arc::new(booted.await?);
+        let agent: Arc<dyn Agent> = match greeted {
+            Ok(agent) => Arc::new(agent),
+            Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
+                return Err(late(&vm, config.dial_timeout).await);
+            }
+            Err(error) => return Err(error.into()),
+        };
         self.agent = Some(Arc::clone(&agent));
         clock.lap("boot");
 
-        let introduced = async {
-            tokio::select! {
-                done = introduce(&*agent, guest, config.request_timeout, log) => done,
-                error = died(&vm) => Err(error),
-                reason = &mut lost => Err(Error::new(ErrorKind::Unavailable, reason)),
-            }
-        };
-        introduced.await?;
+        tokio::select! {
+            done = introduce(&*agent, guest, config.request_timeout, log) => match done {
+                // When the VMM has ended that is the news, and not that the connection went with it.
+                Err(error) if error.kind == ErrorKind::Unavailable => {
+                    return Err(timeout(deadlines::EXIT_NEWS, died(&vm)).await.unwrap_or(error));
+                }
+                done => done?,
+            },
+            error = died(&vm) => return Err(error),
+            reason = &mut lost => return Err(Error::new(ErrorKind::Unavailable, reason)),
+        }
         self.step(Step::GuestCreated)?;
         clock.lap("agent");
         Ok(Ready {
@@ -152,23 +160,18 @@ impl Clock {
     }
 }
 
-/// Waits for the agent. A guest that is late is stopped, so that its console can be quoted.
-async fn greeted(listener: &Listener, limit: Duration, vm: &Custody) -> Result<agent_client::TtrpcAgent> {
-    match listener.accept(limit).await {
-        Ok(agent) => Ok(agent),
-        Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
-            let stopped = vm.stop().await;
-            let console = vm.exited().borrow().as_ref().map(quote).unwrap_or_default();
-            let context = format!(
-                "the guest's agent did not answer within {:.1} s (dial_timeout){console}",
-                limit.as_secs_f64()
-            );
-            match stopped {
-                Ok(()) => Err(Error::new(ErrorKind::DeadlineExceeded, context)),
-                Err(error) => Err(Error::caused(ErrorKind::DeadlineExceeded, context, error)),
-            }
-        }
-        Err(error) => Err(error.into()),
+/// The error of a start whose agent is late. The guest is stopped first, so that its console can be quoted.
+async fn late(vm: &Custody, limit: Duration) -> Error {
+    let stopped = vm.stop().await;
+    let console = vm.exited().borrow().as_ref().map(quote).unwrap_or_default();
+    let context = format!(
+        "the guest's agent did not answer within {:.1} s (dial_timeout){console}",
+        limit.as_secs_f64()
+    );
+    let error = Error::new(ErrorKind::DeadlineExceeded, context);
+    match stopped {
+        Ok(()) => error,
+        Err(second) => error.and(&second),
     }
 }
 
