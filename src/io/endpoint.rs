@@ -5,7 +5,7 @@
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::buffer::spare_capacity;
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::fifo::{self, Keeper};
 use super::{Input, Output, Stdio, sys};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -63,27 +64,44 @@ impl Opened {
 
 /// Where output goes.
 #[derive(Debug)]
-pub(crate) struct Sink(Descriptor);
+pub(crate) struct Sink {
+    to: Descriptor,
+    /// Of a named pipe.
+    keeper: Option<Keeper>,
+}
 
 impl Sink {
     fn open(stream: &str, output: Output) -> Result<Option<Self>> {
         let (name, opened) = match output {
             Output::Null => return Ok(None),
-            Output::Fifo(path) => (path.display().to_string(), open_fifo(&path, true)),
-            Output::File(path) => (path.display().to_string(), open_file(&path)),
-            Output::Descriptor(fd) => ("the descriptor".to_owned(), Ok(fd)),
+            Output::Fifo(path) => (
+                path.display().to_string(),
+                fifo::open_to_write(&path).map(|(fd, keeper)| (fd, Some(keeper))),
+            ),
+            Output::File(path) => (path.display().to_string(), open_file(&path).map(|fd| (fd, None))),
+            Output::Descriptor(fd) => ("the descriptor".to_owned(), Ok((fd, None))),
         };
         opened
-            .and_then(|fd| Descriptor::new(fd, Interest::WRITABLE))
-            .map(|descriptor| Some(Self(descriptor)))
+            .and_then(|(fd, keeper)| {
+                let to = Descriptor::new(fd, Interest::WRITABLE)?;
+                Ok(Some(Self { to, keeper }))
+            })
             .map_err(|cause| cannot_open(stream, &name, cause))
+    }
+
+    /// Closes it, once nothing is lost by that.
+    pub(crate) async fn close(self) -> io::Result<()> {
+        match self.keeper {
+            Some(keeper) => keeper.settled(self.to.fd()).await,
+            None => Ok(()),
+        }
     }
 
     /// Writes all of it, waiting for the reader as long as it takes.
     pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
         while !data.is_empty() {
             let written = self
-                .0
+                .to
                 .io(Interest::WRITABLE, |fd| rustix::io::write(fd, data))
                 .await?;
             data = data.get(written..).unwrap_or_default();
@@ -100,7 +118,7 @@ impl Source {
     fn open(input: Input) -> Result<Option<Self>> {
         let (name, opened) = match input {
             Input::Null => return Ok(None),
-            Input::Fifo(path) => (path.display().to_string(), open_fifo(&path, false)),
+            Input::Fifo(path) => (path.display().to_string(), fifo::open_to_read(&path)),
             Input::Descriptor(fd) => ("the descriptor".to_owned(), Ok(fd)),
         };
         opened
@@ -179,21 +197,6 @@ impl Descriptor {
                 Ok(call(fd)?)
             }
         }
-    }
-}
-
-/// For writing, a named pipe is opened for reading as well: a reader may come and go, and neither is output lost nor do
-/// we get EPIPE. Opening does not wait for the other side either way.
-fn open_fifo(path: &Path, write: bool) -> io::Result<OwnedFd> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(write)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)?;
-    if file.metadata()?.file_type().is_fifo() {
-        Ok(file.into())
-    } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, "not a named pipe"))
     }
 }
 

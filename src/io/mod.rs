@@ -3,6 +3,7 @@
 //! Parsing of URIs is the caller's. Must not know what a container is beyond the names of a process in the agent's calls.
 
 mod endpoint;
+mod fifo;
 mod pump;
 mod sys;
 #[cfg(test)]

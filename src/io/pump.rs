@@ -72,43 +72,46 @@ impl Drop for Output {
 async fn move_output(target: Target, stream: p::Stream, sink: Sink, first: impl FnOnce()) {
     let mut sink = Some(sink);
     let mut first = Some(first);
-    loop {
-        let request = p::ReadOutputRequest {
-            container_id: target.container.clone(),
-            exec_id: target.exec.clone(),
-            stream: stream.into(),
-            max: CHUNK as u32,
-            ..Default::default()
-        };
-        // Waits for the workload, so without a deadline; it ends with the connection.
-        let answer = match target.agent.read_output(request, None).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                debug!(target.log, "output ends"; "stream" => ?stream, "error" => %error);
-                return;
-            }
-        };
-        if answer.data.len() > CHUNK {
-            warn!(target.log, "the guest sent more output than was asked for; the stream is closed";
-                "stream" => ?stream, "bytes" => answer.data.len());
-            return;
-        }
-        if !answer.data.is_empty()
-            && let Some(first) = first.take()
-        {
+    while let Some(data) = read(&target, stream).await {
+        if let Some(first) = first.take() {
             first();
         }
-        // An answer without data is the end, whatever it says of itself: asking again could go on forever.
-        let end = answer.eof || answer.data.is_empty();
         if let Some(open) = &sink
-            && let Err(error) = open.write_all(&answer.data).await
+            && let Err(error) = open.write_all(&data).await
         {
             // The process must not wait for a reader that is gone for good: the rest is read and thrown away.
             warn!(target.log, "output is lost"; "stream" => ?stream, "error" => %error);
             sink = None;
         }
-        if end {
-            return;
+    }
+    if let Some(sink) = sink
+        && let Err(error) = sink.close().await
+    {
+        debug!(target.log, "output is closed before it is read"; "stream" => ?stream, "error" => %error);
+    }
+}
+
+/// The next output; `None` at the end of the stream or of the connection.
+async fn read(target: &Target, stream: p::Stream) -> Option<Vec<u8>> {
+    let request = p::ReadOutputRequest {
+        container_id: target.container.clone(),
+        exec_id: target.exec.clone(),
+        stream: stream.into(),
+        max: CHUNK as u32,
+        ..Default::default()
+    };
+    // Waits for the workload, so without a deadline; it ends with the connection.
+    match target.agent.read_output(request, None).await {
+        Ok(answer) if answer.data.len() > CHUNK => {
+            warn!(target.log, "the guest sent more output than was asked for; the stream is closed";
+                "stream" => ?stream, "bytes" => answer.data.len());
+            None
+        }
+        // An answer without data is the end, whatever it says of itself: asking again could go on forever.
+        Ok(answer) => Some(answer.data).filter(|data| !data.is_empty()),
+        Err(error) => {
+            debug!(target.log, "output ends"; "stream" => ?stream, "error" => %error);
+            None
         }
     }
 }

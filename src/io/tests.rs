@@ -179,6 +179,32 @@ async fn readers_come_and_go_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn a_reader_that_comes_after_the_end_gets_all_of_it_and_the_end() {
+    let guest = Guest::new().await;
+    let path = guest.fifo("out");
+    let mut pump = guest.output(Output::Fifo(path.clone()));
+    guest.print(b"last words");
+    guest.agent.end_output("c", "");
+    guest
+        .until(|agent| {
+            agent
+                .calls()
+                .iter()
+                .filter(|call| **call == "read_output")
+                .count()
+                == 2
+        })
+        .await;
+    assert!(
+        timeout(Duration::from_millis(50), pump.drained()).await.is_err(),
+        "it waits for a reader"
+    );
+    let late = read_to_end(reader(&path));
+    drained(pump).await;
+    assert_eq!(late.await.unwrap(), b"last words");
+}
+
+#[tokio::test]
 async fn a_file_is_appended_to_and_its_directories_are_made() {
     let guest = Guest::new().await;
     let path = guest.dir.path().join("a/b/log");

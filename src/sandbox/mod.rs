@@ -70,7 +70,7 @@ pub(crate) struct VmEnd {
 /// A step of a start and how long it took; for people, logs and the bench.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Phase {
-    /// "spec", "host", "vmm", "boot", "agent", "create", "start".
+    /// "spec", "host", "vmm", "boot", "agent"; of the first container "create", "start", "first output".
     pub name: &'static str,
     /// Wall time.
     pub took: Duration,
