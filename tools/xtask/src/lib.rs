@@ -11,6 +11,7 @@ mod deps;
 mod digest;
 mod guest;
 mod program;
+pub mod tidy;
 mod workspace;
 
 pub use workspace::Workspace;
@@ -39,4 +40,5 @@ macro_rules! subcommands {
 subcommands! {
     Deps = deps,
     Guest = guest,
+    Tidy = tidy,
 }
