@@ -102,6 +102,15 @@ fn main() {
             failed.push(name);
         }
     }
-    println!("\ntest result: {ran} ran, {} failed {failed:?}", failed.len());
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    // As libtest says it, for those who count.
+    println!(
+        "\ntest result: {}. {} passed; {} failed",
+        if failed.is_empty() { "ok" } else { "FAILED" },
+        ran - failed.len(),
+        failed.len()
+    );
     std::process::exit(i32::from(!failed.is_empty()));
 }

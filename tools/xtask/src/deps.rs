@@ -107,6 +107,15 @@ pub struct Tool {
     why: &'static str,
 }
 
+impl Tool {
+    /// Checks licences and advisories of dependencies.
+    pub const CARGO_DENY: Self = Self {
+        name: "cargo-deny",
+        version: "0.20.2",
+        why: "checks licences and advisories of dependencies",
+    };
+}
+
 /// What serves a VM's devices beside the VMM.
 pub const DAEMONS: &[Tool] = &[
     Tool {
@@ -205,7 +214,7 @@ pub fn tools(workspace: &Workspace, tools: &[Tool]) -> Result<()> {
         if recorded && root.join("bin").join(name).is_file() {
             continue;
         }
-        eprintln!("building {name} {version} ({why}); this takes about a minute");
+        eprintln!("building {name} {version} ({why}); this takes a minute or more");
         Program::cargo()
             .args(["install", "--locked", "--version", version, "--root"])
             .args([root.as_os_str(), name.as_ref()])

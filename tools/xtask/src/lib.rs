@@ -7,11 +7,15 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
+mod check;
 mod deps;
 mod digest;
 mod guest;
+mod install;
 mod program;
+mod test;
 pub mod tidy;
+mod uninstall;
 mod workspace;
 
 pub use workspace::Workspace;
@@ -38,7 +42,11 @@ macro_rules! subcommands {
 }
 
 subcommands! {
+    Check = check,
     Deps = deps,
     Guest = guest,
+    Install = install,
+    Test = test,
     Tidy = tidy,
+    Uninstall = uninstall,
 }

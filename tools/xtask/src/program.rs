@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -95,6 +95,17 @@ impl Program {
     pub fn output(&mut self) -> Result<Output> {
         self.command
             .output()
+            .with_context(|| format!("run {}", self.shown()))
+    }
+
+    /// Starts it, with its standard output on a pipe.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn spawn_piped(mut self) -> Result<Child> {
+        self.command.stdout(Stdio::piped());
+        self.command
+            .spawn()
             .with_context(|| format!("run {}", self.shown()))
     }
 

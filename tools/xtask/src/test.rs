@@ -1,0 +1,141 @@
+//! `cargo xtask test`: every test, with what they need built first, and one line at the end that counts them.
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader};
+use std::process::{ExitCode, ExitStatus};
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::deps::{self, Purpose};
+use crate::program::Program;
+use crate::{Workspace, guest};
+
+/// Run every test, the end-to-end ones included. On a machine that lacks a part, name it in KATA_TEST_SKIP.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Builds, tests and counts. The last line of standard output is `<n> passed, <n> failed`.
+///
+/// # Errors
+/// What the tests need can't be built.
+pub fn run(_: Args) -> Result<ExitCode> {
+    let workspace = Workspace::here();
+    let begin = Instant::now();
+    let step = |name: &str| eprintln!("test: [{:4} s] {name}", begin.elapsed().as_secs());
+    step("packages and tools");
+    deps::packages(&[Purpose::Build, Purpose::Run, Purpose::Test])?;
+    deps::tools(&workspace, deps::DAEMONS)?;
+    step("guest image");
+    guest::build(&workspace, None, false)?;
+    step("programs");
+    Program::cargo()
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "shim",
+            "--package",
+            "kata-runtime",
+        ])
+        .dir(workspace.root())
+        .run()?;
+    step("tests, compiling");
+    let cargo_test = || {
+        Program::cargo()
+            .args(["test", "--workspace", "--no-fail-fast"])
+            .dir(workspace.root())
+    };
+    cargo_test().args(["--no-run"]).run()?;
+    step("tests, running");
+    let mut total = Total::default();
+    let status = run_and_watch(cargo_test(), |line| {
+        println!("{line}");
+        total.add(line);
+    })?;
+    step("done");
+    if !status.success() && total.failed == 0 {
+        eprintln!("test: a test program ended without a result of its own; cargo says which above");
+    }
+    println!("{total}");
+    Ok(if status.success() && total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a program, and shows `watch` each line that it prints when it comes. Answers how it ended.
+fn run_and_watch(program: Program, mut watch: impl FnMut(&str)) -> Result<ExitStatus> {
+    let mut child = program.spawn_piped()?;
+    if let Some(output) = child.stdout.take() {
+        // A test may print what is no text.
+        for line in BufReader::new(output).split(b'\n') {
+            watch(&String::from_utf8_lossy(&line?));
+        }
+    }
+    Ok(child.wait()?)
+}
+
+/// What the test runners said, summed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Total {
+    passed: u64,
+    failed: u64,
+}
+
+impl Total {
+    /// Adds a runner's closing line, `test result: ok. 3 passed; 0 failed; …`. Other lines add nothing.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.split("; ") {
+            match count.split_once(' ') {
+                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
+                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_closing_lines_of_runners_count() {
+        let mut total = Total::default();
+        for line in [
+            "running 3 tests",
+            "test a ... ok",
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.01s",
+            "  test result: ok. 100 passed; 0 failed",
+            "test result: FAILED. 2 passed; 4 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.5s",
+            "5 passed; 5 failed",
+        ] {
+            total.add(line);
+        }
+        assert_eq!(total, Total { passed: 5, failed: 4 });
+        assert_eq!(total.to_string(), "5 passed, 4 failed");
+    }
+
+    #[test]
+    fn lines_are_seen_and_the_end_is_told() {
+        let mut lines = Vec::new();
+        let program = Program::new("sh").args(["-c", "echo one; printf '\\377two'; exit 3"]);
+        let status = run_and_watch(program, |line| lines.push(line.to_owned())).unwrap();
+        assert_eq!(status.code(), Some(3));
+        assert_eq!(lines, ["one", "\u{fffd}two"]);
+    }
+}
