@@ -10,8 +10,12 @@ pub mod container;
 mod deadlines;
 pub mod error;
 pub mod events;
+mod guest;
 pub mod id;
 pub mod io;
+mod model;
+mod oci;
+mod plan;
 pub mod sandbox;
 
 pub use container::{Container, ContainerRequest, ExecRequest, ExitStatus, ProcessState, Stats, Status};

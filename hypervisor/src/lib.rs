@@ -10,7 +10,7 @@ mod driver;
 mod error;
 mod fake;
 mod probe;
-mod process;
+pub mod process;
 mod qemu;
 mod qmp;
 pub mod registry;

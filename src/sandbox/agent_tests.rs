@@ -190,6 +190,7 @@ async fn sandbox(script: &str) -> Stand {
     let (sender, events) = mpsc::channel(4);
     let request = SandboxRequest {
         id: SandboxId::new("s").unwrap(),
+        scope: SandboxId::new("test").unwrap(),
         bundle: PathBuf::new(),
         config: Arc::new(config),
         hypervisor,

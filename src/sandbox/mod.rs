@@ -35,6 +35,9 @@ use crate::{ContainerId, Event, SandboxId};
 pub struct SandboxRequest {
     /// Its id.
     pub id: SandboxId,
+    /// Keeps apart the sandboxes of callers that do not know each other's ids: containerd's namespace, or the root
+    /// directory of an OCI runtime, as one name. Part of host paths.
+    pub scope: SandboxId,
     /// OCI bundle of its first container; the sandbox's own properties (hostname, resources, network) come from there.
     pub bundle: PathBuf,
     /// Validated configuration.
@@ -162,6 +165,7 @@ impl Sandbox {
     pub async fn clean_up_dead(
         _config: &Config,
         _hypervisor: &dyn Hypervisor,
+        _scope: &SandboxId,
         _id: &SandboxId,
     ) -> Result<()> {
         Ok(())

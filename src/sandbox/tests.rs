@@ -67,6 +67,7 @@ fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
     let (events, received) = mpsc::channel(4);
     let request = SandboxRequest {
         id: SandboxId::new("s").unwrap(),
+        scope: SandboxId::new("test").unwrap(),
         bundle: PathBuf::new(),
         config: Arc::new(config()),
         hypervisor: Arc::new(Played(Arc::clone(world))),

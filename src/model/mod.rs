@@ -1,0 +1,165 @@
+//! What a bundle asks for and what is planned for it: plain data between the pure functions and the edges.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use agent_protocol as p;
+use hypervisor::Memory;
+use oci_spec::runtime::Spec;
+
+use crate::sandbox::RootfsMount;
+use crate::{ContainerId, SandboxId};
+
+/// The place of a container among others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerType {
+    /// The first container of a pod, which stands for the pod.
+    PodSandbox,
+    /// A later container of a pod.
+    PodContainer,
+    /// A container alone in its sandbox.
+    SingleContainer,
+}
+
+/// What the first container's bundle says of the sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxConfig {
+    /// Its id.
+    pub id: SandboxId,
+    /// Where the request comes from.
+    pub container_type: ContainerType,
+    /// Host name of the guest; empty where the bundle gives none.
+    pub hostname: String,
+    /// Name resolution.
+    pub dns: Dns,
+    /// Size of the pod's `/dev/shm`, bytes (0: the agent's default).
+    pub shm_size: u64,
+    /// Sysctls that belong to the sandbox.
+    pub sysctls: BTreeMap<String, String>,
+    /// What its workload may use; sizes the virtual machine.
+    pub resources: Resources,
+    /// The pod's network namespace on the host, where it has one of its own.
+    pub network_namespace: Option<PathBuf>,
+    /// Annotations of the first container.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What `resolv.conf` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+}
+
+/// Limits that size a virtual machine. `None`: no limit is set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// Thousandths of a CPU.
+    pub cpu_millis: Option<u64>,
+    /// Bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+/// One container, from its bundle and its caller.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerConfig {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its place.
+    pub container_type: ContainerType,
+    /// The specification as the caller wrote it.
+    pub spec: Spec,
+    /// Absolute path of the bundle.
+    pub bundle: PathBuf,
+    /// Mounts that make the root file system. Empty: `root.path` is there already.
+    pub rootfs: Vec<RootfsMount>,
+}
+
+/// Everything that is decided about a sandbox before anything is acquired.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxPlan {
+    /// Its id.
+    pub id: SandboxId,
+    /// Guest kernel.
+    pub kernel: PathBuf,
+    /// Guest initramfs.
+    pub initrd: PathBuf,
+    /// Kernel parameters, but for the one that names the agent's channel.
+    pub kernel_params: Vec<String>,
+    /// vCPUs at start.
+    pub vcpus: u32,
+    /// vCPUs that can be reached.
+    pub max_vcpus: u32,
+    /// Guest memory; its backing follows from the devices.
+    pub memory: Memory,
+    /// The byte stream to the agent.
+    pub channel: ChannelPlan,
+    /// Directories of the host in the guest.
+    pub share: SharePlan,
+    /// The sandbox's part of the conversation with the agent, but for clock and entropy.
+    pub guest: p::CreateSandboxRequest,
+}
+
+/// The byte stream to the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChannelPlan {
+    /// Kernel vhost-vsock.
+    KernelVsock,
+    /// vsock by this vhost-user daemon.
+    DaemonVsock(PathBuf),
+    /// A virtio-serial port (for an agent that is a process: its unix socket).
+    Serial,
+}
+
+/// Directories of the host in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SharePlan {
+    /// virtio-fs.
+    VirtioFs {
+        /// virtiofsd's program.
+        daemon: PathBuf,
+        /// Value of its `--cache` option.
+        cache: &'static str,
+    },
+    /// The guest is a process of the host and sees the directory itself.
+    Process,
+}
+
+/// Everything that is decided about a container before anything is acquired.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerPlan {
+    /// Its id.
+    pub id: ContainerId,
+    /// Where its root file system comes from.
+    pub root: RootPlan,
+    /// Host files and directories that it mounts, each below its own name in the share.
+    pub binds: Vec<BindPlan>,
+    /// The agent's part, but for the streams: guest paths name what the share will contain.
+    pub guest: p::CreateContainerRequest,
+}
+
+/// Where a root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootPlan {
+    /// These mounts make it, one over the other.
+    Mounts(Vec<RootfsMount>),
+    /// It is in this directory of the host.
+    Directory(PathBuf),
+}
+
+/// A file or directory of the host that becomes visible in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindPlan {
+    /// A name of our own making, unique in the container: `<share>/<container>/<name>`.
+    pub name: String,
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// The guest cannot write, whatever it does.
+    pub readonly: bool,
+    /// Mounts below the source come along.
+    pub recursive: bool,
+}
