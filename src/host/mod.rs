@@ -28,7 +28,7 @@ use agent_protocol as p;
 use async_trait::async_trait;
 use configuration::Config;
 use futures::future::{FutureExt, select_all};
-use hypervisor::{Hypervisor, MemoryBacking, VmRecord, VmSpec};
+use hypervisor::{Hypervisor, VmRecord, VmSpec};
 use slog::{Logger, o, warn};
 
 use daemon::Daemon;
@@ -197,12 +197,6 @@ impl Ground for Host {
             steps.take()?;
         }
 
-        let mut memory = plan.memory.clone();
-        memory.backing = match held.daemons.is_empty() {
-            true => MemoryBacking::Private,
-            // All of them speak vhost-user.
-            false => MemoryBacking::Shared,
-        };
         let mut kernel_params = plan.kernel_params.clone();
         kernel_params.push(agents.kernel_param);
         Ok(Acquired {
@@ -214,7 +208,7 @@ impl Ground for Host {
                 kernel_params,
                 vcpus: plan.vcpus,
                 max_vcpus: plan.max_vcpus,
-                memory,
+                memory: plan.memory.clone(),
                 devices: vec![agents.device, share],
             },
             listener: agents.listener,

@@ -157,7 +157,10 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
         memory: Memory {
             size_mib: 256,
             max_mib: 256,
-            backing: MemoryBacking::Private,
+            backing: match share {
+                SharePlan::VirtioFs { .. } => MemoryBacking::Shared,
+                SharePlan::Process => MemoryBacking::Private,
+            },
         },
         channel,
         share,
