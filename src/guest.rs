@@ -14,6 +14,9 @@ pub const GUEST_SHARE: &str = "/run/kata/shared";
 /// Name of a container's root file system in the share.
 pub const ROOTFS: &str = "rootfs";
 
+/// Kernel parameter that has the agent log everything.
+pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
+
 /// Guest path of what is `<share>/<container>/<name>` on the host.
 pub(crate) fn shared(container: &ContainerId, name: &str) -> String {
     format!("{GUEST_SHARE}/{container}/{name}")

@@ -6,9 +6,9 @@ use std::path::{Component, Path};
 use oci_spec::runtime::{Linux, Mount, Process, Spec};
 use serde_json::Value;
 
-use super::load::{MAX_MOUNTS, find_nul};
+use super::load::{CONFIG, MAX_MOUNTS, find_nul};
 use super::{invalid, shown};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Linux's PATH_MAX, without its terminator.
 const MAX_PATH: usize = 4095;
@@ -39,8 +39,16 @@ pub(super) fn bounds(spec: &Value) -> Result<()> {
             format!("has {mounts} entries; at most {MAX_MOUNTS} are allowed"),
         ));
     }
-    match find_nul(spec) {
-        Some(path) => Err(invalid(path.trim_start_matches('.'), "contains a NUL byte")),
+    nul(CONFIG, spec)
+}
+
+/// No text has a NUL byte.
+pub(super) fn nul(what: &str, value: &Value) -> Result<()> {
+    match find_nul(value) {
+        Some(path) => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!("{what}: {}: contains a NUL byte", path.trim_start_matches('.')),
+        )),
         None => Ok(()),
     }
 }
@@ -56,11 +64,11 @@ pub(super) fn spec(spec: &Spec) -> Result<()> {
         return Err(invalid("root.path", "is empty"));
     }
     length("root.path", root.path())?;
-    process(
-        spec.process()
-            .as_ref()
-            .ok_or_else(|| invalid("process", "is missing"))?,
-    )?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| invalid("process", "is missing"))?;
+    self::process(process).map_err(|(field, what)| invalid(format_args!("process.{field}"), what))?;
     if let Some(name) = spec.hostname()
         && (name.len() > MAX_HOSTNAME || name.contains('/'))
     {
@@ -89,39 +97,38 @@ fn version(version: &str) -> Result<()> {
     }
 }
 
-fn process(process: &Process) -> Result<()> {
+/// A process, of a specification or alone: the field in it and what is wrong there.
+pub(super) fn process(process: &Process) -> Result<(), (String, String)> {
+    let fault = |field: &str, what: String| Err((field.to_owned(), what));
     match process.args().iter().flatten().next() {
-        None => return Err(invalid("process.args", "is missing or empty")),
-        Some(program) if program.is_empty() => return Err(invalid("process.args[0]", "is empty")),
+        None => return fault("args", "is missing or empty".to_owned()),
+        Some(program) if program.is_empty() => return fault("args[0]", "is empty".to_owned()),
         Some(_) => {}
     }
+    let cwd = process.cwd().to_string_lossy();
     if !process.cwd().is_absolute() {
-        let cwd = process.cwd().to_string_lossy();
-        return Err(invalid(
-            "process.cwd",
-            format!("{} is not an absolute path", shown(&cwd)),
-        ));
+        return fault("cwd", format!("{} is not an absolute path", shown(&cwd)));
     }
-    length("process.cwd", process.cwd())?;
+    if cwd.len() > MAX_PATH {
+        return fault("cwd", too_long(cwd.len()));
+    }
     for (index, variable) in process.env().iter().flatten().enumerate() {
         if variable.find('=').is_none_or(|at| at == 0) {
-            return Err(invalid(
-                format_args!("process.env[{index}]"),
+            return fault(
+                &format!("env[{index}]"),
                 format!("{} is not NAME=VALUE", shown(variable)),
-            ));
+            );
         }
     }
     let mut seen = HashSet::new();
     for (index, limit) in process.rlimits().iter().flatten().enumerate() {
-        let field = format!("process.rlimits[{index}]");
+        let field = format!("rlimits[{index}]");
         if !seen.insert(limit.typ().to_string()) {
-            return Err(invalid(field, format!("{} is named twice", limit.typ())));
+            return fault(&field, format!("{} is named twice", limit.typ()));
         }
         if limit.soft() > limit.hard() {
-            return Err(invalid(
-                field,
-                format!("soft limit {} is above hard limit {}", limit.soft(), limit.hard()),
-            ));
+            let (soft, hard) = (limit.soft(), limit.hard());
+            return fault(&field, format!("soft limit {soft} is above hard limit {hard}"));
         }
     }
     Ok(())
@@ -216,12 +223,12 @@ fn plain(field: &str, path: &Path) -> Result<()> {
 }
 
 fn length(field: &str, path: &Path) -> Result<()> {
-    let length = path.as_os_str().len();
-    if length > MAX_PATH {
-        return Err(invalid(
-            field,
-            format!("has {length} bytes, more than a path may have ({MAX_PATH})"),
-        ));
+    match path.as_os_str().len() {
+        0..=MAX_PATH => Ok(()),
+        length => Err(invalid(field, too_long(length))),
     }
-    Ok(())
+}
+
+fn too_long(length: usize) -> String {
+    format!("has {length} bytes, more than a path may have ({MAX_PATH})")
 }

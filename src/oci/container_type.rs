@@ -1,15 +1,15 @@
 //! A container's place among others, from the annotations of those who group containers into pods: containerd's CRI
 //! plugin, CRI-O (and podman, which writes CRI-O's for the members of its pods) and dockershim. Pure.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::shown;
 use crate::SandboxId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::ContainerType;
 
-/// Annotations of a specification.
-pub type Annotations = HashMap<String, String>;
+/// Annotations of a specification, in an order.
+pub type Annotations = BTreeMap<String, String>;
 
 /// Keys that tell a container's type: of containerd, CRI-O, dockershim.
 pub const CRI_CONTAINER_TYPE_KEYS: [&str; 3] = [

@@ -1,6 +1,7 @@
 //! What a `resolv.conf` says, read as tolerantly as the C library reads it (resolv.conf(5)). Pure.
 
-use std::net::IpAddr;
+// `core`'s has addresses only, no sockets.
+use core::net::IpAddr;
 
 use crate::model::Dns;
 

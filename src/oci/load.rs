@@ -3,13 +3,17 @@
 //! The specification's types know the capabilities and architectures of their day and refuse the whole specification for
 //! another one. What a newer caller may name and an older runtime must pass over is therefore taken out before.
 
-use oci_spec::runtime::{Capability, Spec};
+use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::container_type::Annotations;
-use super::{check, invalid, shown};
+use super::{check, shown};
 use crate::error::{Error, ErrorKind, Result};
+
+/// A specification's file, in errors.
+pub(super) const CONFIG: &str = "config.json";
 
 /// Largest `config.json` that is read, in bytes. The agent takes no larger one.
 pub const MAX_BYTES: usize = agent_protocol::MAX_SPEC;
@@ -25,20 +29,40 @@ pub const MAX_MOUNTS: usize = 1024;
 /// # Errors
 /// [`ErrorKind::InvalidArgument`], naming the field.
 pub fn load(config_json: &[u8]) -> Result<Spec> {
-    let mut value = json(config_json)?;
+    let mut value = json(CONFIG, config_json)?;
     check::bounds(&value)?;
-    pass_over_unknown(&mut value);
-    let spec: Spec = serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let field = if path == "." {
-            "the specification"
-        } else {
-            path.as_str()
-        };
-        invalid(field, short(&error.inner().to_string()))
-    })?;
+    if let Some(process) = value.get_mut("process") {
+        pass_over_unknown_capabilities(process);
+    }
+    pass_over_unknown_architectures(&mut value);
+    let spec: Spec = typed(CONFIG, value)?;
     check::spec(&spec)?;
     Ok(spec)
+}
+
+/// Reads one more process of a container, as [`load`] reads the first one.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`], naming the field.
+pub fn process(process_json: &[u8]) -> Result<Process> {
+    let mut value = json("process", process_json)?;
+    check::nul("process", &value)?;
+    pass_over_unknown_capabilities(&mut value);
+    let process = typed("process", value)?;
+    check::process(&process).map_err(|(field, what)| {
+        Error::new(ErrorKind::InvalidArgument, format!("process: {field}: {what}"))
+    })?;
+    Ok(process)
+}
+
+/// Reads new limits of a container.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`], naming the field.
+pub fn resources(resources_json: &[u8]) -> Result<LinuxResources> {
+    let value = json("resources", resources_json)?;
+    check::nul("resources", &value)?;
+    typed("resources", value)
 }
 
 /// Only the annotations of a specification: what a shim needs to find the sandbox, without reading all the rest.
@@ -50,45 +74,55 @@ pub fn annotations(config_json: &[u8]) -> Result<Annotations> {
     struct Part {
         annotations: Option<Annotations>,
     }
-    size(config_json)?;
-    let part: Part = serde_json::from_slice(config_json).map_err(|error| broken(&error))?;
+    size(CONFIG, config_json)?;
+    let part: Part = serde_json::from_slice(config_json).map_err(|error| broken(CONFIG, &error))?;
     Ok(part.annotations.unwrap_or_default())
 }
 
-fn size(config_json: &[u8]) -> Result<()> {
-    if config_json.len() > MAX_BYTES {
+fn size(what: &str, json: &[u8]) -> Result<()> {
+    if json.len() > MAX_BYTES {
         return Err(Error::new(
             ErrorKind::InvalidArgument,
             format!(
-                "config.json has {} bytes; at most {MAX_BYTES} are allowed: use fewer mounts, annotations or environment \
+                "{what} has {} bytes; at most {MAX_BYTES} are allowed: use fewer mounts, annotations or environment \
                  variables",
-                config_json.len()
+                json.len()
             ),
         ));
     }
     Ok(())
 }
 
-fn json(config_json: &[u8]) -> Result<Value> {
-    size(config_json)?;
-    let value: Value = serde_json::from_slice(config_json).map_err(|error| broken(&error))?;
+fn json(what: &str, json: &[u8]) -> Result<Value> {
+    size(what, json)?;
+    let value: Value = serde_json::from_slice(json).map_err(|error| broken(what, &error))?;
     match value {
         Value::Object(_) => Ok(value),
         _ => Err(Error::new(
             ErrorKind::InvalidArgument,
-            "config.json is not a JSON object",
+            format!("{what} is not a JSON object"),
         )),
     }
 }
 
-fn broken(error: &serde_json::Error) -> Error {
+fn broken(what: &str, error: &serde_json::Error) -> Error {
     Error::new(
         ErrorKind::InvalidArgument,
-        format!(
-            "config.json is not a specification: {}",
-            short(&error.to_string())
-        ),
+        format!("{what} cannot be read as JSON: {}", short(&error.to_string())),
     )
+}
+
+fn typed<T: DeserializeOwned>(what: &str, value: Value) -> Result<T> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let message = short(&error.inner().to_string());
+        let path = error.path().to_string();
+        let path = if path == "." {
+            String::new()
+        } else {
+            format!("{}: ", short(&path))
+        };
+        Error::new(ErrorKind::InvalidArgument, format!("{what}: {path}{message}"))
+    })
 }
 
 /// A message that may quote the caller's text, cut to a length for people.
@@ -100,21 +134,25 @@ fn short(message: &str) -> String {
     }
 }
 
-fn pass_over_unknown(spec: &mut Value) {
-    // `user` may be missing: root.
-    if let Some(process) = spec.get_mut("process").and_then(Value::as_object_mut) {
-        process
-            .entry("user")
-            .or_insert_with(|| Value::Object(Default::default()));
-    }
-    if let Some(sets) = spec
-        .pointer_mut("/process/capabilities")
-        .and_then(Value::as_object_mut)
+fn pass_over_unknown_capabilities(process: &mut Value) {
+    let Some(process) = process.as_object_mut() else {
+        return;
+    };
+    // Without a user it is root.
+    process
+        .entry("user")
+        .or_insert_with(|| Value::Object(Default::default()));
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    for names in sets
+        .into_iter()
+        .flat_map(|sets| sets.values_mut())
+        .filter_map(Value::as_array_mut)
     {
-        for names in sets.values_mut().filter_map(Value::as_array_mut) {
-            names.retain(|name| !name.is_string() || Capability::deserialize(name).is_ok());
-        }
+        names.retain(|name| !name.is_string() || Capability::deserialize(name).is_ok());
     }
+}
+
+fn pass_over_unknown_architectures(spec: &mut Value) {
     if let Some(names) = spec
         .pointer_mut("/linux/seccomp/architectures")
         .and_then(Value::as_array_mut)

@@ -5,8 +5,11 @@
 mod check;
 mod container_type;
 mod dns;
+mod env;
+mod kernel;
 mod load;
 mod resources;
+mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -18,7 +21,14 @@ pub use container_type::{
     Annotations, CRI_CONTAINER_TYPE_KEYS, CRI_CONTAINER_TYPES, CRI_SANDBOX_NAME_KEYS, container_type,
     sandbox_id,
 };
-pub use load::{MAX_BYTES, MAX_MOUNTS, annotations, load};
+pub use env::{EnvVar, env_vars};
+pub use kernel::{KERNEL_MODULES_SEPARATOR, SANDBOX_CONFIG_PATH_KEY, add_kernel_param, sandbox_config_path};
+pub use load::{MAX_BYTES, MAX_MOUNTS, annotations, load, process, resources};
+pub use state::{
+    ContainerStatus, OCI_VERSION, State, get_oci_config, state_to_oci_state, status_to_oci_state,
+};
+/// Kata's names of the two conversions.
+pub use {container as container_config, sandbox as sandbox_config};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ContainerConfig, SandboxConfig};
@@ -34,9 +44,8 @@ use crate::{ContainerId, SandboxId};
 /// # Errors
 /// [`ErrorKind::InvalidArgument`], naming the field.
 pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result<SandboxConfig> {
-    let none = Annotations::new();
-    let annotations = spec.annotations().as_ref().unwrap_or(&none);
-    let container_type = container_type(annotations)?;
+    let annotations = annotations_of(spec);
+    let container_type = container_type(&annotations)?;
     let linux = spec.linux().as_ref();
     Ok(SandboxConfig {
         id: id.clone(),
@@ -49,9 +58,9 @@ pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result
             .unwrap_or_default()
             .into_iter()
             .collect(),
-        resources: resources::of_sandbox(spec, container_type, annotations)?,
+        resources: resources::of_sandbox(spec, container_type, &annotations)?,
         network_namespace: network_namespace(spec),
-        annotations: annotations.clone().into_iter().collect(),
+        annotations,
     })
 }
 
@@ -74,17 +83,21 @@ pub fn container(
             ),
         ));
     }
-    let container_type = match spec.annotations() {
-        Some(annotations) => container_type(annotations)?,
-        None => crate::model::ContainerType::SingleContainer,
-    };
     Ok(ContainerConfig {
         id: id.clone(),
-        container_type,
+        container_type: container_type(&annotations_of(&spec))?,
         spec,
         bundle,
         rootfs,
     })
+}
+
+fn annotations_of(spec: &Spec) -> Annotations {
+    spec.annotations()
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 /// The network namespace that somebody prepared. Docker names `/proc/0/ns/net` for one that does not exist yet.

@@ -299,12 +299,12 @@ fn a_bad_field_is_named() {
 #[test]
 fn what_is_no_specification_is_refused() {
     for (json, expected) in [
-        ("", "config.json is not a specification: EOF"),
-        ("{", "config.json is not a specification: EOF"),
+        ("", "config.json cannot be read as JSON: EOF"),
+        ("{", "config.json cannot be read as JSON: EOF"),
         ("[]", "config.json is not a JSON object"),
-        ("{} x", "config.json is not a specification: trailing characters"),
+        ("{} x", "config.json cannot be read as JSON: trailing characters"),
         ("{}", "config.json: ociVersion: is missing"),
-        ("\u{feff}{}", "config.json is not a specification: "),
+        ("\u{feff}{}", "config.json cannot be read as JSON: "),
     ] {
         let error = load(json.as_bytes()).unwrap_err();
         assert!(error.context.starts_with(expected), "{json:?}: {}", error.context);
@@ -373,7 +373,7 @@ fn a_flood_is_refused_at_once() {
 #[test]
 fn annotations_alone_are_enough_to_find_the_sandbox() {
     for (name, text) in CALLERS {
-        let expected = caller(name).annotations().clone().unwrap_or_default();
+        let expected = annotations_of(&caller(name));
         assert_eq!(annotations(text.as_bytes()).unwrap(), expected, "{name}");
     }
     assert!(annotations(b"{}").unwrap().is_empty());
@@ -449,6 +449,48 @@ fn the_place_of_a_container_is_in_its_annotations() {
         let error = sandbox_id(&own(pairs)).expect_err(&format!("{pairs:?}"));
         assert!(error.context.contains("io.kubernetes."), "{}", error.context);
     }
+}
+
+#[test]
+fn one_more_process_is_read_like_the_first() {
+    let read = |value: Value| process(value.to_string().as_bytes());
+    let exec = |key: &str, value: Value| {
+        let mut exec = json!({"cwd": "/", "args": ["ls"], "user": {"uid": 0, "gid": 0}});
+        exec[key] = value;
+        read(exec)
+    };
+    let sets = json!({"bounding": ["CAP_KILL", "CAP_FUTURE"]});
+    assert!(exec("capabilities", sets).is_ok());
+    assert!(exec("user", Value::Null).is_err());
+    assert!(read(json!({"cwd": "/", "args": ["ls"]})).is_ok());
+    for (key, value, expected) in [
+        ("cwd", json!("x"), "process: cwd: \"x\" is not"),
+        ("args", json!([]), "process: args: is missing"),
+        ("args", json!(["a\0"]), "process: args[0]: contains a NUL byte"),
+        ("env", json!(["x"]), "process: env[0]: \"x\" is not NAME=VALUE"),
+        ("user", json!({"uid": "root"}), "process: user.uid: invalid type"),
+    ] {
+        let error = exec(key, value).unwrap_err();
+        assert!(error.context.starts_with(expected), "{}", error.context);
+    }
+    assert!(
+        process(b"[]")
+            .unwrap_err()
+            .context
+            .starts_with("process is not a JSON object")
+    );
+}
+
+#[test]
+fn new_limits_are_read() {
+    let limits = resources(br#"{"memory": {"limit": -1}, "unknown": 1}"#).unwrap();
+    assert_eq!(limits.memory().as_ref().unwrap().limit(), Some(-1));
+    let error = resources(br#"{"memory": {"limit": "1G"}}"#).unwrap_err();
+    assert!(
+        error.context.starts_with("resources: memory.limit: "),
+        "{}",
+        error.context
+    );
 }
 
 #[test]

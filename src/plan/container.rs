@@ -14,6 +14,7 @@ use super::{devices, limits, mounts, namespaces, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{ContainerConfig, ContainerPlan, ContainerType, RootPlan, SandboxPlan, SharePlan};
+use crate::sandbox::RootfsMount;
 
 /// Plans a container.
 pub(super) fn plan(
@@ -56,12 +57,32 @@ pub(super) fn plan(
 
     Ok(ContainerPlan {
         id: container.id.clone(),
-        root: match container.rootfs.as_slice() {
-            [] => RootPlan::Directory(container.bundle.join(root.path())),
-            mounts => RootPlan::Mounts(mounts.to_vec()),
-        },
+        root: self::root(container, root.path())?,
         binds: mounts.binds,
         guest: guest::create_container(&container.id, json(&for_guest)?),
+    })
+}
+
+/// File systems that the host's kernel can mount by itself. Other kinds that snapshotters name are orders to a runtime
+/// (to pull an image in the guest, to format a disk).
+const SNAPSHOTS: [&str; 7] = ["overlay", "bind", "ext4", "xfs", "btrfs", "zfs", "erofs"];
+
+fn root(container: &ContainerConfig, path: &Path) -> Result<RootPlan> {
+    let unknown = |mount: &&RootfsMount| !SNAPSHOTS.contains(&mount.fs_type.as_str());
+    if let Some(mount) = container.rootfs.iter().find(unknown) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "the root file system of container {} is a mount of type {}, which is not supported; use another snapshotter, \
+                 such as overlayfs",
+                container.id,
+                crate::oci::shown(&mount.fs_type)
+            ),
+        ));
+    }
+    Ok(match container.rootfs.as_slice() {
+        [] => RootPlan::Directory(container.bundle.join(path)),
+        mounts => RootPlan::Mounts(mounts.to_vec()),
     })
 }
 

@@ -16,6 +16,7 @@ use std::path::Path;
 
 use configuration::Config;
 use hypervisor::{Capabilities, Memory, MemoryBacking};
+use oci_spec::runtime::LinuxResources;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
@@ -39,11 +40,15 @@ pub fn sandbox(
     // vhost-user daemons map the guest's memory too.
     let is_shared =
         matches!(share, SharePlan::VirtioFs { .. }) || matches!(channel, ChannelPlan::DaemonVsock(_));
+    let mut kernel_params = hypervisor.kernel_params.clone();
+    if config.agent.enable_debug {
+        kernel_params.push(guest::AGENT_DEBUG.to_owned());
+    }
     Ok(SandboxPlan {
         id: sandbox.id.clone(),
         kernel: hypervisor.kernel.clone(),
         initrd: hypervisor.initrd.clone(),
-        kernel_params: hypervisor.kernel_params.clone(),
+        kernel_params,
         vcpus: size.vcpus,
         max_vcpus: size.max_vcpus,
         memory: Memory {
@@ -71,6 +76,11 @@ pub fn container(
     container: &ContainerConfig,
 ) -> Result<ContainerPlan> {
     container::plan(config, sandbox, container)
+}
+
+/// The limits of an update as the guest is to apply them. What a guest has no counterpart of is left out, as at creation.
+pub fn update(limits: &LinuxResources) -> LinuxResources {
+    limits::for_guest(limits)
 }
 
 /// A field asks for what a guest cannot give.
