@@ -186,9 +186,6 @@ impl Stand {
     pub fn bundle(&self, name: &str, script: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
         let mut spec: Value = serde_json::from_str(SPEC).unwrap();
         spec["process"]["args"] = json!(["/bin/sh", "-c", script]);
-        // On the host, where the guest is a process: tests are told apart by their directories.
-        let unique = self.dir.path().file_name().unwrap().to_string_lossy();
-        spec["linux"]["cgroupsPath"] = json!(format!("/{unique}/{name}"));
         change(&mut spec);
         let bundle = self.path(name);
         fs::create_dir_all(bundle.join("rootfs")).unwrap();
@@ -225,8 +222,10 @@ impl Stand {
 
     pub fn container(&self, name: &str, bundle: &Path, rootfs: Vec<RootfsMount>) -> ContainerRequest {
         let out = Output::File(self.out(name));
+        // Guests that are processes share the host's cgroups, which are called like their containers.
+        let place = self.dir.path().file_name().unwrap().to_string_lossy();
         ContainerRequest {
-            id: ContainerId::new(name).unwrap(),
+            id: ContainerId::new(format!("{name}{place}")).unwrap(),
             bundle: bundle.into(),
             rootfs,
             stdio: Stdio {

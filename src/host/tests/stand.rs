@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use agent_protocol as p;
 use hypervisor::{Memory, MemoryBacking, registry};
-use oci_spec::runtime::Process;
-use serde_json::{Value, json};
 use slog::{Discard, Logger, o};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::super::{Host, mountinfo};
-use crate::guest::{GUEST_SHARE, ROOTFS, SHARE_TAG};
+use crate::guest::{GUEST_SHARE, SHARE_TAG};
 use crate::model::{BindPlan, ChannelPlan, ContainerPlan, RootPlan, SandboxPlan, SharePlan};
 use crate::sandbox::SandboxRequest;
 use crate::sandbox::tests::config;
@@ -181,48 +179,13 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
 pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> ContainerPlan {
     ContainerPlan {
         id: ContainerId::new(id).unwrap(),
+        directory: id.into(),
         root,
         binds,
         guest: p::CreateContainerRequest {
             container_id: id.into(),
             ..Default::default()
         },
-    }
-}
-
-/// The guest's part of a container that runs a script of busybox's shell; each of its binds is below `/mnt`.
-pub(super) fn guest_part(
-    id: &str,
-    binds: &[BindPlan],
-    script: &str,
-    cgroup: &Path,
-) -> p::CreateContainerRequest {
-    let share = Path::new(GUEST_SHARE).join(id);
-    let mut mounts = vec![
-        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
-        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
-    ];
-    mounts.extend(binds.iter().map(|bind| {
-        json!({"destination": Path::new("/mnt").join(&bind.name), "type": "bind",
-               "source": share.join(&bind.name), "options": ["rbind"]})
-    }));
-    let spec: Value = json!({
-        "ociVersion": "1.1.0",
-        "root": {"path": share.join(ROOTFS)},
-        "process": {
-            "cwd": "/", "args": ["/bin/busybox", "sh", "-c", script], "env": ["PATH=/bin"],
-            "user": {"uid": 0, "gid": 0}, "terminal": false,
-        },
-        "mounts": mounts,
-        "linux": {"cgroupsPath": cgroup, "namespaces": [
-            {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]},
-    });
-    let process: Result<Process, _> = serde_json::from_value(spec["process"].clone());
-    process.unwrap();
-    p::CreateContainerRequest {
-        container_id: id.into(),
-        spec: spec.to_string().into_bytes(),
-        ..Default::default()
     }
 }
 
