@@ -127,8 +127,15 @@ impl Home {
             tree::empty(&fd, &[LOCK.into()])?;
             tree::empty(&fd, &[])?;
             match fs::remove_dir(&self.dir) {
-                // Somebody has claimed it in the moment since the lock went.
-                Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                // Somebody has claimed it in the moment since the lock went, and may be done with it as well.
+                Err(cause)
+                    if matches!(
+                        cause.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound
+                    ) =>
+                {
+                    Ok(())
+                }
                 removed => removed,
             }
         };
