@@ -13,8 +13,8 @@ pub mod events;
 mod guest;
 pub mod id;
 pub mod io;
-mod model;
-mod oci;
+pub mod model;
+pub mod oci;
 mod plan;
 pub mod sandbox;
 
