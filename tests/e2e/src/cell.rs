@@ -9,11 +9,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, WaitOptions, wait};
 use tempfile::TempDir;
@@ -27,14 +30,19 @@ const ROLE: &str = "KATA_CELL";
 /// The cell's directory.
 const DIRECTORY: &str = "KATA_CELL_DIRECTORY";
 
+/// What the names of cells' directories begin with.
+const PREFIX: &str = "cell";
+
 /// A cell, seen from outside.
 #[derive(Debug)]
 pub struct Cell {
     directory: TempDir,
+    /// Held as long as somebody will take the cell away.
+    _lock: File,
 }
 
 impl Cell {
-    /// A place for a cell. Nothing runs yet.
+    /// A place for a cell. Nothing runs yet. What is left of cells whose makers were killed is taken away.
     ///
     /// # Errors
     /// This is not root, or the place can't be made.
@@ -43,21 +51,32 @@ impl Cell {
             bail!("containerd needs root: run this as root");
         }
         fs::create_dir_all(below).with_context(|| format!("create {}", below.display()))?;
+        // A directory that is made and not locked yet must not be swept.
+        let all = File::open(below).with_context(|| format!("open {}", below.display()))?;
+        flock(&all, FlockOperation::LockExclusive).context("lock the directory of cells")?;
+        sweep(below)?;
         let directory = tempfile::Builder::new()
-            .prefix("cell")
-            .rand_bytes(5)
+            .prefix(PREFIX)
+            .rand_bytes(6)
             .tempdir_in(below)
             .with_context(|| format!("create a directory in {}", below.display()))?;
-        Ok(Self { directory })
+        let lock = File::open(directory.path()).context("open the cell's directory")?;
+        flock(&lock, FlockOperation::LockShared).context("lock the cell's directory")?;
+        Ok(Self {
+            directory,
+            _lock: lock,
+        })
     }
 
-    /// The command that starts this program again, in the cell. There, [`enter`] is to be called first.
+    /// The command that starts this program again, in the cell. There, [`enter`] is to be called first. The cell ends with
+    /// the thread that starts it.
     ///
     /// # Errors
     /// Our own program has no path.
     pub fn command(&self) -> Result<Command> {
-        let mut command = Command::new("unshare");
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig=KILL", "--", "unshare"])
             .args([
                 "--mount",
                 "--pid",
@@ -78,20 +97,54 @@ impl Cell {
     /// # Errors
     /// Something can't be taken away.
     pub fn close(self) -> Result<()> {
-        let tag = tag(self.directory.path());
-        let gone = waiting::until("the cell's cgroups are gone", deadlines::GONE, || {
-            let mut left = cgroups(&tag)?;
-            // The deepest first.
-            left.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
-            for path in &left {
-                // Busy until its processes are reaped; then the next look removes it.
-                let _ = fs::remove_dir(path);
-            }
-            Ok(left.is_empty().then_some(()))
-        });
+        let gone = remove_cgroups(&tag(self.directory.path()));
         let removed = self.directory.close().context("remove the cell's directory");
         gone.and(removed)
     }
+}
+
+/// Takes away what is left of cells that nobody holds.
+fn sweep(below: &Path) -> Result<()> {
+    for entry in fs::read_dir(below)? {
+        let entry = entry?;
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            continue;
+        }
+        let path = entry.path();
+        // One that was taken away meanwhile is no error.
+        if let Ok(directory) = File::open(&path)
+            && flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            remove_cgroups(&tag(&path))?;
+            fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn remove_cgroups(tag: &str) -> Result<()> {
+    waiting::until("the cell's cgroups are gone", deadlines::GONE, || {
+        let mut left = cgroups(tag)?;
+        // The deepest first.
+        left.sort_by_key(|path| std::cmp::Reverse(path.components().count()));
+        for path in &left {
+            // Busy until its processes are reaped; then the next look removes it.
+            let _ = fs::remove_dir(path);
+        }
+        Ok(left.is_empty().then_some(()))
+    })
+}
+
+/// Makes Ctrl-C, which the kernel sends to all processes of a terminal, end the cells and not us: what they leave is to be
+/// taken away. The flag says whether it came.
+///
+/// # Errors
+/// The signal can't be caught.
+pub fn outlive_interrupt() -> Result<Arc<AtomicBool>> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&interrupted))
+        .context("catch SIGINT")?;
+    Ok(interrupted)
 }
 
 /// A cell, seen from within.

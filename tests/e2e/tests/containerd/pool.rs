@@ -5,13 +5,14 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use e2e::cell::Cell;
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::cell::{self, Cell};
 use e2e::parts::{Part, Target, is_skipped};
 use e2e::{deadlines, debian, image};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -31,7 +32,12 @@ pub const IMAGE: &str = "KATA_E2E_BUSYBOX";
 pub fn run() -> Result<ExitCode> {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(CELLS).min(CELLS));
-    let pool = Arc::new(Pool::default());
+    let pool = Arc::new(Pool {
+        interrupted: cell::outlive_interrupt()?,
+        idle: Mutex::default(),
+        present: Mutex::default(),
+        images: Mutex::default(),
+    });
     let mut trials = Vec::new();
     for entry in cases::all() {
         let pool = Arc::clone(&pool);
@@ -51,8 +57,8 @@ pub fn run() -> Result<ExitCode> {
 }
 
 /// Cells that wait for work.
-#[derive(Default)]
 struct Pool {
+    interrupted: Arc<AtomicBool>,
     idle: Mutex<Vec<Worker>>,
     /// Parts that are known to be there.
     present: Mutex<HashSet<Part>>,
@@ -70,6 +76,7 @@ struct Images {
 impl Pool {
     /// Runs a case in a cell.
     fn run(&self, entry: &Entry) -> Result<()> {
+        ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
         let target = Target::here();
         for part in entry.needs() {
             self.check(part, &target)?;
@@ -149,21 +156,25 @@ struct Worker {
 impl Worker {
     fn start(target: &Target, images: &Images) -> Result<Self> {
         let cell = Cell::new(&target.cache())?;
-        let mut child = cell
-            .command()?
+        let mut command = cell.command()?;
+        command
             .env(IMAGE, &images.busybox)
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start a cell: unshare")?;
+            .stdout(Stdio::piped());
+        let (started, start) = channel();
         let (sender, answers) = channel();
-        let stdout = child.stdout.take().context("a worker has an output")?;
+        // The cell ends with the thread that starts it, so that is the one that reads until its end.
         thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            let mut child = command.spawn();
+            let stdout = child.as_mut().ok().and_then(|child| child.stdout.take());
+            let _ = started.send(child);
+            let lines = stdout.map(|stdout| BufReader::new(stdout).lines().map_while(Result::ok));
+            for line in lines.into_iter().flatten() {
                 // Fails when nobody waits for an answer any more.
                 let _ = sender.send(line);
             }
         });
+        let mut child = start.recv()?.context("start a cell: setpriv, unshare")?;
         Ok(Self {
             cell: Some(cell),
             names: child.stdin.take(),
