@@ -7,7 +7,7 @@ use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, Mount, Process, Spec};
 use serde_json::Value;
 
 use super::load::{CONFIG, MAX_MOUNTS, find_nul};
-use super::{invalid, shown};
+use super::{cgroup, invalid, shown};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Linux's PATH_MAX, without its terminator.
@@ -85,10 +85,8 @@ pub(super) fn spec(spec: &Spec) -> Result<()> {
 }
 
 fn hooks(hooks: &Hooks) -> Result<()> {
-    #[expect(deprecated, reason = "docker still writes it")]
-    let prestart = hooks.prestart();
     for (kind, list) in [
-        ("prestart", prestart),
+        ("prestart", hooks.prestart()),
         ("createRuntime", hooks.create_runtime()),
         ("createContainer", hooks.create_container()),
         ("startContainer", hooks.start_container()),
@@ -216,13 +214,8 @@ fn linux(linux: &Linux) -> Result<()> {
             plain(&format!("{field}[{index}]"), Path::new(path))?;
         }
     }
-    if let Some(path) = linux.cgroups_path()
-        && path.components().any(|part| part == Component::ParentDir)
-    {
-        return Err(invalid(
-            "linux.cgroupsPath",
-            format!("{} has a \"..\"", shown(&path.to_string_lossy())),
-        ));
+    if let Some(path) = linux.cgroups_path() {
+        cgroup::parse(path)?;
     }
     for key in linux.sysctl().iter().flat_map(|sysctl| sysctl.keys()) {
         // Either separator is good (sysctl(8)); none may name a directory twice or lead upwards.
