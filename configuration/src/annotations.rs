@@ -41,6 +41,10 @@ impl Config {
                     problems.add((0, 0), || {
                         format!("the annotation {} {problem}", shown_name(name))
                     });
+                    // How many there are is the pod's choice.
+                    if problems.is_full() {
+                        break;
+                    }
                 }
             }
         }

@@ -67,11 +67,16 @@ const KEPT: usize = 100;
 
 impl Problems {
     pub(crate) fn add(&mut self, rank: Rank, problem: impl FnOnce() -> String) {
-        if self.found.len() < KEPT {
-            self.found.push((rank, one_line(&problem())));
-        } else {
+        if self.is_full() {
             self.uncounted += 1;
+        } else {
+            self.found.push((rank, one_line(&problem())));
         }
+    }
+
+    /// Whether more would be counted only.
+    pub(crate) fn is_full(&self) -> bool {
+        self.found.len() >= KEPT
     }
 
     /// Nothing, or all of them as one error.

@@ -147,7 +147,7 @@ settings! {
         /// Most vCPUs a sandbox can get. 0, or more than the host has: as many as the host has.
         default_maxvcpus: MostVcpus = 0 => default_maxvcpus: u32, pod "hypervisor.default_max_vcpus";
 
-        /// Memory of a sandbox without memory limit, in MiB.
+        /// Memory of a sandbox without memory limit, in MiB. Debian's kernel and our initramfs start with 96.
         default_memory: Memory = 2048 => default_memory_mib: u64, pod "hypervisor.default_memory";
 
         /// Most memory a sandbox can get, in MiB. 0, or more than the host has: as much as the host has.

@@ -86,25 +86,27 @@ fn described(table: &str) -> &str {
     }
 }
 
-/// What is wrong with `key` in `table`; `None` if it can be set there.
-pub(crate) fn problem(table: &str, key: &str) -> Option<String> {
+/// Whether `key` can be set in `table`.
+pub(crate) fn is_key(table: &str, key: &str) -> bool {
+    settings().any(|(other, setting)| other == described(table) && setting.key == key)
+}
+
+/// What to say of a `key` that can't be set in `table`.
+pub(crate) fn unknown(table: &str, key: &str) -> String {
     let home = described(table);
-    if settings().any(|(other, setting)| other == home && setting.key == key) {
-        return None;
-    }
     if let Some(reason) = kata::reason(home, key) {
-        return Some(format!("is known to Kata but not supported here: {reason}"));
+        return format!("is known to Kata but not supported here: {reason}");
     }
     if let Some((other, _)) = settings().find(|(_, setting)| setting.key == key) {
-        return Some(format!("is a key of another table: move it to [{other}]"));
+        return format!("is a key of another table: move it to [{other}]");
     }
     let here = settings()
         .filter(|(other, _)| *other == home)
         .map(|(_, setting)| setting.key);
-    Some(match closest(key, here) {
+    match closest(key, here) {
         Some(close) => format!("is not a key: did you mean {close}?"),
         None => "is not a key: remove it".to_owned(),
-    })
+    }
 }
 
 /// The one of `names` that `name` may have been meant to be.
@@ -113,9 +115,9 @@ pub(crate) fn closest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> O
     if name.len() > 64 {
         return None;
     }
-    let distance = |other: &str| strsim::osa_distance(&name.to_lowercase(), other);
+    let name = name.to_lowercase();
     names
-        .map(|other| (distance(other), other))
+        .map(|other| (strsim::osa_distance(&name, other), other))
         .filter(|(distance, other)| *distance <= 1 + other.len() / 6)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, other)| other)

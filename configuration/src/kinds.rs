@@ -64,7 +64,6 @@ impl Shape {
             (Self::List, Value::Text(text)) => format!("write [{:?}]", shown(text)),
             _ => format!("it takes {}", K::takes()),
         };
-        // What it takes begins with its shape only where that is not obvious.
         format!("is {value}, not {}: {remedy}", self.name())
     }
 }
@@ -87,6 +86,8 @@ fn number<K: Kind>(value: &Value, range: RangeInclusive<i64>) -> Result<i64, Str
     match value {
         Value::Integer(number) if range.contains(number) => Ok(*number),
         Value::Integer(number) => Err(format!("is {number}: it takes {}", K::takes())),
+        // Too large for any number.
+        Value::Other("integer", text) => Err(format!("is {}: it takes {}", shown(text), K::takes())),
         _ => Err(Shape::Integer.refuse::<K>(value)),
     }
 }
@@ -165,7 +166,7 @@ impl Kind for Vcpus {
     }
 }
 
-/// Fewer MiB do not hold the guest's kernel and initramfs.
+/// Fewer MiB are a mistake: Debian's kernel with our initramfs needs 96, a kernel of one's own may need less.
 const LEAST_MEMORY: i64 = 64;
 
 /// 16 TiB.
@@ -343,9 +344,7 @@ fn kernel_params(line: &str) -> Result<Vec<String>, String> {
         }
     }
     if quoted {
-        return Err(
-            "has a quote that is not closed: the rest of the command line would be part of it".to_owned(),
-        );
+        return Err("has a quote that is not closed: close it".to_owned());
     }
     params.retain(|param| !param.is_empty());
     Ok(params)

@@ -17,6 +17,8 @@ mod runtime;
 mod search;
 mod settings;
 mod template;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod validate;
 

@@ -63,13 +63,14 @@ pub(crate) fn from_sources(sources: &[Source], host: Host) -> Result<Config, Err
             line,
         };
         let table = tree::parse(&source.text, &place).map_err(|error| {
-            Error::new(
-                ErrorKind::Invalid,
-                format!(
-                    "{name}:{}:{}: not TOML: {}",
-                    error.line, error.column, error.message
-                ),
-            )
+            let tree::SyntaxError {
+                line,
+                column,
+                message,
+                excerpt,
+            } = error;
+            let problem = format!("{name}:{line}:{column}: not TOML: {message}, in {excerpt:?}");
+            Error::new(ErrorKind::Invalid, problem)
         })?;
         tree::merge(&mut given, table);
     }

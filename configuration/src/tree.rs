@@ -90,6 +90,8 @@ pub(crate) struct SyntaxError {
     pub(crate) column: usize,
     /// What was expected.
     pub(crate) message: String,
+    /// The beginning of the line.
+    pub(crate) excerpt: String,
 }
 
 /// Reads `text`. `place` gives the place of a line.
@@ -108,6 +110,12 @@ pub(crate) fn parse(text: &str, place: &dyn Fn(usize) -> Place) -> Result<Table,
                 line,
                 column: text.get(begin..start).map_or(0, |before| before.chars().count()) + 1,
                 message: error.message().to_owned(),
+                excerpt: shown(
+                    text.get(begin..)
+                        .and_then(|rest| rest.lines().next())
+                        .unwrap_or_default()
+                        .trim(),
+                ),
             })
         }
     }

@@ -28,17 +28,13 @@ pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<
 
     let agent =
         section(&whole, agent::TABLE, &mut problems).and_then(|mut section| AgentConfig::read(&mut section));
-    let runtime = section(&whole, runtime::TABLE, &mut problems).and_then(|mut section| {
-        let selection = Selection::read(&mut section);
-        Some((selection?, RuntimeConfig::read(&mut section)?))
-    });
-    let hypervisor = hypervisor(
-        &mut whole,
-        runtime.as_ref().map(|(selection, _)| selection),
-        &mut problems,
-    )?;
+    let (selection, runtime) = match section(&whole, runtime::TABLE, &mut problems) {
+        Some(mut section) => (Selection::read(&mut section), RuntimeConfig::read(&mut section)),
+        None => (None, None),
+    };
+    let hypervisor = hypervisor(&mut whole, selection.as_ref(), &mut problems)?;
     problems.end(ErrorKind::Invalid)?;
-    let (Some(hypervisor), Some(agent), Some((_, runtime))) = (hypervisor, agent, runtime) else {
+    let (Some(hypervisor), Some(agent), Some(runtime)) = (hypervisor, agent, runtime) else {
         return Err(Error::new(
             ErrorKind::Invalid,
             "the built-in defaults are not valid",
@@ -94,21 +90,9 @@ fn defaults(table: &str, settings: &[Setting], without: &[&str]) -> Result<Table
 /// Checks the names of the tables.
 fn top(given: &Table, problems: &mut Problems) {
     let names = ["hypervisor", "agent", runtime::TABLE];
-    for (name, item) in given {
-        let problem = if names.contains(&name.as_str()) {
-            continue;
-        } else if let Some(reason) = kata::table(name) {
-            format!("is known to Kata but not supported here: {reason}")
-        } else if let Some((table, _)) = keys::settings().find(|(_, setting)| setting.key == name) {
-            format!("is in no table: move it below [{table}]")
-        } else {
-            match closest(name, names.into_iter()) {
-                Some(close) => format!("is not a table of the configuration: did you mean {close}?"),
-                None => "is not a table of the configuration: remove it".to_owned(),
-            }
-        };
+    for (name, item) in given.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
         problems.add(item.place.rank(), || {
-            format!("{}: {} {problem}", item.place, shown(name))
+            format!("{}: {} {}", item.place, shown(name), no_table(name, &names))
         });
     }
     if let Some(item) = given.get("agent")
@@ -123,6 +107,19 @@ fn top(given: &Table, problems: &mut Problems) {
                 )
             });
         }
+    }
+}
+
+/// What to say of a `name` that is none of the tables `names`.
+fn no_table(name: &str, names: &[&str]) -> String {
+    if let Some(reason) = kata::table(name) {
+        format!("is known to Kata but not supported here: {reason}")
+    } else if let Some((table, _)) = keys::settings().find(|(_, setting)| setting.key == name) {
+        format!("is in no table: move it below [{table}]")
+    } else if let Some(close) = closest(name, names.iter().copied()) {
+        format!("is not a table of the configuration: did you mean {close}?")
+    } else {
+        "is not a table of the configuration: remove it".to_owned()
     }
 }
 
@@ -145,13 +142,15 @@ fn section<'a>(whole: &'a Table, name: &'a str, problems: &'a mut Problems) -> O
         });
         return None;
     };
-    for (key, item) in table {
-        if let Some(problem) = keys::problem(name, key) {
-            let key = shown(key);
-            problems.add(item.place.rank(), || {
-                format!("{}: {name}.{key} {problem}", item.place)
-            });
-        }
+    for (key, item) in table.iter().filter(|(key, _)| !keys::is_key(name, key)) {
+        problems.add(item.place.rank(), || {
+            format!(
+                "{}: {name}.{} {}",
+                item.place,
+                shown(key),
+                keys::unknown(name, key)
+            )
+        });
     }
     Some(Section {
         name,
@@ -168,25 +167,14 @@ fn hypervisor(
     problems: &mut Problems,
 ) -> Result<Option<HypervisorConfig>, Error> {
     let mut given = Vec::new();
-    match whole.get("hypervisor") {
-        None => {}
-        Some(Item {
-            value: Value::Table(table),
-            ..
-        }) => {
-            for (name, item) in table {
-                match HypervisorKind::WORDS.iter().find(|(word, _)| word == name) {
-                    Some((_, kind)) => given.push((item.place.clone(), *kind)),
-                    None => problems.add(item.place.rank(), || no_hypervisor(name, item)),
-                }
+    // What is no table is told when the selected one is read.
+    if let Some(Value::Table(table)) = whole.get("hypervisor").map(|item| &item.value) {
+        for (name, item) in table {
+            match HypervisorKind::WORDS.iter().find(|(word, _)| word == name) {
+                Some((_, kind)) => given.push((item.place.clone(), *kind)),
+                None => problems.add(item.place.rank(), || no_hypervisor(name, item)),
             }
         }
-        Some(item) => problems.add(item.place.rank(), || {
-            format!(
-                "{}: hypervisor is {}, not a table: write [hypervisor.qemu]",
-                item.place, item.value
-            )
-        }),
     }
     given.sort_by_key(|(place, _)| place.rank());
     let selected = match (
@@ -213,8 +201,15 @@ fn hypervisor(
             let mut with_defaults = defaults(kind.table(), HypervisorConfig::SETTINGS, kind.required())?;
             tree::merge(&mut with_defaults, std::mem::take(whole));
             *whole = with_defaults;
-            let read = section(whole, kind.table(), problems)
-                .and_then(|mut section| HypervisorConfig::read(&mut section, *kind));
+            let read = section(whole, kind.table(), problems).and_then(|mut section| {
+                // Without a table of its own it is there because it is named.
+                if *section.place == Place::BuiltIn
+                    && let Some(name) = tree::at(whole, "runtime.hypervisor_name")
+                {
+                    section.place = &name.place;
+                }
+                HypervisorConfig::read(&mut section, *kind)
+            });
             if *kind == selected {
                 config = read;
             }
@@ -227,9 +222,7 @@ fn no_hypervisor(name: &str, item: &Item) -> String {
     let names = || HypervisorKind::WORDS.iter().map(|(word, _)| *word);
     let problem = if kata::has_hypervisor(name) {
         "is known to Kata but not supported here: use [hypervisor.qemu]".to_owned()
-    } else if !matches!(item.value, Value::Table(_))
-        && keys::problem(HypervisorKind::Qemu.table(), name).is_none()
-    {
+    } else if !matches!(item.value, Value::Table(_)) && keys::is_key(HypervisorKind::Qemu.table(), name) {
         "is in the wrong table: move it below [hypervisor.qemu]".to_owned()
     } else {
         match closest(name, names()) {
