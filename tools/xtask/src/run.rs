@@ -19,12 +19,12 @@ use e2e::configuration::Configuration;
 use e2e::containerd::Containerd;
 use e2e::image;
 use e2e::parts::Target;
+use e2e::trace::Trace;
 
 use crate::deps::{self, Purpose};
 use crate::program::Program;
 use crate::steps::Steps;
 use crate::{Workspace, guest};
-use report::Report;
 
 /// Build everything, run a container in a virtual machine with a private containerd, and show where the time went.
 #[derive(Debug, clap::Args)]
@@ -129,13 +129,13 @@ fn inside(args: &Args, cell: &Inside) -> Result<ExitCode> {
     let whole = begin.elapsed();
 
     // Not there where the container did not start; `ctr` has said why.
-    let told = |log: &str| Report::read(log).filter(|report| report.first_output.is_some());
-    let report = e2e::wait::until("the shim's report", LAST_WORDS, || {
+    let told = |log: &str| Trace::read(log).filter(|trace| trace.first_output.is_some());
+    let trace = e2e::wait::until("the shim's report", LAST_WORDS, || {
         Ok(told(&containerd.log_since(0)?))
     });
     let log = containerd.log_since(0)?;
-    match report.ok().or_else(|| Report::read(&log)) {
-        Some(report) => eprint!("{}", report.table(&host_kernel()?, whole)),
+    match trace.ok().or_else(|| Trace::read(&log)) {
+        Some(trace) => eprint!("{}", report::table(&trace, &host_kernel()?, whole)),
         None => eprintln!("the runtime told nothing; containerd and the shim logged:\n{log}"),
     }
     before.wait(cell, &known).context("after the container's end")?;
