@@ -116,6 +116,22 @@ impl Bed {
     }
 }
 
+/// The memory of a process that is its own and in use, bytes.
+pub fn resident(process: &Process) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))
+        .with_context(|| format!("read the status of {process}"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("a process has VmRSS")?;
+    let kib: u64 = line
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .with_context(|| format!("understand {line:?}"))?;
+    Ok(kib * 1024)
+}
+
 /// Processes that belong to the bed.
 fn known(containerd: &Containerd) -> Vec<u32> {
     containerd.pid().into_iter().collect()
@@ -204,6 +220,11 @@ impl<'a> Case<'a> {
         self.ctr_run(configuration, flags)
             .args([image::BUSYBOX, id])
             .args(command)
+    }
+
+    /// A container of a specification of its own, which names its root file system and its command.
+    pub fn run_specification(&self, flags: &[&str], id: &str) -> Program {
+        self.ctr_run(&configuration(&self.bed.cell), flags).args([id])
     }
 
     /// The same with Debian's image.
@@ -315,6 +336,18 @@ impl Container<'_> {
             .ctr(&["task", "kill", "--signal", signal, &self.id])
             .read()
             .map(drop)
+    }
+
+    /// Sends a signal to a further process. Says whether there is one.
+    pub fn signal_exec(&self, exec: &str, signal: &str) -> Result<bool> {
+        let kill = ["task", "kill", "--exec-id", exec, "--signal", signal, &self.id];
+        let output = self.case.ctr(&kill).output()?;
+        if output.code() != Some(0)
+            && (output.stderr.contains("not found") || output.stderr.contains("not created"))
+        {
+            return Ok(false);
+        }
+        output.success().map(|_| true)
     }
 
     /// What `ctr task list` says: `RUNNING`, `STOPPED` and so on; nothing if the task is not there.

@@ -1,6 +1,13 @@
 //! The cases, by what they are about. Each module has a list of its own.
 
+mod events;
+mod files;
+mod inside;
+mod restart;
 mod run;
+mod streams;
+mod task;
+mod terminal;
 
 use e2e::parts::Part;
 
@@ -82,7 +89,16 @@ impl Entry {
 
 /// All of them. The reference comes first.
 pub fn all() -> Vec<Entry> {
-    let modules = [("run", run::CASES)];
+    let modules = [
+        ("run", run::CASES),
+        ("task", task::CASES),
+        ("streams", streams::CASES),
+        ("terminal", terminal::CASES),
+        ("inside", inside::CASES),
+        ("files", files::CASES),
+        ("events", events::CASES),
+        ("restart", restart::CASES),
+    ];
     let of = |runtime| {
         modules.iter().flat_map(move |&(module, cases)| {
             cases
