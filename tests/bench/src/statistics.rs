@@ -168,7 +168,11 @@ mod tests {
             (&[2.0, 2.0, 2.0], 3, 2.0, 2.0, 2.0),
         ] {
             let spread = Spread::of(samples).unwrap();
-            assert_eq!((spread.n, spread.median, spread.min), (n, median, min), "{samples:?}");
+            assert_eq!(
+                (spread.n, spread.median, spread.min),
+                (n, median, min),
+                "{samples:?}"
+            );
             assert!((spread.p95 - p95).abs() < 1e-9, "{samples:?}: {}", spread.p95);
         }
         assert_eq!(Spread::of(&[]), None);
@@ -192,7 +196,8 @@ mod tests {
 
     #[test]
     fn scattered_samples_give_a_wide_interval_and_many_a_narrow_one() {
-        let scattered = |count: u32| -> Vec<f64> { (0..count).map(|i| 100.0 + f64::from(i * 37 % 20)).collect() };
+        let scattered =
+            |count: u32| -> Vec<f64> { (0..count).map(|i| 100.0 + f64::from(i * 37 % 20)).collect() };
         let width = |count| {
             let ratio = Ratio::of(&scattered(count), &[100.0; 10]).unwrap();
             assert!(ratio.low <= ratio.value && ratio.value <= ratio.high, "{ratio:?}");

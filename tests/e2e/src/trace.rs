@@ -78,7 +78,7 @@ impl Trace {
     }
 }
 
-/// The records of a log that have this message: their text is JSON, one a line.
+/// The records of ours in a log: a line each, JSON.
 pub fn records(log: &str) -> Vec<Value> {
     log.lines()
         .filter(|line| line.starts_with('{'))
@@ -122,9 +122,6 @@ time="2026" level=info msg="shim disconnected"
     #[test]
     fn without_the_main_record_there_is_none() {
         assert_eq!(Trace::read(""), None);
-        assert_eq!(
-            Trace::read(r#"{"msg":"first output","microseconds":5000}"#),
-            None
-        );
+        assert_eq!(Trace::read(r#"{"msg":"first output","microseconds":5000}"#), None);
     }
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
+mod bench;
 mod check;
 mod deps;
 mod digest;
@@ -44,6 +45,7 @@ macro_rules! subcommands {
 }
 
 subcommands! {
+    Bench = bench,
     Check = check,
     Deps = deps,
     Guest = guest,
