@@ -129,7 +129,7 @@ pub fn run(cell: Inside, amount: &Amount, wanted: &[String], tell: impl Fn(&str)
     );
     for benchmark in ALL {
         let is_wanted = |id: &&str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == id);
-        if !benchmark.ids.iter().any(|id| is_wanted(&id)) {
+        if !benchmark.ids.iter().any(is_wanted) {
             continue;
         }
         tell(&format!("{}: {}", benchmark.ids.join(", "), benchmark.what));

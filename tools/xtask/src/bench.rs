@@ -2,20 +2,17 @@
 //!
 //! containerd is a private one in a cell, as for `cargo xtask run`.
 
-use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use bench::Amount;
-use e2e::cell::{self, Cell, Inside, Place};
-use e2e::parts::Target;
+use e2e::cell::{self, Inside, Place};
 
-use crate::deps::{self, Purpose};
-use crate::program::Program;
+use crate::deps::Purpose;
 use crate::steps::Steps;
-use crate::{Workspace, guest};
+use crate::{Workspace, stage};
 
 /// Measure ours against runc, bare QEMU and the Go shim, and write target/bench/results.json and a table.
 #[derive(Debug, clap::Args)]
@@ -43,36 +40,14 @@ pub struct Args {
 /// Something can't be installed, built or started.
 pub fn run(args: Args) -> Result<ExitCode> {
     match cell::enter()? {
-        Place::Outside => outside(),
+        Place::Outside => stage::set(
+            &Steps::of("bench"),
+            &[Purpose::Build, Purpose::Run, Purpose::Test],
+            "containerd, image, measurements",
+        ),
         Place::Inside(cell) => inside(&args, cell),
         Place::Done(code) => Ok(code),
     }
-}
-
-/// Builds what is not up to date, and starts us again in a cell.
-fn outside() -> Result<ExitCode> {
-    let workspace = Workspace::here();
-    let steps = Steps::of("bench");
-    steps.next("packages and tools");
-    deps::packages(&[Purpose::Build, Purpose::Run, Purpose::Test])?;
-    deps::tools(&workspace, deps::DAEMONS)?;
-    steps.next("guest image");
-    guest::build(&workspace, None, false)?;
-    steps.next("programs");
-    Program::cargo()
-        .args(["build", "--release", "--package", "shim"])
-        .dir(workspace.root())
-        .run()?;
-    cell::outlive_interrupt()?;
-    let cell = Cell::new(&Target::here().cache())?;
-    let status = cell
-        .command()?
-        .args(env::args_os().skip(1))
-        .status()
-        .context("start a cell: setpriv, unshare");
-    cell.close()?;
-    let code = status?.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 fn inside(args: &Args, cell: Inside) -> Result<ExitCode> {

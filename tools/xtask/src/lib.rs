@@ -15,6 +15,7 @@ mod guest;
 mod install;
 mod program;
 mod run;
+mod stage;
 mod steps;
 mod test;
 pub mod tidy;
