@@ -12,6 +12,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["agent-protocol"]),
     ("agent-client", &["agent-protocol"]),
     ("agent-protocol", &[]),
+    ("bench", &["e2e"]),
     ("configuration", &[]),
     // The harness sees the programs as a user does, from outside.
     ("e2e", &[]),
@@ -22,7 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &["agent-client", "agent-protocol", "configuration", "hypervisor"],
     ),
     ("shim", &["configuration", "hypervisor", "runtime"]),
-    ("xtask", &["e2e"]),
+    ("xtask", &["bench", "e2e"]),
 ];
 
 /// What only the tests of a crate may use besides.
