@@ -9,15 +9,22 @@ use super::Violation;
 
 /// Every crate of the workspace, with those of the others that it may use.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agent", &["agent-protocol"]),
+    ("agent", &["agent-protocol", "netlink"]),
     ("agent-client", &["agent-protocol"]),
     ("agent-protocol", &[]),
     ("configuration", &[]),
     ("hypervisor", &["configuration"]),
     ("kata-runtime", &["configuration", "hypervisor", "runtime"]),
+    ("netlink", &[]),
     (
         "runtime",
-        &["agent-client", "agent-protocol", "configuration", "hypervisor"],
+        &[
+            "agent-client",
+            "agent-protocol",
+            "configuration",
+            "hypervisor",
+            "netlink",
+        ],
     ),
     ("shim", &["configuration", "hypervisor", "runtime"]),
     ("xtask", &[]),
