@@ -1,6 +1,6 @@
 //! Messages as bytes (netlink(7)): a header, a fixed body, attributes of type, length and value, padded to four bytes. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::error::{Error, Result};
 
