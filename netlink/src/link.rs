@@ -195,6 +195,17 @@ impl Socket {
     /// The kernel's: ENODEV, EEXIST for a name that is taken, EINVAL for an MTU.
     pub fn change_link(&mut self, index: u32, change: &LinkChange) -> Result<()> {
         const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+        if change.no_link_local {
+            // First, because within one request the kernel brings a device up before it looks at this.
+            let mode = Nest::default().with(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            let families = Nest::default().with_nest(libc::AF_INET6 as u16, mode);
+            let request = Request::new(RTM_SETLINK, Mode::Change.flags(), &body(index, 0, 0));
+            match self.request(request.with_nest(IFLA_AF_SPEC, families)) {
+                // The device, or the kernel, has no IPv6.
+                Err(error) if error.number == libc::EAFNOSUPPORT => {}
+                result => result?,
+            }
+        }
         let up = libc::IFF_UP as u32;
         let (flags, mask) = match change.up {
             None => (0, 0),
@@ -210,11 +221,6 @@ impl Socket {
         }
         if let Some(mtu) = change.mtu {
             request = request.with(IFLA_MTU, &mtu.to_ne_bytes());
-        }
-        if change.no_link_local {
-            let mode = Nest::default().with(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
-            let families = Nest::default().with_nest(libc::AF_INET6 as u16, mode);
-            request = request.with_nest(IFLA_AF_SPEC, families);
         }
         self.request(request)
     }

@@ -57,15 +57,6 @@ fn devices_are_seen_and_changed() {
         let lo = link(&mut socket, "lo");
         assert!(lo.loopback && !lo.ethernet && lo.mac.is_none());
 
-        let mac = Mac([2, 0, 0, 0, 0, 7]);
-        let change = LinkChange {
-            name: Some("eth0".into()),
-            mac: Some(mac),
-            mtu: Some(1400),
-            up: Some(true),
-            no_link_local: true,
-        };
-        socket.change_link(a.index, &change).expect("a change");
         socket
             .change_link(
                 b.index,
@@ -75,6 +66,15 @@ fn devices_are_seen_and_changed() {
                 },
             )
             .expect("a change");
+        let mac = Mac([2, 0, 0, 0, 0, 7]);
+        let change = LinkChange {
+            name: Some("eth0".into()),
+            mac: Some(mac),
+            mtu: Some(1400),
+            up: Some(true),
+            no_link_local: true,
+        };
+        socket.change_link(a.index, &change).expect("a change");
         let changed = link(&mut socket, "eth0");
         assert_eq!(
             (changed.index, changed.mac, changed.mtu, changed.up),
