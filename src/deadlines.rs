@@ -18,3 +18,12 @@ pub(crate) const DESTROY: Duration = Duration::from_secs(3);
 
 /// From the loss of the agent's connection to the news of the VMM's end, if that is its cause.
 pub(crate) const EXIT_NEWS: Duration = Duration::from_secs(1);
+
+/// For a daemon that was killed to be gone. Closing the files of a large guest takes its time.
+pub(crate) const DAEMON_END: Duration = Duration::from_secs(10);
+
+/// For a daemon to listen on its socket: a few milliseconds on an idle machine.
+pub(crate) const DAEMON_READY: Duration = Duration::from_secs(10);
+
+/// From a VMM's failure to the news that a daemon's end was its cause.
+pub(crate) const DAEMON_NEWS: Duration = Duration::from_millis(100);

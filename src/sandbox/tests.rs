@@ -21,7 +21,7 @@ use crate::io::Stdio;
 /// Longer than anything here takes on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
-pub(super) fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         sources: Vec::new(),
         hypervisor: HypervisorConfig {

@@ -1,0 +1,241 @@
+//! A host in a directory of its own, with plans made by hand.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_protocol as p;
+use hypervisor::{Memory, MemoryBacking, registry};
+use oci_spec::runtime::Process;
+use serde_json::{Value, json};
+use slog::{Discard, Logger, o};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::super::{Host, mountinfo};
+use crate::guest::{GUEST_SHARE, ROOTFS, SHARE_TAG};
+use crate::model::{BindPlan, ChannelPlan, ContainerPlan, RootPlan, SandboxPlan, SharePlan};
+use crate::sandbox::SandboxRequest;
+use crate::sandbox::tests::config;
+use crate::{ContainerId, Event, SandboxId};
+
+/// Longer than anything here takes on a busy machine.
+pub(super) const SOON: Duration = Duration::from_secs(60);
+
+/// A file from the environment, else below `target`.
+pub(super) fn found(variable: &str, default: &str, remedy: &str) -> PathBuf {
+    let path = std::env::var_os(variable).map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target").join(default),
+        PathBuf::from,
+    );
+    assert!(path.exists(), "this test needs {}: {remedy}", path.display());
+    path
+}
+
+pub(super) fn agent() -> PathBuf {
+    found("KATA_AGENT_BIN", "debug/kata-agent", "cargo build -p agent")
+}
+
+pub(super) fn virtiofsd() -> PathBuf {
+    found("KATA_VIRTIOFSD", "tools/bin/virtiofsd", "cargo xtask deps")
+}
+
+pub(super) fn vsock_daemon() -> PathBuf {
+    found(
+        "KATA_VHOST_VSOCK",
+        "tools/bin/vhost-device-vsock",
+        "cargo xtask deps",
+    )
+}
+
+/// A directory in which everything of a test happens.
+pub(super) struct Stand {
+    pub(super) dir: TempDir,
+}
+
+impl Stand {
+    pub(super) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("run")).unwrap();
+        Self { dir }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(super) fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// A request whose guest is a process.
+    pub(super) fn request(&self, id: &str) -> (SandboxRequest, mpsc::Receiver<Event>) {
+        let mut config = config();
+        config.hypervisor.path = agent();
+        self.request_of(config, id)
+    }
+
+    pub(super) fn request_of(
+        &self,
+        mut config: configuration::Config,
+        id: &str,
+    ) -> (SandboxRequest, mpsc::Receiver<Event>) {
+        config.runtime.run_dir = self.run_dir();
+        config.agent.dial_timeout = SOON;
+        config.agent.request_timeout = Duration::from_secs(20);
+        config.agent.create_container_timeout = SOON;
+        let log = Logger::root(Discard, o!());
+        let hypervisor = registry::driver(&config.hypervisor, &self.run_dir(), log.clone()).unwrap();
+        let (events, received) = mpsc::channel(4);
+        let request = SandboxRequest {
+            id: SandboxId::new(id).unwrap(),
+            scope: SandboxId::new("test").unwrap(),
+            bundle: PathBuf::new(),
+            config: Arc::new(config),
+            hypervisor,
+            events,
+            log,
+        };
+        (request, received)
+    }
+
+    /// A host whose guest is a process.
+    pub(super) fn host(&self, id: &str) -> Host {
+        let (request, _) = self.request(id);
+        Host::new(&request, plan(id, ChannelPlan::Serial, SharePlan::Process)).unwrap()
+    }
+
+    /// Fails if anything is left: below the run directory, mounted, or running with a path of ours in its arguments.
+    pub(super) fn assert_clean(&self) {
+        let left: Vec<_> = fs::read_dir(self.run_dir())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_dir())
+            .collect();
+        assert!(left.is_empty(), "directories are left: {left:?}");
+        assert_eq!(self.mounts(), Vec::<PathBuf>::new(), "mounts are left");
+        assert_eq!(self.processes(), Vec::<String>::new(), "processes are left");
+    }
+
+    pub(super) fn mounts(&self) -> Vec<PathBuf> {
+        mountinfo::below(&fs::read("/proc/self/mountinfo").unwrap(), &self.run_dir())
+    }
+
+    /// Command lines that name the run directory. Ones that are being killed end by themselves, and soon.
+    pub(super) fn processes(&self) -> Vec<String> {
+        let begun = std::time::Instant::now();
+        loop {
+            let found = command_lines(&self.run_dir());
+            if found.is_empty() || begun.elapsed() > Duration::from_secs(5) {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+pub(super) fn command_lines(naming: &Path) -> Vec<String> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(naming.to_str().unwrap()))
+        .collect()
+}
+
+/// A sandbox's plan. Its kernel is that of the test's guest.
+pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxPlan {
+    SandboxPlan {
+        id: SandboxId::new(id).unwrap(),
+        kernel: PathBuf::new(),
+        initrd: PathBuf::new(),
+        kernel_params: Vec::new(),
+        vcpus: 1,
+        max_vcpus: 1,
+        memory: Memory {
+            size_mib: 256,
+            max_mib: 256,
+            backing: match share {
+                SharePlan::VirtioFs { .. } => MemoryBacking::Shared,
+                SharePlan::Process => MemoryBacking::Private,
+            },
+        },
+        channel,
+        share,
+        guest: p::CreateSandboxRequest {
+            sandbox_id: id.into(),
+            storages: vec![p::Storage {
+                driver: "virtio-fs".into(),
+                source: SHARE_TAG.into(),
+                mount_point: GUEST_SHARE.into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        },
+    }
+}
+
+/// A container's plan with no guest's part.
+pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> ContainerPlan {
+    ContainerPlan {
+        id: ContainerId::new(id).unwrap(),
+        root,
+        binds,
+        guest: p::CreateContainerRequest {
+            container_id: id.into(),
+            ..Default::default()
+        },
+    }
+}
+
+/// The guest's part of a container that runs a script of busybox's shell; each of its binds is below `/mnt`.
+pub(super) fn guest_part(
+    id: &str,
+    binds: &[BindPlan],
+    script: &str,
+    cgroup: &Path,
+) -> p::CreateContainerRequest {
+    let share = Path::new(GUEST_SHARE).join(id);
+    let mut mounts = vec![
+        json!({"destination": "/proc", "type": "proc", "source": "proc"}),
+        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}),
+    ];
+    mounts.extend(binds.iter().map(|bind| {
+        json!({"destination": Path::new("/mnt").join(&bind.name), "type": "bind",
+               "source": share.join(&bind.name), "options": ["rbind"]})
+    }));
+    let spec: Value = json!({
+        "ociVersion": "1.1.0",
+        "root": {"path": share.join(ROOTFS)},
+        "process": {
+            "cwd": "/", "args": ["/bin/busybox", "sh", "-c", script], "env": ["PATH=/bin"],
+            "user": {"uid": 0, "gid": 0}, "terminal": false,
+        },
+        "mounts": mounts,
+        "linux": {"cgroupsPath": cgroup, "namespaces": [
+            {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}]},
+    });
+    let process: Result<Process, _> = serde_json::from_value(spec["process"].clone());
+    process.unwrap();
+    p::CreateContainerRequest {
+        container_id: id.into(),
+        spec: spec.to_string().into_bytes(),
+        ..Default::default()
+    }
+}
+
+/// A root file system with busybox in it.
+pub(super) fn busybox(root: &Path) {
+    for name in ["bin", "dev", "proc", "tmp", "mnt"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox"))
+        .unwrap_or_else(|e| panic!("this test needs busybox-static: /bin/busybox: {e}"));
+    for tool in [
+        "sh", "cat", "sleep", "echo", "ls", "mkdir", "ln", "touch", "rm", "test", "stat", "grep",
+    ] {
+        symlink("busybox", root.join("bin").join(tool)).unwrap();
+    }
+}
