@@ -27,3 +27,7 @@ pub(crate) const DAEMON_READY: Duration = Duration::from_secs(10);
 
 /// From a VMM's failure to the news that a daemon's end was its cause.
 pub(crate) const DAEMON_NEWS: Duration = Duration::from_millis(100);
+
+/// For the network of a sandbox to be read, connected or disconnected: a few dozen requests that the kernel answers at once,
+/// but for its lock, which the end of other network namespaces can hold for seconds.
+pub(crate) const NETWORK: Duration = Duration::from_secs(30);

@@ -24,6 +24,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_TUN_TYPE: u16 = 3;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
 /// Bytes of `struct ifinfomsg`.
@@ -74,6 +75,8 @@ pub enum LinkKind {
     Tap {
         /// Descriptors that are open on it; none of a persistent tap that waits for its user.
         queues: u32,
+        /// It can have several.
+        multi_queue: bool,
     },
     /// The kernel's name of any other kind: "veth", "macvlan", "ipvlan", "bridge", "dummy" …
     Other(String),
@@ -141,6 +144,7 @@ fn kind_of(info: &[u8]) -> LinkKind {
             queues: find(data, IFLA_TUN_NUM_QUEUES)
                 .and_then(|value| u32_at(value, 0))
                 .unwrap_or_default(),
+            multi_queue: find(data, IFLA_TUN_MULTI_QUEUE) == Some(&[1]),
         },
         Some(kind) => LinkKind::Other(kind),
     }

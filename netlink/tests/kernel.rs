@@ -53,7 +53,14 @@ fn devices_are_seen_and_changed() {
         assert_eq!(a.kind, LinkKind::Other("veth".into()));
         assert!(a.ethernet && !a.loopback && !a.up && a.master.is_none());
         assert_eq!(b.master, Some(link(&mut socket, "br").index));
-        assert_eq!(link(&mut socket, "t").kind, LinkKind::Tap { queues: 0 });
+        run("ip tuntap add m mode tap multi_queue");
+        for (name, multi_queue) in [("t", false), ("m", true)] {
+            let expected = LinkKind::Tap {
+                queues: 0,
+                multi_queue,
+            };
+            assert_eq!(link(&mut socket, name).kind, expected);
+        }
         let lo = link(&mut socket, "lo");
         assert!(lo.loopback && !lo.ethernet && lo.mac.is_none());
 

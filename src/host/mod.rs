@@ -10,6 +10,7 @@ mod home;
 mod leftovers;
 mod mount;
 mod mountinfo;
+mod network;
 mod options;
 mod ready;
 mod share;
