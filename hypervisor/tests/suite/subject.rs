@@ -168,6 +168,7 @@ impl Place {
                 name: "kata.agent.0".into(),
                 socket: self.run_dir.path().join("agent.sock"),
             })],
+            network_namespace: None,
         }
     }
 
