@@ -34,7 +34,14 @@ const ATTEMPTS: usize = 100;
 #[derive(Debug)]
 pub(super) struct Home {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // To close it would not do: a child that is just being started has it too, until it executes its program.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 /// How somebody else's lock ended our attempt.
@@ -70,7 +77,7 @@ impl Home {
                 Err(cause) => return Err(unusable(&dir, cause)),
             };
             match lock(&dir) {
-                Ok(lock) => return Ok((Self { dir, _lock: lock }, !made)),
+                Ok(lock) => return Ok((Self { dir, lock }, !made)),
                 Err(Refused::Changed) => {}
                 Err(Refused::Owned) => {
                     return Err(owned(ErrorKind::AlreadyExists, id, &dir, "exists already"));
@@ -91,7 +98,7 @@ impl Home {
         let dir = directory(&run_dir, scope, id)?;
         for _ in 0..ATTEMPTS {
             match lock(&dir) {
-                Ok(lock) => return Ok(Some(Self { dir, _lock: lock })),
+                Ok(lock) => return Ok(Some(Self { dir, lock })),
                 Err(Refused::Changed) if !dir.exists() => return Ok(None),
                 Err(Refused::Changed) => {}
                 Err(Refused::Owned) => {
@@ -120,8 +127,15 @@ impl Home {
             tree::empty(&fd, &[LOCK.into()])?;
             tree::empty(&fd, &[])?;
             match fs::remove_dir(&self.dir) {
-                // Somebody has claimed it in the moment since the lock went.
-                Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                // Somebody has claimed it in the moment since the lock went, and may be done with it as well.
+                Err(cause)
+                    if matches!(
+                        cause.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound
+                    ) =>
+                {
+                    Ok(())
+                }
                 removed => removed,
             }
         };

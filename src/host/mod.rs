@@ -55,6 +55,8 @@ pub(crate) struct Host {
     scope: SandboxId,
     plan: SandboxPlan,
     held: Option<Held>,
+    /// Containers so far, so that no name in the share is ever used twice.
+    added: u64,
     steps: Steps,
     log: Logger,
 }
@@ -91,6 +93,7 @@ impl Host {
             scope: request.scope.clone(),
             plan,
             held: None,
+            added: 0,
             steps: Steps::default(),
             log: request.log.new(o!("sandbox" => request.id.to_string())),
         })
@@ -98,7 +101,7 @@ impl Host {
 
     /// Makes a planned container's files visible. On an error nothing of it is left.
     fn carry_out(&mut self, plan: &ContainerPlan) -> Result<()> {
-        let share = self.held.as_ref().and_then(|held| held.share.as_ref());
+        let share = self.held.as_mut().and_then(|held| held.share.as_mut());
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
     }
 
@@ -234,14 +237,17 @@ impl Ground for Host {
     fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
         let bundle = bundle::absolute(&request.bundle)?;
         let spec = bundle::specification(&bundle)?;
-        let container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+        let mut container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+        // A guest remembers what it has seen under a name for a while.
+        container.directory = format!("{}.{}", request.id, self.added);
+        self.added += 1;
         let plan = plan::container(&self.config, &self.plan, &container)?;
         self.carry_out(&plan)?;
         Ok(plan.guest)
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {
-        match self.held.as_ref().and_then(|held| held.share.as_ref()) {
+        match self.held.as_mut().and_then(|held| held.share.as_mut()) {
             Some(share) => share.remove(id),
             None => Ok(()),
         }

@@ -34,7 +34,7 @@ fn pid_of(stand: &Stand, program: &str) -> Pid {
 }
 
 async fn a_container_ends_with(victim: &str, said: &str) {
-    let stand = Stand::new(VM);
+    let Some(stand) = Stand::new(VM) else { return };
     let bundle = stand.bundle("c", "sleep 1000", |_| {});
     let (sandbox, mut events) = stand.sandbox(&bundle).await;
     let container = stand.started(&sandbox, "c", &bundle).await;
@@ -70,7 +70,7 @@ async fn of_the_vsock_daemon() {
 
 #[tokio::test]
 async fn of_the_owner() {
-    let stand = Stand::new(VM);
+    let Some(stand) = Stand::new(VM) else { return };
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "death::an_owner"])
         .env(OWNED, stand.dir.path())
