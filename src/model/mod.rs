@@ -40,8 +40,24 @@ pub struct SandboxConfig {
     pub resources: Resources,
     /// The pod's network namespace on the host, where it has one of its own.
     pub network_namespace: Option<PathBuf>,
+    /// Where the first container's cgroup would be on the host; the virtual machine's belongs beside it.
+    pub cgroup: Option<HostCgroup>,
     /// Annotations of the first container.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// A cgroup of the host, below the root of its tree: relative paths without `.` and `..`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostCgroup {
+    /// A directory.
+    Path(PathBuf),
+    /// A unit of systemd's.
+    Systemd {
+        /// Directory of its slice; empty for the root slice.
+        slice: PathBuf,
+        /// Name of its scope.
+        unit: String,
+    },
 }
 
 /// What `resolv.conf` says.

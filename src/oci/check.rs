@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::path::{Component, Path};
 
-use oci_spec::runtime::{Linux, Mount, Process, Spec};
+use oci_spec::runtime::{Hooks, Linux, LinuxNamespaceType, Mount, Process, Spec};
 use serde_json::Value;
 
 use super::load::{CONFIG, MAX_MOUNTS, find_nul};
-use super::{invalid, shown};
+use super::{cgroup, invalid, shown};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Linux's PATH_MAX, without its terminator.
@@ -80,7 +80,28 @@ pub(super) fn spec(spec: &Spec) -> Result<()> {
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         self::mount(index, mount)?;
     }
+    spec.hooks().as_ref().map_or(Ok(()), hooks)?;
     spec.linux().as_ref().map_or(Ok(()), linux)
+}
+
+fn hooks(hooks: &Hooks) -> Result<()> {
+    for (kind, list) in [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        for (index, hook) in list.iter().flatten().enumerate() {
+            let field = format!("hooks.{kind}[{index}]");
+            plain(&format!("{field}.path"), hook.path())?;
+            if hook.timeout().is_some_and(|seconds| seconds <= 0) {
+                return Err(invalid(format_args!("{field}.timeout"), "is not above 0"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn version(version: &str) -> Result<()> {
@@ -119,6 +140,12 @@ pub(super) fn process(process: &Process) -> Result<(), (String, String)> {
                 format!("{} is not NAME=VALUE", shown(variable)),
             );
         }
+    }
+    if let Some(score) = process
+        .oom_score_adj()
+        .filter(|score| !(-1000..=1000).contains(score))
+    {
+        return fault("oomScoreAdj", format!("{score} is not from -1000 to 1000"));
     }
     let mut seen = HashSet::new();
     for (index, limit) in process.rlimits().iter().flatten().enumerate() {
@@ -175,6 +202,7 @@ fn linux(linux: &Linux) -> Result<()> {
             return Err(invalid(field, "path is not absolute"));
         }
     }
+    mappings(linux)?;
     for (index, device) in linux.devices().iter().flatten().enumerate() {
         plain(&format!("linux.devices[{index}].path"), device.path())?;
     }
@@ -186,13 +214,8 @@ fn linux(linux: &Linux) -> Result<()> {
             plain(&format!("{field}[{index}]"), Path::new(path))?;
         }
     }
-    if let Some(path) = linux.cgroups_path()
-        && path.components().any(|part| part == Component::ParentDir)
-    {
-        return Err(invalid(
-            "linux.cgroupsPath",
-            format!("{} has a \"..\"", shown(&path.to_string_lossy())),
-        ));
+    if let Some(path) = linux.cgroups_path() {
+        cgroup::parse(path)?;
     }
     for key in linux.sysctl().iter().flat_map(|sysctl| sysctl.keys()) {
         // Either separator is good (sysctl(8)); none may name a directory twice or lead upwards.
@@ -201,6 +224,30 @@ fn linux(linux: &Linux) -> Result<()> {
                 "linux.sysctl",
                 format!("{} is not the name of a sysctl", shown(key)),
             ));
+        }
+    }
+    Ok(())
+}
+
+/// Mappings and a new user namespace come together. Those beside one that is joined are that one's already.
+fn mappings(linux: &Linux) -> Result<()> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let user = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+    let joins = user.is_some_and(|user| {
+        user.path()
+            .as_ref()
+            .is_some_and(|path| !path.as_os_str().is_empty())
+    });
+    for (field, mappings) in [
+        ("linux.uidMappings", linux.uid_mappings()),
+        ("linux.gidMappings", linux.gid_mappings()),
+    ] {
+        let has_mappings = mappings.iter().flatten().next().is_some();
+        match (user, has_mappings) {
+            _ if joins => {}
+            (Some(_), false) => return Err(invalid(field, "is missing, which the new user namespace needs")),
+            (None, true) => return Err(invalid(field, "is there, but no user namespace")),
+            _ => {}
         }
     }
     Ok(())

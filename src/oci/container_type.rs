@@ -103,3 +103,80 @@ pub fn sandbox_id(annotations: &Annotations) -> Result<Option<SandboxId>> {
 fn invalid(key: &str, what: &str) -> Error {
     Error::new(ErrorKind::InvalidArgument, format!("annotation {key}: {what}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    #[test]
+    fn the_place_of_a_container_is_in_its_annotations() {
+        use ContainerType::{PodContainer, PodSandbox, SingleContainer};
+        let own = |pairs: Pairs<'_>| -> Annotations {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        let [containerd, crio, dockershim] = CRI_CONTAINER_TYPE_KEYS;
+        let [containerd_id, crio_id, dockershim_id] = CRI_SANDBOX_NAME_KEYS;
+        let table: [(Pairs<'_>, ContainerType, Option<&str>); 9] = [
+            (&[], SingleContainer, None),
+            (&[("nerdctl/name", "x")], SingleContainer, None),
+            (
+                &[(containerd, "sandbox"), (containerd_id, "s1")],
+                PodSandbox,
+                None,
+            ),
+            (
+                &[(containerd, "container"), (containerd_id, "s1")],
+                PodContainer,
+                Some("s1"),
+            ),
+            (&[(crio, "sandbox"), (crio_id, "s1")], PodSandbox, None),
+            (&[(crio, "container"), (crio_id, "s1")], PodContainer, Some("s1")),
+            (&[(dockershim, "podsandbox")], PodSandbox, None),
+            (
+                &[(dockershim, "container"), (dockershim_id, "s1")],
+                PodContainer,
+                Some("s1"),
+            ),
+            (
+                &[
+                    (containerd, "container"),
+                    (crio, "container"),
+                    (containerd_id, "s1"),
+                    (crio_id, "s1"),
+                ],
+                PodContainer,
+                Some("s1"),
+            ),
+        ];
+        for (pairs, kind, sandbox) in table {
+            let annotations = own(pairs);
+            assert_eq!(container_type(&annotations).unwrap(), kind, "{pairs:?}");
+            let id = sandbox_id(&annotations).unwrap();
+            assert_eq!(id.as_ref().map(SandboxId::as_str), sandbox, "{pairs:?}");
+        }
+        let wrong: [Pairs<'_>; 7] = [
+            &[(containerd, "pod")],
+            &[(dockershim, "sandbox")],
+            &[(containerd, "container")],
+            &[(containerd, "container"), (containerd_id, "../x")],
+            // A pod's author under CRI-O wants into another pod's virtual machine.
+            &[
+                (crio, "sandbox"),
+                (crio_id, "s1"),
+                (containerd, "container"),
+                (containerd_id, "s2"),
+            ],
+            &[(crio, "container"), (crio_id, "s1"), (containerd_id, "s2")],
+            &[(crio, "container"), (crio_id, "")],
+        ];
+        for pairs in wrong {
+            let error = sandbox_id(&own(pairs)).expect_err(&format!("{pairs:?}"));
+            assert!(error.context.contains("io.kubernetes."), "{}", error.context);
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Must not know what the host or a driver can do.
 
+mod cgroup;
 mod check;
 mod container_type;
 mod dns;
@@ -60,6 +61,10 @@ pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result
             .collect(),
         resources: resources::of_sandbox(spec, container_type, &annotations)?,
         network_namespace: network_namespace(spec),
+        cgroup: match linux.and_then(|linux| linux.cgroups_path().as_deref()) {
+            Some(path) => cgroup::parse(path)?,
+            None => None,
+        },
         annotations,
     })
 }

@@ -179,7 +179,9 @@ mod tests {
         of_sandbox(&spec, ContainerType::SingleContainer, &Annotations::new())
     }
 
-    fn pod(annotations: &[(&str, &str)]) -> Result<Resources> {
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+
+    fn pod(annotations: Pairs<'_>) -> Result<Resources> {
         let own =
             |(key, value): &(&str, &str)| (format!("io.kubernetes.cri.sandbox-{key}"), (*value).to_owned());
         // What the specification of the pause container says is not about the pod.
@@ -242,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_pod_is_sized_by_the_annotations() {
-        let table: [(&[(&str, &str)], Option<u64>, Option<u64>); 5] = [
+        let table: [(Pairs<'_>, Option<u64>, Option<u64>); 5] = [
             (&[], None, None),
             (
                 &[

@@ -44,6 +44,8 @@ pub(crate) fn config() -> Config {
             seccomp_sandbox: true,
             enable_debug: false,
             enable_annotations: Vec::new(),
+            valid_hypervisor_paths: Vec::new(),
+            valid_virtio_fs_daemon_paths: Vec::new(),
         },
         agent: AgentConfig {
             channel: AgentChannel::Auto,

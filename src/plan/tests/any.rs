@@ -87,6 +87,20 @@ proptest! {
     }
 
     #[test]
+    fn any_specification_is_planned_or_refused(json in oci::tests::damaged(), is_process in any::<bool>()) {
+        let Ok(spec) = oci::load(json.as_bytes()) else {
+            return Ok(());
+        };
+        let abilities = if is_process { of_process() } else { abilities() };
+        let pod = oci::sandbox(&SandboxId::new("pod").unwrap(), &spec, None);
+        let pod = pod.and_then(|pod| super::super::sandbox(&config(), &pod, &abilities, &all));
+        let one = oci::container(&ContainerId::new("c1").unwrap(), spec, "/bundle".into(), Vec::new());
+        if let (Ok(pod), Ok(one)) = (pod, one) {
+            let _ = super::super::container(&config(), &pod, &one);
+        }
+    }
+
+    #[test]
     fn the_same_request_gives_the_same_plan(caller in 0..CALLERS.len()) {
         let (_, text) = CALLERS[caller];
         let plan = || planned(oci::load(text.as_bytes()).unwrap()).unwrap().0;

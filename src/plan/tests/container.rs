@@ -238,8 +238,15 @@ fn namespaces_of_a_sandbox_are_the_guests_own() {
         (new(&["pid"]), PodContainer, true, &["mount", "pid"]),
     ];
     for (asked, kind, own_kernel, expected) in table {
-        let chosen =
-            namespaces::plan(&spec(&[("/linux/namespaces", asked.clone())]), kind, own_kernel).unwrap();
+        let mut values = vec![("/linux/namespaces", asked.clone())];
+        if expected.contains(&"user") {
+            let mappings = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
+            values.extend([
+                ("/linux/uidMappings", mappings.clone()),
+                ("/linux/gidMappings", mappings),
+            ]);
+        }
+        let chosen = namespaces::plan(&spec(&values), kind, own_kernel).unwrap();
         let kinds: Vec<Value> = chosen
             .list
             .iter()

@@ -9,7 +9,8 @@ fn the_best_channel_is_taken_and_a_forced_one_is_taken_or_refused() {
     use AgentChannel as Wanted;
     let daemon = || ChannelPlan::DaemonVsock(VSOCK.into());
     // Wanted, kernel's vsock, vhost-user, its daemon, serial; then the choice or the words of the error.
-    let table: [(Wanted, bool, bool, bool, bool, Result<ChannelPlan, &[&str]>); 12] = [
+    type Expected<'a> = Result<ChannelPlan, &'a [&'a str]>;
+    let table: [(Wanted, bool, bool, bool, bool, Expected<'_>); 12] = [
         (Wanted::Auto, true, true, true, true, Ok(ChannelPlan::KernelVsock)),
         (Wanted::Auto, false, true, true, true, Ok(daemon())),
         (Wanted::Auto, false, true, false, true, Ok(ChannelPlan::Serial)),
