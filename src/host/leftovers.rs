@@ -5,6 +5,7 @@ use hypervisor::{Hypervisor, VmRecord, process};
 
 use super::clear;
 use super::home::Home;
+use super::network;
 use crate::SandboxId;
 use crate::error::Result;
 use crate::store::{DaemonRecord, Record};
@@ -39,8 +40,15 @@ pub(super) async fn clear_dead(home: Home, hypervisor: &dyn Hypervisor) -> Resul
             result = result.and(process::reap(&identity(daemon)).await);
         }
     }
-    let result = record.map(drop).and(result.map_err(Into::into));
-    result.and(clear(&home))
+    let mut result = result.map_err(Into::into);
+    if let Ok(Some(Record {
+        network: Some(network),
+        ..
+    })) = &record
+    {
+        result = result.and(network::clean_up_dead(network).await);
+    }
+    record.map(drop).and(result).and(clear(&home))
 }
 
 /// A daemon as what it is to a reaper: a process.

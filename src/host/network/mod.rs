@@ -30,8 +30,7 @@ use namespace::Namespace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::NetworkRecord;
 
-/// A network namespace whose interfaces are the virtual machine's. Dropping it without a release leaves the namespace's
-/// interfaces cut off.
+/// A network namespace whose interfaces are the virtual machine's.
 #[derive(Debug)]
 pub(crate) struct Attached {
     namespace: Namespace,
@@ -150,6 +149,19 @@ impl Attached {
         }
         let undo = move || connect::undo(&mut open()?, connections);
         self.namespace.run(undo, drop).await
+    }
+}
+
+/// Without a release, as when the runtime itself is torn down.
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let connections = std::mem::take(&mut self.connections);
+        if !connections.is_empty() {
+            // Nobody is left to tell of a failure.
+            let _ = self
+                .namespace
+                .run_now(move || connect::undo(&mut open()?, connections));
+        }
     }
 }
 

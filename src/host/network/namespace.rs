@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::sync::oneshot;
@@ -98,6 +98,13 @@ impl Namespace {
         Arc::clone(&self.fd)
     }
 
+    fn failed(&self) -> Error {
+        Error::new(
+            ErrorKind::Internal,
+            format!("the work in network namespace {} has failed", self.path.display()),
+        )
+    }
+
     /// Its part of a record.
     pub(super) fn record(&self) -> NetworkRecord {
         NetworkRecord {
@@ -107,6 +114,13 @@ impl Namespace {
             redirected: Vec::new(),
             made: Vec::new(),
         }
+    }
+
+    /// Does something inside, and waits for it where nothing else can go on.
+    pub(super) fn run_now(&self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        let (fd, path) = (Arc::clone(&self.fd), self.path.clone());
+        let thread = start(move || enter(&fd, &path).and_then(|()| work()))?;
+        thread.join().unwrap_or_else(|_| Err(self.failed()))
     }
 
     /// Does something inside. If nobody waits for what comes of it any more, that is given to `unwanted`, inside as well.
@@ -123,17 +137,10 @@ impl Namespace {
                 unwanted(value);
             }
         };
-        thread::Builder::new()
-            .name("network".into())
-            .stack_size(STACK)
-            .spawn(body)
-            .map_err(|cause| Error::caused(ErrorKind::Internal, "cannot start a thread", cause))?;
+        start(body)?;
         match timeout(deadlines::NETWORK, answered).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::new(
-                ErrorKind::Internal,
-                format!("the work in network namespace {} has failed", self.path.display()),
-            )),
+            Ok(Err(_)) => Err(self.failed()),
             Err(_) => Err(Error::new(
                 ErrorKind::DeadlineExceeded,
                 format!(
@@ -144,6 +151,15 @@ impl Namespace {
             )),
         }
     }
+}
+
+/// Starts a thread that ends with this.
+fn start<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    thread::Builder::new()
+        .name("network".into())
+        .stack_size(STACK)
+        .spawn(body)
+        .map_err(|cause| Error::caused(ErrorKind::Internal, "cannot start a thread", cause))
 }
 
 fn enter(fd: impl AsFd, path: &Path) -> Result<()> {

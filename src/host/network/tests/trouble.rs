@@ -4,9 +4,14 @@ use std::os::unix::net::UnixListener;
 
 use futures::FutureExt;
 
-use super::super::{Model, attach, clean_up_dead};
+use super::super::{Attached, Model, attach, clean_up_dead};
 use super::pod::{ADDRESS, Card, OUTSIDE, Pod, until};
 use crate::ErrorKind;
+
+/// The taps go, as with a process that is killed, and nothing else does.
+fn killed(mut attached: Attached) {
+    attached.connections.clear();
+}
 
 #[tokio::test]
 async fn what_is_no_namespace_of_a_pod_is_refused() {
@@ -53,6 +58,16 @@ async fn a_namespace_that_is_gone_first_is_no_trouble() {
         pod.remove_inside();
         attached.release().await.unwrap();
         clean_up_dead(&record).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_drop_gives_everything_back() {
+    for model in [Model::TcFilter, Model::Macvtap] {
+        let pod = Pod::new();
+        let before = pod.picture();
+        drop(attach(&pod.path(), Some(model), 1).await.unwrap());
+        assert_eq!(pod.picture(), before);
     }
 }
 
@@ -130,9 +145,10 @@ async fn what_a_dead_owner_left_is_in_nobodys_way() {
         let pod = Pod::new();
         let before = pod.picture();
         let record = {
-            // Dropped: the taps go, as with a process that is killed, and nothing else does.
             let attached = attach(&pod.path(), Some(model), 1).await.unwrap();
-            attached.record()
+            let record = attached.record();
+            killed(attached);
+            record
         };
         assert_ne!(pod.picture(), before);
         let mut other = record.clone();
@@ -145,7 +161,7 @@ async fn what_a_dead_owner_left_is_in_nobodys_way() {
     }
     // And without a record.
     let pod = Pod::new();
-    drop(attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap());
+    killed(attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap());
     let mut next = attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap();
     Card::of(&next.devices()[0]).asks_for(ADDRESS, OUTSIDE);
     next.release().await.unwrap();
