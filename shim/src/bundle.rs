@@ -24,6 +24,9 @@ pub struct Note {
     /// The configuration file that the caller's options name.
     #[serde(default)]
     pub configuration: Option<PathBuf>,
+    /// Where the sandbox's own directory is, once it is known: the configuration may be another one by then.
+    #[serde(default)]
+    pub run_dir: Option<PathBuf>,
 }
 
 /// Writes the server's address.
@@ -98,6 +101,7 @@ mod tests {
         let note = Note {
             sandbox: "s".into(),
             configuration: Some("/etc/k.toml".into()),
+            run_dir: Some("/run/k".into()),
         };
         write_note(bundle, &note).unwrap();
         for address in ["unix:///a", "unix:///b"] {

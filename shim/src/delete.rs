@@ -5,25 +5,31 @@
 //! lives, its other containers are left alone.
 
 use std::env;
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use configuration::Config;
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
 use containerd_shim_protos::shim_async::{Client, TaskClient};
+use hypervisor::Hypervisor;
 use protobuf::Message;
 use runtime::{Sandbox, SandboxId};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::time::timeout;
 use ttrpc::context;
 
 use crate::arguments::Arguments;
 use crate::bundle::{self, Note};
 use crate::timestamp::timestamp;
-use crate::{deadlines, group, socket};
+use crate::{deadlines, group, socket, sys};
 
 /// Exit status of a container that had to be removed: 128 + SIGKILL.
 const KILLED: u32 = 137;
@@ -37,7 +43,8 @@ struct Target {
     id: SandboxId,
     namespace: SandboxId,
     bundle: PathBuf,
-    note: Note,
+    sandbox: SandboxId,
+    note: Option<Note>,
     socket: PathBuf,
 }
 
@@ -49,18 +56,21 @@ impl Target {
             Some(bundle) => bundle.clone(),
             None => env::current_dir().unwrap_or_default(),
         };
-        let note = bundle::read_note(&bundle).unwrap_or_else(|| Note {
-            sandbox: group::of_bundle(&bundle, id.as_str()).unwrap_or_else(|_| id.to_string()),
-            configuration: None,
-        });
+        let note = bundle::read_note(&bundle);
+        let sandbox = match &note {
+            Some(note) => SandboxId::new(&note.sandbox).context("the note in the bundle")?,
+            // Without either it is taken for the first one of its sandbox.
+            None => group::of_bundle(&bundle, &id).unwrap_or_else(|_| id.clone()),
+        };
         let socket = match bundle::read_address(&bundle).and_then(|address| socket::path_of(&address)) {
             Some(path) => path,
-            None => socket::path(None, &arguments.address, namespace.as_str(), &note.sandbox)?,
+            None => socket::path(None, &arguments.address, namespace.as_str(), sandbox.as_str())?,
         };
         Ok(Self {
             id,
             namespace,
             bundle,
+            sandbox,
             note,
             socket,
         })
@@ -77,17 +87,20 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(async {
+    let removed = runtime.block_on(async {
+        let late = || {
+            format!(
+                "container {} is not removed within {:?}",
+                target.id,
+                deadlines::DELETE
+            )
+        };
         timeout(deadlines::DELETE, remove(&target))
             .await
-            .with_context(|| {
-                format!(
-                    "container {} is not removed within {:?}",
-                    target.id,
-                    deadlines::DELETE
-                )
-            })?
-    })?;
+            .with_context(late)?
+    });
+    // Whatever came of that: containerd removes the bundle next, and with it what is still mounted there.
+    removed.and(unmount_all(&target.bundle.join("rootfs")))?;
     let response = DeleteResponse {
         exit_status: KILLED,
         exited_at: Some(timestamp(SystemTime::now())).into(),
@@ -107,76 +120,111 @@ async fn remove(target: &Target) -> Result<()> {
             target.socket.display()
         )
     })?;
-    let removed = if live {
-        give_up(target).await
-    } else {
-        clean_up(target).await
-    };
-    // Whatever came of that: containerd removes the bundle next, and with it what is still mounted there.
-    unmount_all(&target.bundle.join("rootfs"))?;
-    removed
+    if live {
+        match timeout(deadlines::GIVE_UP, give_up(target)).await {
+            Ok(Ok(())) => return Ok(()),
+            // It was about to end.
+            Ok(Err(ttrpc::Error::RemoteClosed | ttrpc::Error::LocalClosed | ttrpc::Error::Socket(_))) => {}
+            Ok(Err(error)) => {
+                return Err(error).with_context(|| format!("container {} is not removed", target.id));
+            }
+            Err(_) if target.id == target.sandbox => kill_server(&target.socket).await?,
+            Err(_) => bail!(
+                "container {} is not removed: the shim of its sandbox {} does not answer at {}",
+                target.id,
+                target.sandbox,
+                target.socket.display()
+            ),
+        }
+    }
+    clean_up(target).await
 }
 
 /// Has the living server give up this container, and end if it was the last one.
-async fn give_up(target: &Target) -> Result<()> {
-    let asked = async {
-        let client = TaskClient::new(Client::connect(&socket::address(&target.socket)).await?);
-        let id = target.id.to_string();
-        let context = || context::with_duration(deadlines::GIVE_UP);
-        let kill = KillRequest {
-            id: id.clone(),
-            signal: SIGKILL,
-            all: true,
-            ..Default::default()
-        };
-        // It may not exist, or have ended.
-        if client.kill(context(), &kill).await.is_ok() {
-            let wait = WaitRequest {
-                id: id.clone(),
-                ..Default::default()
-            };
-            client.wait(context(), &wait).await?;
-        }
-        let delete = DeleteRequest {
-            id: id.clone(),
-            ..Default::default()
-        };
-        match client.delete(context(), &delete).await {
-            Ok(_) => {}
-            Err(ttrpc::Error::RpcStatus(status)) if status.code() == ttrpc::Code::NOT_FOUND => {}
-            Err(error) => return Err(error),
-        }
-        let shutdown = ShutdownRequest {
-            id,
-            ..Default::default()
-        };
-        client.shutdown(context(), &shutdown).await.map(drop)
+async fn give_up(target: &Target) -> ttrpc::Result<()> {
+    let client = TaskClient::new(Client::connect(&socket::address(&target.socket)).await?);
+    let id = target.id.to_string();
+    let context = || context::with_duration(deadlines::GIVE_UP);
+    let kill = KillRequest {
+        id: id.clone(),
+        signal: SIGKILL,
+        all: true,
+        ..Default::default()
     };
-    let answer = timeout(deadlines::GIVE_UP, asked)
-        .await
-        .with_context(|| format!("the shim at {} does not answer", target.socket.display()))?;
-    match answer {
-        Ok(()) => Ok(()),
-        // It was about to end.
-        Err(ttrpc::Error::RemoteClosed | ttrpc::Error::LocalClosed | ttrpc::Error::Socket(_)) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("container {} is not removed", target.id)),
+    // It may not exist, or have ended.
+    if client.kill(context(), &kill).await.is_ok() {
+        let wait = WaitRequest {
+            id: id.clone(),
+            ..Default::default()
+        };
+        client.wait(context(), &wait).await?;
     }
+    let delete = DeleteRequest {
+        id: id.clone(),
+        ..Default::default()
+    };
+    let shutdown = ShutdownRequest {
+        id,
+        ..Default::default()
+    };
+    match client.delete(context(), &delete).await {
+        Err(ttrpc::Error::RpcStatus(status)) if status.code() == ttrpc::Code::NOT_FOUND => {}
+        answer => drop(answer?),
+    }
+    client.shutdown(context(), &shutdown).await.map(drop)
+}
+
+/// Kills a server that does not answer. Its virtual machine dies with it.
+async fn kill_server(socket: &Path) -> Result<()> {
+    let doing = || {
+        format!(
+            "cannot kill the shim that does not answer at {}",
+            socket.display()
+        )
+    };
+    let server = UnixStream::connect(socket).with_context(doing)?;
+    // Whoever has called listen() last, which is the server itself.
+    let pid = socket_peercred(&server).with_context(doing)?.pid;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).with_context(doing)?;
+    pidfd_send_signal(&pidfd, Signal::KILL).with_context(doing)?;
+    let ended = sys::watch(pidfd).with_context(doing)?;
+    ended.readable().await.map(drop).with_context(doing)
 }
 
 /// Removes what the dead server of a sandbox has left, whichever of its containers this is.
 async fn clean_up(target: &Target) -> Result<()> {
-    let sandbox = SandboxId::new(&target.note.sandbox)?;
-    let environment = env::var_os("KATA_CONF_FILE").map(PathBuf::from);
-    let config = Config::load(target.note.configuration.as_deref(), environment.as_deref())
-        .context("what is left cannot be found without the configuration")?;
-    let log = slog::Logger::root(slog::Discard, slog::o!());
-    let hypervisor = hypervisor::registry::driver(&config.hypervisor, &config.runtime.run_dir, log)?;
-    Sandbox::clean_up_dead(&config, &*hypervisor, &target.namespace, &sandbox).await?;
+    let (config, hypervisor) = parts(target.note.as_ref())?;
+    Sandbox::clean_up_dead(&config, &*hypervisor, &target.namespace, &target.sandbox).await?;
     // Nobody listens; a socket without a server is only in the way.
-    match std::fs::remove_file(&target.socket) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot remove {}", target.socket.display())),
+    match fs::remove_file(&target.socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", target.socket.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The configuration that the sandbox was created with, as far as a clean-up needs it: where its directory is. It may have
+/// been changed or broken since; then the built-in one does.
+fn parts(note: Option<&Note>) -> Result<(Config, Arc<dyn Hypervisor>)> {
+    let named = note.and_then(|note| note.configuration.as_deref());
+    let environment = env::var_os("KATA_CONF_FILE").map(PathBuf::from);
+    let usable = |mut config: Config| {
+        if let Some(run_dir) = note.and_then(|note| note.run_dir.clone()) {
+            config.runtime.run_dir = run_dir;
+        }
+        let log = slog::Logger::root(slog::Discard, slog::o!());
+        let hypervisor = hypervisor::registry::driver(&config.hypervisor, &config.runtime.run_dir, log)?;
+        anyhow::Ok((config, hypervisor))
+    };
+    let loaded = Config::load(named, environment.as_deref());
+    match loaded.map_err(anyhow::Error::from).and_then(usable) {
+        Ok(parts) => Ok(parts),
+        Err(error) => {
+            // containerd logs it as a warning.
+            eprintln!("containerd-shim-kata-v2: cleaning up with built-in settings: {error:#}");
+            usable(Config::defaults()?)
+        }
     }
 }
 
@@ -190,5 +238,5 @@ fn unmount_all(path: &Path) -> Result<()> {
             Err(error) => return Err(error).with_context(|| format!("cannot unmount {}", path.display())),
         }
     }
-    anyhow::bail!("{} has more than {MOST_MOUNTS} mounts", path.display())
+    bail!("{} has more than {MOST_MOUNTS} mounts", path.display())
 }

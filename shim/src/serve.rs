@@ -34,6 +34,9 @@ use crate::{connections, deadlines};
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
 
+/// Connections that wait to be accepted; as many as std asks for.
+const BACKLOG: i32 = 128;
+
 /// Serves until there is nothing more to serve.
 ///
 /// # Errors
@@ -79,6 +82,8 @@ fn take_listener() -> Result<UnixListener> {
     let listener: OwnedFd = fcntl_dupfd_cloexec(&stdin, 3).context("cannot keep the socket")?;
     let null = File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).context("cannot replace the standard input")?;
+    // Once more, so that who connects sees our pid, and not that of the process that started us.
+    rustix::net::listen(&listener, BACKLOG).context("cannot listen")?;
     Ok(listener.into())
 }
 

@@ -24,6 +24,7 @@ use crate::{group, input, log, options, socket, sys};
 
 /// What the command line and the standard input ask for together.
 struct Request {
+    id: SandboxId,
     arguments: Arguments,
     ttrpc_address: Option<String>,
     socket_dir: Option<String>,
@@ -47,7 +48,7 @@ impl Request {
         }
         arguments.debug |= said.debug;
         // Both become parts of paths.
-        SandboxId::new(&arguments.id).context("-id")?;
+        let id = SandboxId::new(&arguments.id).context("-id")?;
         SandboxId::new(&arguments.namespace).context("-namespace")?;
         // Damaged options are for Create to refuse: it gets them too.
         let configuration = options::config_path(said.options.as_ref()).unwrap_or_default();
@@ -56,6 +57,7 @@ impl Request {
             None => env::current_dir().context("cannot find the bundle: the working directory is gone")?,
         };
         Ok(Self {
+            id,
             arguments,
             ttrpc_address: said.ttrpc_address,
             socket_dir: said.socket_dir,
@@ -85,21 +87,21 @@ fn server(request: &Request) -> Result<String> {
     let Request {
         arguments, bundle, ..
     } = request;
-    let sandbox = group::of_bundle(bundle, &arguments.id)?;
-    SandboxId::new(&sandbox)?;
+    let sandbox = group::of_bundle(bundle, &request.id)?;
     let path = socket::path(
         request.socket_dir.as_deref(),
         &arguments.address,
         &arguments.namespace,
-        &sandbox,
+        sandbox.as_str(),
     )?;
     let address = socket::address(&path);
     let note = Note {
-        sandbox: sandbox.clone(),
+        sandbox: sandbox.to_string(),
+        run_dir: None,
         configuration: request.configuration.clone(),
     };
     bundle::write_note(bundle, &note)?;
-    if sandbox != arguments.id {
+    if sandbox != request.id {
         let live = socket::is_live(&path)
             .with_context(|| format!("cannot reach the shim of sandbox {sandbox} at {}", path.display()))?;
         if !live {

@@ -10,8 +10,7 @@ use oci_spec::runtime::LinuxResources;
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use runtime::error::Result;
-use runtime::{ContainerId, Error, ErrorKind, ExecId};
-use serde::de::DeserializeOwned;
+use runtime::{ContainerId, Error, ErrorKind, ExecId, oci};
 
 use crate::options;
 use crate::pod::{ExecOrder, Order, Shown};
@@ -82,7 +81,7 @@ pub fn exec_order(request: ExecProcessRequest) -> Result<ExecOrder> {
     Ok(ExecOrder {
         container: ContainerId::new(request.id)?,
         id: ExecId::new(request.exec_id)?,
-        process: json("process", request.spec.as_ref())?,
+        process: oci::process(json("process", request.spec.as_ref())?)?,
         wanted: streams.parse()?,
         streams,
     })
@@ -90,19 +89,13 @@ pub fn exec_order(request: ExecProcessRequest) -> Result<ExecOrder> {
 
 /// New limits.
 pub fn resources(told: Option<&Any>) -> Result<LinuxResources> {
-    json("resources", told)
+    oci::resources(json("resources", told)?)
 }
 
 /// An object of the OCI specification: JSON, whatever type its envelope names.
-fn json<T: DeserializeOwned>(what: &str, told: Option<&Any>) -> Result<T> {
-    let told = told.ok_or_else(|| invalid(format!("the request has no {what}")))?;
-    serde_json::from_slice(&told.value).map_err(|error| {
-        Error::caused(
-            ErrorKind::InvalidArgument,
-            format!("the {what} cannot be understood"),
-            error,
-        )
-    })
+fn json<'a>(what: &str, told: Option<&'a Any>) -> Result<&'a [u8]> {
+    told.map(|told| told.value.as_slice())
+        .ok_or_else(|| invalid(format!("the request has no {what}")))
 }
 
 /// A process as State shows it.

@@ -408,21 +408,50 @@ fn a_server_without_a_socket_says_who_starts_it() {
     );
 }
 
+/// The end of a container as `delete` tells it, and what it says besides.
+fn deleted(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    let response = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
+    assert_eq!(response.exit_status, 137);
+    assert!(response.exited_at.seconds > 1_600_000_000);
+    text(&output.stderr)
+}
+
 #[test]
-fn delete_answers_without_bundle_and_server() {
+fn delete_needs_neither_bundle_nor_configuration_nor_server() {
     let machine = Machine::new();
     let empty = machine.dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    let output = machine.action("delete", "gone", &empty);
-    let response = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
-    if output.status.success() {
-        assert_eq!(response.exit_status, 137);
-        assert!(response.exited_at.seconds > 1_600_000_000);
-        assert_eq!(text(&output.stderr), "");
-    } else {
-        assert!(output.stdout.is_empty());
-        assert!(text(&output.stderr).contains("configuration"), "{output:?}");
-    }
+    let warning = deleted(&machine.action("delete", "gone", &empty));
+    assert!(warning.contains("/nonexistent/configuration.toml"), "{warning}");
+    assert_eq!(warning.lines().count(), 1);
+
+    // A server that was killed: its socket goes.
+    let bundle = machine.bundle("c1", "");
+    let server = machine.start("c1", &bundle);
+    server.signal(rustix::process::Signal::KILL);
+    server.ended();
+    fs::remove_file(bundle.join("config.json")).unwrap();
+    deleted(&machine.action("delete", "c1", &bundle));
+    assert!(!server.path.exists());
+}
+
+#[tokio::test]
+async fn delete_does_not_wait_for_a_server_that_hangs() {
+    let machine = Machine::new();
+    let bundle = machine.bundle("c1", "");
+    let server = machine.start("c1", &bundle);
+    let state = StateRequest {
+        id: "c1".into(),
+        ..Default::default()
+    };
+    assert_eq!(code(server.client().await.state(context(), &state).await), Code::NOT_FOUND);
+    server.signal(rustix::process::Signal::STOP);
+    let begun = Instant::now();
+    deleted(&machine.action("delete", "c1", &bundle));
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    server.ended();
+    assert!(!server.path.exists());
 }
 
 #[test]

@@ -192,14 +192,16 @@ fn clear(home: &Home) -> Result<()> {
 impl Ground for Host {
     async fn acquire(&mut self) -> Result<Acquired> {
         let (plan, steps, log) = (&self.plan, &mut self.steps, &self.log);
-        let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)?;
+        let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id).await?;
         let home = match left_over {
             false => home,
             true => {
                 warn!(log, "an owner of this id has died; it is cleaned up after"; "dir" => %home.dir().display());
                 leftovers::clear_dead(home, &*self.hypervisor).await?;
                 // Nobody keeps us from claiming it but a rival.
-                Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)?.0
+                Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)
+                    .await?
+                    .0
             }
         };
         let held = self.held.insert(Held {

@@ -8,7 +8,9 @@ use configuration::Config;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim_protos::types::mount::Mount;
 use runtime::error::Result;
-use runtime::{ContainerId, ContainerRequest, Error, ErrorKind, Event, RootfsMount, Sandbox, SandboxRequest};
+use runtime::{
+    ContainerId, ContainerRequest, Error, ErrorKind, Event, RootfsMount, Sandbox, SandboxId, SandboxRequest,
+};
 use slog::{info, warn};
 use tokio::sync::{mpsc, oneshot};
 
@@ -129,9 +131,8 @@ impl Pod {
     }
 
     async fn build(self: &Arc<Self>, order: Order) -> Result<u32> {
-        let group = group::of_bundle(&order.bundle, order.id.as_str())
-            .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("{error:#}")))?;
-        if group != self.setting.sandbox.as_str() {
+        let group = group::of_bundle(&order.bundle, &SandboxId::new(order.id.as_str())?)?;
+        if group != self.setting.sandbox {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
                 format!(
@@ -169,15 +170,14 @@ impl Pod {
 
     /// The sandbox; if there is none, it is started.
     async fn sandbox(self: &Arc<Self>, order: &Order) -> Result<Sandbox> {
-        if let Slot::Ready(sandbox) = &self.books().sandbox {
-            return Ok(sandbox.clone());
-        }
-        let note = Note {
-            sandbox: self.setting.sandbox.to_string(),
-            configuration: order.configuration.clone(),
+        let there = match &self.books().sandbox {
+            Slot::Ready(sandbox) => Some(sandbox.clone()),
+            _ => None,
         };
-        bundle::write_note(&order.bundle, &note)
-            .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("{error:#}")))?;
+        if let Some(sandbox) = there {
+            self.write_note(order)?;
+            return Ok(sandbox);
+        }
         let config = Config::load(
             order.configuration.as_deref(),
             self.setting.configuration.as_deref(),
@@ -192,6 +192,9 @@ impl Pod {
         if config.runtime.enable_debug {
             self.setting.verbosity.debug();
         }
+        self.books().run_dir = Some(config.runtime.run_dir.clone());
+        // Before there is anything to clean up.
+        self.write_note(order)?;
         let hypervisor = hypervisor::registry::driver(
             &config.hypervisor,
             &config.runtime.run_dir,
@@ -211,6 +214,17 @@ impl Pod {
         self.books().sandbox = Slot::Ready(sandbox.clone());
         tokio::spawn(Arc::clone(self).listen(news));
         Ok(sandbox)
+    }
+
+    /// Leaves in the bundle what the delete action has to know if we die.
+    fn write_note(&self, order: &Order) -> Result<()> {
+        let note = Note {
+            sandbox: self.setting.sandbox.to_string(),
+            configuration: order.configuration.clone(),
+            run_dir: self.books().run_dir.clone(),
+        };
+        bundle::write_note(&order.bundle, &note)
+            .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("{error:#}")))
     }
 
     /// Passes on what the sandbox says by itself, until it is gone.

@@ -77,6 +77,8 @@ struct Books {
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Arc<Member>>>,
     closed: bool,
+    /// Where the sandbox's directory is.
+    run_dir: Option<PathBuf>,
 }
 
 enum Slot {
@@ -116,6 +118,7 @@ impl Pod {
                 sandbox: Slot::Empty,
                 containers: BTreeMap::new(),
                 closed: false,
+                run_dir: None,
             }),
             occupancy: watch::Sender::new(Occupancy::Fresh),
             closing: watch::Sender::new(false),

@@ -12,6 +12,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent", &["agent-protocol", "netlink"]),
     ("agent-client", &["agent-protocol"]),
     ("agent-protocol", &[]),
+    ("bench", &["e2e"]),
     ("configuration", &[]),
     // The harness sees the programs as a user does, from outside.
     ("e2e", &[]),
@@ -29,7 +30,7 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("shim", &["configuration", "hypervisor", "runtime"]),
-    ("xtask", &["e2e"]),
+    ("xtask", &["bench", "e2e"]),
 ];
 
 /// What only the tests of a crate may use besides.
