@@ -9,7 +9,7 @@ use super::Violation;
 
 /// Every crate of the workspace, with those of the others that it may use.
 const EDGES: &[(&str, &[&str])] = &[
-    ("agent", &["agent-protocol"]),
+    ("agent", &["agent-protocol", "netlink"]),
     ("agent-client", &["agent-protocol"]),
     ("agent-protocol", &[]),
     ("bench", &["e2e"]),
@@ -18,9 +18,16 @@ const EDGES: &[(&str, &[&str])] = &[
     ("e2e", &[]),
     ("hypervisor", &["configuration"]),
     ("kata-runtime", &["configuration", "hypervisor", "runtime"]),
+    ("netlink", &[]),
     (
         "runtime",
-        &["agent-client", "agent-protocol", "configuration", "hypervisor"],
+        &[
+            "agent-client",
+            "agent-protocol",
+            "configuration",
+            "hypervisor",
+            "netlink",
+        ],
     ),
     ("shim", &["configuration", "hypervisor", "runtime"]),
     ("xtask", &["bench", "e2e"]),
