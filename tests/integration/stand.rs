@@ -185,6 +185,8 @@ impl Stand {
                 seccomp_sandbox: true,
                 enable_debug: false,
                 enable_annotations: vec![],
+                valid_hypervisor_paths: vec![],
+                valid_virtio_fs_daemon_paths: vec![],
             },
             agent: AgentConfig {
                 channel,
