@@ -335,6 +335,19 @@ impl Stand {
     }
 }
 
+/// A test that fails must not leave mounts, least of all to whoever removes its directory.
+impl Drop for Stand {
+    fn drop(&mut self) {
+        use rustix::mount::{UnmountFlags, unmount};
+        let ours = self.dir.path().to_str().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| point.starts_with(ours)) {
+            let _ = unmount(point, UnmountFlags::DETACH);
+        }
+    }
+}
+
 /// Processes whose command line names a path, but for this one.
 pub fn processes(naming: &Path) -> Vec<(i32, String)> {
     let naming = naming.to_str().unwrap();
