@@ -27,3 +27,7 @@ pub(crate) const DAEMON_READY: Duration = Duration::from_secs(10);
 
 /// From a VMM's failure to the news that a daemon's end was its cause.
 pub(crate) const DAEMON_NEWS: Duration = Duration::from_millis(100);
+
+/// From an owner's death to the end of a child that it was just starting, which has its lock. Shorter than what callers
+/// allow for a cleaning up (containerd: 5 s).
+pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);

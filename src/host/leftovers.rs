@@ -19,7 +19,7 @@ pub(crate) async fn clean_up_dead(
     scope: &SandboxId,
     id: &SandboxId,
 ) -> Result<()> {
-    match Home::inherit(&config.runtime.run_dir, scope, id)? {
+    match Home::inherit(&config.runtime.run_dir, scope, id).await? {
         Some(home) => clear_dead(home, hypervisor).await,
         None => Ok(()),
     }

@@ -54,6 +54,8 @@ pub(crate) struct Host {
     scope: SandboxId,
     plan: SandboxPlan,
     held: Option<Held>,
+    /// Containers so far, so that no name in the share is ever used twice.
+    added: u64,
     steps: Steps,
     log: Logger,
 }
@@ -90,6 +92,7 @@ impl Host {
             scope: request.scope.clone(),
             plan,
             held: None,
+            added: 0,
             steps: Steps::default(),
             log: request.log.new(o!("sandbox" => request.id.to_string())),
         })
@@ -97,7 +100,7 @@ impl Host {
 
     /// Makes a planned container's files visible. On an error nothing of it is left.
     fn carry_out(&mut self, plan: &ContainerPlan) -> Result<()> {
-        let share = self.held.as_ref().and_then(|held| held.share.as_ref());
+        let share = self.held.as_mut().and_then(|held| held.share.as_mut());
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
     }
 
@@ -164,14 +167,16 @@ fn clear(home: &Home) -> Result<()> {
 impl Ground for Host {
     async fn acquire(&mut self) -> Result<Acquired> {
         let (plan, steps, log) = (&self.plan, &mut self.steps, &self.log);
-        let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)?;
+        let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id).await?;
         let home = match left_over {
             false => home,
             true => {
                 warn!(log, "an owner of this id has died; it is cleaned up after"; "dir" => %home.dir().display());
                 leftovers::clear_dead(home, &*self.hypervisor).await?;
                 // Nobody keeps us from claiming it but a rival.
-                Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)?.0
+                Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)
+                    .await?
+                    .0
             }
         };
         let held = self.held.insert(Held {
@@ -233,14 +238,17 @@ impl Ground for Host {
     fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
         let bundle = bundle::absolute(&request.bundle)?;
         let spec = bundle::specification(&bundle)?;
-        let container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+        let mut container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+        // A guest remembers what it has seen under a name for a while.
+        container.directory = format!("{}.{}", request.id, self.added);
+        self.added += 1;
         let plan = plan::container(&self.config, &self.plan, &container)?;
         self.carry_out(&plan)?;
         Ok(plan.guest)
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {
-        match self.held.as_ref().and_then(|held| held.share.as_ref()) {
+        match self.held.as_mut().and_then(|held| held.share.as_mut()) {
             Some(share) => share.remove(id),
             None => Ok(()),
         }

@@ -85,6 +85,8 @@ pub struct Resources {
 pub struct ContainerConfig {
     /// Its id.
     pub id: ContainerId,
+    /// Name of its directory in the share: its id, unless the host has another one.
+    pub directory: String,
     /// Its place.
     pub container_type: ContainerType,
     /// The specification as the caller wrote it.
@@ -150,6 +152,8 @@ pub enum SharePlan {
 pub struct ContainerPlan {
     /// Its id.
     pub id: ContainerId,
+    /// Name of its directory in the share.
+    pub directory: String,
     /// Where its root file system comes from.
     pub root: RootPlan,
     /// Host files and directories that it mounts, each below its own name in the share.
@@ -170,7 +174,7 @@ pub enum RootPlan {
 /// A file or directory of the host that becomes visible in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindPlan {
-    /// A name of our own making, unique in the container: `<share>/<container>/<name>`.
+    /// A name of our own making, unique in the container: `<share>/<directory>/<name>`.
     pub name: String,
     /// Absolute path on the host.
     pub source: PathBuf,
