@@ -28,8 +28,17 @@ pub(super) fn open_to_write(path: &Path) -> io::Result<(OwnedFd, Keeper)> {
     Ok((checked(writer)?, Keeper(keeper)))
 }
 
+/// Opens a pipe for input, without waiting for a writer, and for writing as well: the end of one writer is not the end of
+/// the input. Clients come and go (one detaches, another one attaches, containerd is restarted), and say when there will be
+/// no more.
+pub(super) fn open_for_input(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    let reader = open_to_read(path)?;
+    let writer = options().write(true).open(path)?;
+    Ok((reader, checked(writer)?))
+}
+
 /// Opens a pipe for reading, without waiting for a writer.
-pub(super) fn open_to_read(path: &Path) -> io::Result<OwnedFd> {
+fn open_to_read(path: &Path) -> io::Result<OwnedFd> {
     checked(options().read(true).open(path)?)
 }
 

@@ -243,10 +243,10 @@ async fn dropping_a_pump_that_waits_for_its_reader_closes_the_pipe() {
 }
 
 #[tokio::test]
-async fn input_waits_for_its_writer_and_ends_with_it() {
+async fn input_outlives_its_writers_until_it_is_closed() {
     let guest = Guest::new().await;
     let path = guest.fifo("in");
-    let _pump = guest.input(Input::Fifo(path.clone()));
+    let mut pump = guest.input(Input::Fifo(path.clone()));
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(
         guest.agent.stdin("c", ""),
@@ -254,15 +254,25 @@ async fn input_waits_for_its_writer_and_ends_with_it() {
         "no writer yet is not the end"
     );
     let data = pattern(300 * 1024);
-    let written = data.clone();
-    tokio::task::spawn_blocking(move || {
-        let mut writer = OpenOptions::new().write(true).open(path).unwrap();
-        writer.write_all(&written).unwrap();
-    })
-    .await
-    .unwrap();
+    for times in 1..3 {
+        let (path, written) = (path.clone(), data.clone());
+        tokio::task::spawn_blocking(move || {
+            let mut writer = OpenOptions::new().write(true).open(path).unwrap();
+            writer.write_all(&written).unwrap();
+        })
+        .await
+        .unwrap();
+        guest
+            .until(|agent| agent.stdin("c", "").0.len() == times * data.len())
+            .await;
+        assert!(
+            !guest.agent.stdin("c", "").1,
+            "a client that leaves is not the end"
+        );
+    }
+    pump.close();
     guest.until(|agent| agent.stdin("c", "").1).await;
-    assert!(guest.agent.stdin("c", "").0 == data);
+    assert!(guest.agent.stdin("c", "").0 == [&data[..], &data[..]].concat());
 }
 
 #[tokio::test]
