@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
-use configuration::Config;
+use configuration::{Accelerator, Config};
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use hypervisor::Hypervisor;
@@ -213,6 +213,8 @@ fn parts(note: Option<&Note>) -> Result<(Config, Arc<dyn Hypervisor>)> {
         if let Some(run_dir) = note.and_then(|note| note.run_dir.clone()) {
             config.runtime.run_dir = run_dir;
         }
+        // Nothing is started: no need to find out what could be.
+        config.hypervisor.accelerator = Accelerator::Tcg;
         let log = slog::Logger::root(slog::Discard, slog::o!());
         let hypervisor = hypervisor::registry::driver(&config.hypervisor, &config.runtime.run_dir, log)?;
         anyhow::Ok((config, hypervisor))

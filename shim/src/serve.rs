@@ -51,7 +51,7 @@ pub fn serve(arguments: &Arguments) -> Result<()> {
         verbosity.debug();
     }
     let pipe = log::open(Path::new(".")).context("cannot open the log")?;
-    let log = log::logger(pipe, verbosity.clone()).new(o!("sandbox" => arguments.id.clone()));
+    let log = log::logger(pipe, verbosity.clone());
     let served = run(arguments, listener, verbosity, &log);
     if let Err(error) = &served {
         warn!(log, "the server failed"; "error" => format!("{error:#}"));
@@ -116,8 +116,9 @@ impl Life {
         arguments: &Arguments,
         listener: UnixListener,
         verbosity: Verbosity,
-        log: Logger,
+        program_log: Logger,
     ) -> Result<Self> {
+        let log = program_log.new(o!("sandbox" => arguments.id.clone()));
         let socket = SocketFile::of(&listener).context("cannot find the socket's file")?;
         let transport = Transport::choose(
             &env::var("TTRPC_ADDRESS").unwrap_or_default(),
@@ -133,6 +134,7 @@ impl Life {
                 .map(PathBuf::from),
             events: events.clone(),
             verbosity,
+            program_log,
             log: log.clone(),
         });
         let (leave_sender, leave) = watch::channel(false);

@@ -208,7 +208,7 @@ impl Pod {
             config: Arc::new(config),
             hypervisor,
             events,
-            log: self.setting.log.clone(),
+            log: self.setting.program_log.clone(),
         })
         .await?;
         self.books().sandbox = Slot::Ready(sandbox.clone());

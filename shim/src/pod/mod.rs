@@ -57,7 +57,9 @@ pub struct Setting {
     pub events: Events,
     /// How much is logged.
     pub verbosity: Verbosity,
-    /// Where.
+    /// The logger that the runtime is given, which adds the sandbox's id itself.
+    pub program_log: Logger,
+    /// Our own.
     pub log: Logger,
 }
 

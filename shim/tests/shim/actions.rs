@@ -1,164 +1,26 @@
-//! The program as its callers run it: `start`, the server behind it, `delete`, and what it says of itself. No sandbox is
-//! created here.
-
-#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+//! `start`, the server behind it, `delete`, and what the program says of itself. No sandbox is created here.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::{
-    ConnectRequest, CreateTaskRequest, DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest,
-    StateRequest,
+    ConnectRequest, CreateTaskRequest, DeleteRequest, KillRequest, ShutdownRequest, StateRequest,
 };
-use containerd_shim_protos::bootstrap_api::BootstrapParams;
-use containerd_shim_protos::shim_async::{Client, TaskClient};
+use containerd_shim_protos::shim_async::Client;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use protobuf::Message;
 use ttrpc::Code;
-use ttrpc::context;
 
-const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-kata-v2");
-const LONG: Duration = Duration::from_secs(10);
-
-/// A directory that stands for a machine: bundles, and the sockets of servers.
-struct Machine {
-    dir: tempfile::TempDir,
-}
-
-impl Machine {
-    fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn sockets(&self) -> PathBuf {
-        self.dir.path().join("s")
-    }
-
-    /// A bundle as containerd makes it, with these annotations.
-    fn bundle(&self, id: &str, annotations: &str) -> PathBuf {
-        let bundle = self.dir.path().join(id);
-        fs::create_dir_all(bundle.join("rootfs")).unwrap();
-        let config = format!(r#"{{"ociVersion": "1.0.2", "annotations": {{{annotations}}}}}"#);
-        fs::write(bundle.join("config.json"), config).unwrap();
-        bundle
-    }
-
-    /// Runs an action as containerd 2.3 does, which can say where sockets are to be.
-    fn action(&self, action: &str, id: &str, bundle: &Path) -> Output {
-        let params = BootstrapParams {
-            instance_id: id.into(),
-            namespace: "ns".into(),
-            socket_dir: Some(self.sockets().to_str().unwrap().into()),
-            ..Default::default()
-        };
-        let mut child = Command::new(SHIM)
-            .args([
-                "-namespace",
-                "ns",
-                "-address",
-                "",
-                "-publish-binary",
-                "/x",
-                "-id",
-                id,
-            ])
-            .arg(action)
-            .current_dir(bundle)
-            .env_remove("TTRPC_ADDRESS")
-            .env("KATA_CONF_FILE", "/nonexistent/configuration.toml")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        // `delete` does not read it.
-        let _ = stdin.write_all(&params.write_to_bytes().unwrap());
-        drop(stdin);
-        child.wait_with_output().unwrap()
-    }
-
-    /// Starts a server; it is ended when the answer is dropped.
-    fn start(&self, id: &str, bundle: &Path) -> Server {
-        let output = self.action("start", id, bundle);
-        assert!(output.status.success(), "{output:?}");
-        assert_eq!(text(&output.stderr), "");
-        let address = text(&output.stdout);
-        let pid = fs::read_to_string(bundle.join("shim.pid")).unwrap();
-        Server {
-            path: address.strip_prefix("unix://").unwrap().into(),
-            address,
-            pid: pid.parse().unwrap(),
-        }
-    }
-}
-
-struct Server {
-    address: String,
-    path: PathBuf,
-    pid: i32,
-}
-
-impl Server {
-    async fn client(&self) -> TaskClient {
-        TaskClient::new(Client::connect(&self.address).await.unwrap())
-    }
-
-    fn runs(&self) -> bool {
-        // A zombie has ended; nobody but init reaps it.
-        fs::read_to_string(format!("/proc/{}/stat", self.pid))
-            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().starts_with(" Z"))
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(self.pid).unwrap();
-        let _ = rustix::process::kill_process(pid, signal);
-    }
-
-    /// Waits for its end.
-    fn ended(&self) {
-        let begun = Instant::now();
-        while self.runs() {
-            assert!(begun.elapsed() < LONG, "the server does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if self.runs() {
-            self.signal(rustix::process::Signal::KILL);
-        }
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn code<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> Code {
-    match answer.unwrap_err() {
-        ttrpc::Error::RpcStatus(status) => status.code(),
-        error => panic!("{error:?}"),
-    }
-}
-
-fn context() -> context::Context {
-    context::with_duration(LONG)
-}
+use crate::stand::{LONG, Machine, SHIM, code, context, deleted, text};
 
 #[tokio::test]
 async fn a_server_is_started_found_again_and_ended() {
     let machine = Machine::new();
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let server = machine.start("c1", &bundle);
     assert_eq!(
         fs::read_to_string(bundle.join("address")).unwrap(),
@@ -176,12 +38,12 @@ async fn a_server_is_started_found_again_and_ended() {
 
     let client = server.client().await;
     let state = StateRequest {
-        id: "c1".into(),
+        id: machine.id("c1"),
         ..Default::default()
     };
     assert_eq!(code(client.state(context(), &state).await), Code::NOT_FOUND);
     let shutdown = ShutdownRequest {
-        id: "c1".into(),
+        id: machine.id("c1"),
         ..Default::default()
     };
     client.shutdown(context(), &shutdown).await.unwrap();
@@ -192,9 +54,12 @@ async fn a_server_is_started_found_again_and_ended() {
 #[tokio::test]
 async fn a_pods_containers_share_the_server_of_its_sandbox() {
     let machine = Machine::new();
-    let sandbox = machine.bundle("pod", r#""io.kubernetes.cri.container-type": "sandbox""#);
-    let member = r#""io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod""#;
-    let bundle = machine.bundle("c1", member);
+    let sandbox = machine.bundle("pod", "true", &[("io.kubernetes.cri.container-type", "sandbox")]);
+    let member = [
+        ("io.kubernetes.cri.container-type", "container"),
+        ("io.kubernetes.cri.sandbox-id", &*machine.id("pod")),
+    ];
+    let bundle = machine.bundle("c1", "true", &member);
 
     let early = machine.action("start", "c1", &bundle);
     assert!(!early.status.success());
@@ -224,7 +89,7 @@ async fn a_pods_containers_share_the_server_of_its_sandbox() {
 #[tokio::test]
 async fn what_a_killed_server_left_is_no_obstacle() {
     let machine = Machine::new();
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let first = machine.start("c1", &bundle);
     first.signal(rustix::process::Signal::KILL);
     first.ended();
@@ -234,7 +99,7 @@ async fn what_a_killed_server_left_is_no_obstacle() {
     assert_ne!(first.pid, second.pid);
     let client = second.client().await;
     let connect = ConnectRequest {
-        id: "c1".into(),
+        id: machine.id("c1"),
         ..Default::default()
     };
     assert_eq!(code(client.connect(context(), &connect).await), Code::NOT_FOUND);
@@ -246,7 +111,7 @@ async fn what_a_killed_server_left_is_no_obstacle() {
 #[tokio::test]
 async fn both_names_of_the_service_are_served_and_errors_keep_their_codes() {
     let machine = Machine::new();
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let server = machine.start("c1", &bundle);
     let client = Client::connect(&server.address).await.unwrap();
     for service in ["containerd.task.v2.Task", "containerd.task.v3.Task"] {
@@ -286,12 +151,12 @@ async fn both_names_of_the_service_are_served_and_errors_keep_their_codes() {
 #[tokio::test]
 async fn a_creation_that_cannot_be_leaves_nothing_and_says_why() {
     let machine = Machine::new();
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let server = machine.start("c1", &bundle);
     let client = server.client().await;
     let request = |change: &dyn Fn(&mut CreateTaskRequest)| {
         let mut request = CreateTaskRequest {
-            id: "c1".into(),
+            id: machine.id("c1"),
             bundle: bundle.to_str().unwrap().into(),
             ..Default::default()
         };
@@ -342,7 +207,7 @@ async fn a_creation_that_cannot_be_leaves_nothing_and_says_why() {
     }
     // What containerd does after a failed Create.
     let delete = DeleteRequest {
-        id: "c1".into(),
+        id: machine.id("c1"),
         ..Default::default()
     };
     assert_eq!(code(client.delete(context(), &delete).await), Code::NOT_FOUND);
@@ -353,7 +218,7 @@ async fn a_creation_that_cannot_be_leaves_nothing_and_says_why() {
 #[test]
 fn an_open_standard_input_does_not_hold_up_start() {
     let machine = Machine::new();
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let (input, _keep) = std::io::pipe().unwrap();
     let begun = Instant::now();
     let output = Command::new(SHIM)
@@ -371,7 +236,7 @@ fn an_open_standard_input_does_not_hold_up_start() {
 #[test]
 fn a_server_keeps_none_of_its_starters_descriptors() {
     let machine = Machine::new();
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let (mut leaked, writer) = std::io::pipe().unwrap();
     rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty()).unwrap();
     let server = machine.start("c1", &bundle);
@@ -379,15 +244,7 @@ fn a_server_keeps_none_of_its_starters_descriptors() {
     // Ends only when nobody has the other end any more.
     assert_eq!(leaked.read(&mut [0]).unwrap(), 0);
     assert!(server.runs());
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid)).unwrap();
-    let field = |name: &str| {
-        status
-            .lines()
-            .find(|line| line.starts_with(name))
-            .unwrap()
-            .to_owned()
-    };
-    assert_eq!(field("Threads:"), "Threads:\t1");
+    assert_eq!(server.status("Threads"), "1");
     let session = rustix::process::getsid(rustix::process::Pid::from_raw(server.pid)).unwrap();
     assert_eq!(session.as_raw_nonzero().get(), server.pid);
     assert!(UnixStream::connect(&server.path).is_ok());
@@ -408,26 +265,17 @@ fn a_server_without_a_socket_says_who_starts_it() {
     );
 }
 
-/// The end of a container as `delete` tells it, and what it says besides.
-fn deleted(output: &Output) -> String {
-    assert!(output.status.success(), "{output:?}");
-    let response = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
-    assert_eq!(response.exit_status, 137);
-    assert!(response.exited_at.seconds > 1_600_000_000);
-    text(&output.stderr)
-}
-
 #[test]
 fn delete_needs_neither_bundle_nor_configuration_nor_server() {
     let machine = Machine::new();
-    let empty = machine.dir.path().join("empty");
+    let empty = machine.path("empty");
     fs::create_dir(&empty).unwrap();
     let warning = deleted(&machine.action("delete", "gone", &empty));
-    assert!(warning.contains("/nonexistent/configuration.toml"), "{warning}");
+    assert!(warning.contains("configuration.toml"), "{warning}");
     assert_eq!(warning.lines().count(), 1);
 
     // A server that was killed: its socket goes.
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let server = machine.start("c1", &bundle);
     server.signal(rustix::process::Signal::KILL);
     server.ended();
@@ -439,13 +287,16 @@ fn delete_needs_neither_bundle_nor_configuration_nor_server() {
 #[tokio::test]
 async fn delete_does_not_wait_for_a_server_that_hangs() {
     let machine = Machine::new();
-    let bundle = machine.bundle("c1", "");
+    let bundle = machine.bundle("c1", "true", &[]);
     let server = machine.start("c1", &bundle);
     let state = StateRequest {
-        id: "c1".into(),
+        id: machine.id("c1"),
         ..Default::default()
     };
-    assert_eq!(code(server.client().await.state(context(), &state).await), Code::NOT_FOUND);
+    assert_eq!(
+        code(server.client().await.state(context(), &state).await),
+        Code::NOT_FOUND
+    );
     server.signal(rustix::process::Signal::STOP);
     let begun = Instant::now();
     deleted(&machine.action("delete", "c1", &bundle));
