@@ -8,7 +8,8 @@ use crate::model::SandboxConfig;
 /// Tag of the one virtio-fs device.
 pub const SHARE_TAG: &str = "shared";
 
-/// Where the agent mounts it: `<GUEST_SHARE>/<container>/<name>` is `<share>/<container>/<name>` of the host.
+/// Where the agent mounts it: `<GUEST_SHARE>/<directory>/<name>` is `<share>/<directory>/<name>` of the host, with a
+/// directory for each container.
 pub const GUEST_SHARE: &str = "/run/kata/shared";
 
 /// Name of a container's root file system in the share.
@@ -17,9 +18,9 @@ pub const ROOTFS: &str = "rootfs";
 /// Kernel parameter that has the agent log everything.
 pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
 
-/// Guest path of what is `<share>/<container>/<name>` on the host.
-pub(crate) fn shared(container: &ContainerId, name: &str) -> String {
-    format!("{GUEST_SHARE}/{container}/{name}")
+/// Guest path of what is `<share>/<directory>/<name>` on the host.
+pub(crate) fn shared(directory: &str, name: &str) -> String {
+    format!("{GUEST_SHARE}/{directory}/{name}")
 }
 
 /// The sandbox's part of the conversation, but for clock and entropy.

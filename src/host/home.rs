@@ -8,15 +8,16 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, open, openat, statat};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::tree;
-use crate::SandboxId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{self, Record};
+use crate::{SandboxId, deadlines};
 
 /// Bytes that the kernel takes for the path of a unix socket.
 const SOCKET_PATH: usize = 107;
@@ -34,7 +35,14 @@ const ATTEMPTS: usize = 100;
 #[derive(Debug)]
 pub(super) struct Home {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // To close it would not do: a child that is just being started has it too, until it executes its program.
+        let _ = flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 /// How somebody else's lock ended our attempt.
@@ -60,7 +68,11 @@ impl From<Errno> for Refused {
 impl Home {
     /// Claims the directory of a sandbox that is to be, and makes it if it is not there. Whether it was: then a dead owner
     /// has left it, and what is in it.
-    pub(super) fn claim(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<(Self, bool)> {
+    pub(super) async fn claim(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<(Self, bool)> {
+        insist(id, || Self::try_claim(run_dir, scope, id)).await
+    }
+
+    fn try_claim(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Option<(Self, bool)>> {
         let run_dir = run_directory(run_dir)?;
         let dir = directory(&run_dir, scope, id)?;
         for _ in 0..ATTEMPTS {
@@ -70,10 +82,10 @@ impl Home {
                 Err(cause) => return Err(unusable(&dir, cause)),
             };
             match lock(&dir) {
-                Ok(lock) => return Ok((Self { dir, _lock: lock }, !made)),
+                Ok(lock) => return Ok(Some((Self { dir, lock }, !made))),
                 Err(Refused::Changed) => {}
                 Err(Refused::Owned) => {
-                    return Err(owned(ErrorKind::AlreadyExists, id, &dir, "exists already"));
+                    return owned(ErrorKind::AlreadyExists, id, &dir, "exists already").map(|()| None);
                 }
                 Err(Refused::Failed(cause)) => return Err(unusable(&dir, cause)),
             }
@@ -82,21 +94,25 @@ impl Home {
     }
 
     /// Takes over what a dead owner has left. `None`: nothing.
-    pub(super) fn inherit(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Option<Self>> {
+    pub(super) async fn inherit(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Option<Self>> {
+        insist(id, || Self::try_inherit(run_dir, scope, id)).await
+    }
+
+    fn try_inherit(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Option<Option<Self>>> {
         let run_dir = match fs::canonicalize(run_dir) {
             Ok(run_dir) => run_dir,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Some(None)),
             Err(cause) => return Err(unusable(run_dir, cause)),
         };
         let dir = directory(&run_dir, scope, id)?;
         for _ in 0..ATTEMPTS {
             match lock(&dir) {
-                Ok(lock) => return Ok(Some(Self { dir, _lock: lock })),
-                Err(Refused::Changed) if !dir.exists() => return Ok(None),
+                Ok(lock) => return Ok(Some(Some(Self { dir, lock }))),
+                Err(Refused::Changed) if !dir.exists() => return Ok(Some(None)),
                 Err(Refused::Changed) => {}
                 Err(Refused::Owned) => {
                     let what = "cannot be cleaned up: its owner lives";
-                    return Err(owned(ErrorKind::FailedPrecondition, id, &dir, what));
+                    return owned(ErrorKind::FailedPrecondition, id, &dir, what).map(|()| None);
                 }
                 Err(Refused::Failed(cause)) => return Err(unusable(&dir, cause)),
             }
@@ -120,8 +136,15 @@ impl Home {
             tree::empty(&fd, &[LOCK.into()])?;
             tree::empty(&fd, &[])?;
             match fs::remove_dir(&self.dir) {
-                // Somebody has claimed it in the moment since the lock went.
-                Err(cause) if cause.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+                // Somebody has claimed it in the moment since the lock went, and may be done with it as well.
+                Err(cause)
+                    if matches!(
+                        cause.kind(),
+                        io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound
+                    ) =>
+                {
+                    Ok(())
+                }
                 removed => removed,
             }
         };
@@ -207,16 +230,48 @@ fn open_directory(dir: &Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
     )
 }
 
-fn owned(kind: ErrorKind, id: &SandboxId, dir: &Path, what: &str) -> Error {
+/// Tries until there is an answer. There is none while the owner is dead, and yet its lock is held: by a child that it was
+/// just starting, which ends as soon as it notices. Nobody tells when.
+async fn insist<T>(id: &SandboxId, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+    const INSTANT: Duration = Duration::from_millis(1);
+    let until = Instant::now() + deadlines::LOCK_GONE;
+    loop {
+        if let Some(answer) = attempt()? {
+            return Ok(answer);
+        }
+        if Instant::now() >= until {
+            return Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("the owner of sandbox {id} is dead, but something has kept its lock"),
+            ));
+        }
+        tokio::time::sleep(INSTANT).await;
+    }
+}
+
+/// The error of an attempt on a directory whose lock is held. None, if the one who should hold it is dead.
+fn owned(kind: ErrorKind, id: &SandboxId, dir: &Path, what: &str) -> Result<()> {
     let owner = match Record::read(dir) {
+        Ok(Some(record)) if is_dead(record.owner) => return Ok(()),
         Ok(Some(record)) => format!("process {} owns it", record.owner),
         // Its owner is only just beginning.
         Ok(None) | Err(_) => "a process owns it".to_owned(),
     };
-    Error::new(
+    Err(Error::new(
         kind,
         format!("sandbox {id} {what} ({owner}, in {})", dir.display()),
-    )
+    ))
+}
+
+fn is_dead(pid: u32) -> bool {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        // The state is behind the name, which may contain anything (proc(5)). A zombie has no locks.
+        Ok(stat) => stat
+            .iter()
+            .rposition(|&byte| byte == b')')
+            .is_some_and(|end| matches!(stat.get(end + 2), Some(b'Z' | b'X'))),
+        Err(cause) => cause.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 fn unusable(dir: &Path, cause: io::Error) -> Error {
@@ -273,33 +328,63 @@ mod tests {
         assert_eq!(error.kind, ErrorKind::InvalidArgument);
     }
 
-    #[test]
-    fn a_claim_lasts_as_long_as_its_owner() {
+    #[tokio::test]
+    async fn a_claim_lasts_as_long_as_its_owner() {
         let run_dir = tempfile::tempdir().unwrap();
         let run_dir = run_dir.path().join("run");
-        let (first, left) = Home::claim(&run_dir, &id("t"), &id("s")).unwrap();
+        let (first, left) = Home::claim(&run_dir, &id("t"), &id("s")).await.unwrap();
         assert!(!left);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(first.dir()), 0o700);
         Record::new(&id("t"), &id("s")).write(first.dir()).unwrap();
 
-        let error = Home::claim(&run_dir, &id("t"), &id("s")).unwrap_err();
+        let error = Home::claim(&run_dir, &id("t"), &id("s")).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::AlreadyExists);
         let pid = format!("process {}", std::process::id());
         assert!(error.context.contains(&pid), "{error}");
-        let error = Home::inherit(&run_dir, &id("t"), &id("s")).unwrap_err();
+        let error = Home::inherit(&run_dir, &id("t"), &id("s")).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::FailedPrecondition);
 
         // It dies; the next one is told that there is something left.
         drop(first);
-        let (second, left) = Home::claim(&run_dir, &id("t"), &id("s")).unwrap();
+        let (second, left) = Home::claim(&run_dir, &id("t"), &id("s")).await.unwrap();
         assert!(left);
         second.remove().unwrap();
         assert!(!second.dir().exists());
-        assert!(Home::inherit(&run_dir, &id("t"), &id("s")).unwrap().is_none());
+        assert!(
+            Home::inherit(&run_dir, &id("t"), &id("s"))
+                .await
+                .unwrap()
+                .is_none()
+        );
         // The id is free at once, though the old owner has not let go.
-        let (_, left) = Home::claim(&run_dir, &id("t"), &id("s")).unwrap();
+        let (_, left) = Home::claim(&run_dir, &id("t"), &id("s")).await.unwrap();
         assert!(!left);
+    }
+
+    #[tokio::test]
+    async fn a_dead_owners_lock_may_outlive_it_a_little() {
+        use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+        let run_dir = tempfile::tempdir().unwrap();
+        let (scope, id) = (id("t"), id("s"));
+        let (home, _) = Home::claim(run_dir.path(), &scope, &id).await.unwrap();
+        let mut record = Record::new(&scope, &id);
+        let mut owner = std::process::Command::new("true").spawn().unwrap();
+        record.owner = owner.id();
+        record.write(home.dir()).unwrap();
+        // A zombie: it has ended, and nobody has waited for it.
+        let pid = Pid::from_child(&owner);
+        waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+        let inherited = Home::inherit(run_dir.path(), &scope, &id);
+        let inherited = tokio::time::timeout(Duration::from_millis(20), inherited).await;
+        assert!(inherited.is_err(), "its lock is held");
+        owner.wait().unwrap();
+        let ends = async {
+            tokio::task::yield_now().await;
+            drop(home);
+        };
+        let (inherited, ()) = tokio::join!(Home::inherit(run_dir.path(), &scope, &id), ends);
+        assert!(inherited.unwrap().is_some());
     }
 
     #[test]
@@ -312,8 +397,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..200 {
-                        match Home::claim(run_dir.path(), &id("t"), &id("s")) {
-                            Ok((home, _)) => {
+                        match Home::try_claim(run_dir.path(), &id("t"), &id("s")) {
+                            Ok(None) => panic!("everybody lives"),
+                            Ok(Some((home, _))) => {
                                 assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0);
                                 claims.fetch_add(1, Ordering::SeqCst);
                                 owners.fetch_sub(1, Ordering::SeqCst);
@@ -334,7 +420,7 @@ mod tests {
         let run_dir = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), run_dir.path().join("t@s")).unwrap();
-        assert!(Home::claim(run_dir.path(), &id("t"), &id("s")).is_err());
+        assert!(Home::try_claim(run_dir.path(), &id("t"), &id("s")).is_err());
         assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     }
 }

@@ -10,6 +10,7 @@ mod home;
 mod leftovers;
 mod mount;
 mod mountinfo;
+mod network;
 mod options;
 mod ready;
 mod share;
@@ -34,12 +35,13 @@ use slog::{Logger, o, warn};
 use daemon::Daemon;
 use home::Home;
 pub(crate) use leftovers::clean_up_dead;
+use network::Attached;
 use share::Share;
 use step::Steps;
 
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ChannelPlan, ContainerPlan, SandboxPlan, SharePlan};
+use crate::model::{ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Acquired, Ground, SandboxRequest};
 use crate::store::Record;
 use crate::{ContainerId, SandboxId, oci, plan};
@@ -54,6 +56,8 @@ pub(crate) struct Host {
     scope: SandboxId,
     plan: SandboxPlan,
     held: Option<Held>,
+    /// Containers so far, so that no name in the share is ever used twice.
+    added: u64,
     steps: Steps,
     log: Logger,
 }
@@ -64,6 +68,7 @@ struct Held {
     record: Record,
     share: Option<Share>,
     daemons: Vec<Daemon>,
+    network: Option<Attached>,
 }
 
 impl Host {
@@ -90,6 +95,7 @@ impl Host {
             scope: request.scope.clone(),
             plan,
             held: None,
+            added: 0,
             steps: Steps::default(),
             log: request.log.new(o!("sandbox" => request.id.to_string())),
         })
@@ -97,8 +103,27 @@ impl Host {
 
     /// Makes a planned container's files visible. On an error nothing of it is left.
     fn carry_out(&mut self, plan: &ContainerPlan) -> Result<()> {
-        let share = self.held.as_ref().and_then(|held| held.share.as_ref());
+        let share = self.held.as_mut().and_then(|held| held.share.as_mut());
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
+    }
+
+    /// The pod's network.
+    async fn network<'a>(
+        held: &'a mut Held,
+        plan: &NetworkPlan,
+        steps: &mut Steps,
+        log: &Logger,
+    ) -> Result<&'a Attached> {
+        let model = network::Model::of(plan.model);
+        let network = network::attach(&plan.namespace, model, plan.queues).await?;
+        for what in network.left_out() {
+            warn!(log, "{} and is not in the guest", what; "namespace" => %plan.namespace.display());
+        }
+        held.record.network = Some(network.record());
+        let network = held.network.insert(network);
+        held.record.write(held.home.dir())?;
+        steps.take()?;
+        Ok(network)
     }
 
     /// The share, and its device.
@@ -135,7 +160,10 @@ impl Held {
 
     /// Ends the daemons and gives everything back.
     async fn release(&mut self) -> Result<()> {
-        let mut result = Ok(());
+        let mut result = match self.network.take() {
+            Some(mut network) => network.release().await,
+            None => Ok(()),
+        };
         for daemon in self.daemons.drain(..).rev() {
             result = result.and(daemon.stop().await);
         }
@@ -164,14 +192,16 @@ fn clear(home: &Home) -> Result<()> {
 impl Ground for Host {
     async fn acquire(&mut self) -> Result<Acquired> {
         let (plan, steps, log) = (&self.plan, &mut self.steps, &self.log);
-        let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)?;
+        let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id).await?;
         let home = match left_over {
             false => home,
             true => {
                 warn!(log, "an owner of this id has died; it is cleaned up after"; "dir" => %home.dir().display());
                 leftovers::clear_dead(home, &*self.hypervisor).await?;
                 // Nobody keeps us from claiming it but a rival.
-                Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)?.0
+                Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)
+                    .await?
+                    .0
             }
         };
         let held = self.held.insert(Held {
@@ -179,6 +209,7 @@ impl Ground for Host {
             record: Record::new(&self.scope, &plan.id),
             share: None,
             daemons: Vec::new(),
+            network: None,
         });
         steps.take()?;
         held.record.write(held.home.dir())?;
@@ -197,6 +228,16 @@ impl Ground for Host {
             steps.take()?;
         }
 
+        let mut machine_devices = vec![agents.device, share];
+        let mut guest = plan.guest.clone();
+        let mut network_namespace = None;
+        if let Some(plan) = &plan.network {
+            let network = Self::network(held, plan, steps, log).await?;
+            network_namespace = Some(network.namespace());
+            machine_devices.extend(network.devices());
+            guest.network = Some(network.guest().clone()).into();
+        }
+
         let mut kernel_params = plan.kernel_params.clone();
         kernel_params.push(agents.kernel_param);
         Ok(Acquired {
@@ -209,10 +250,11 @@ impl Ground for Host {
                 vcpus: plan.vcpus,
                 max_vcpus: plan.max_vcpus,
                 memory: plan.memory.clone(),
-                devices: vec![agents.device, share],
+                devices: machine_devices,
+                network_namespace,
             },
             listener: agents.listener,
-            guest: plan.guest.clone(),
+            guest,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {
@@ -233,14 +275,17 @@ impl Ground for Host {
     fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
         let bundle = bundle::absolute(&request.bundle)?;
         let spec = bundle::specification(&bundle)?;
-        let container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+        let mut container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+        // A guest remembers what it has seen under a name for a while.
+        container.directory = format!("{}.{}", request.id, self.added);
+        self.added += 1;
         let plan = plan::container(&self.config, &self.plan, &container)?;
         self.carry_out(&plan)?;
         Ok(plan.guest)
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {
-        match self.held.as_ref().and_then(|held| held.share.as_ref()) {
+        match self.held.as_mut().and_then(|held| held.share.as_mut()) {
             Some(share) => share.remove(id),
             None => Ok(()),
         }

@@ -214,13 +214,22 @@ mod tests {
 
     #[test]
     fn options_are_flags_or_data() {
-        let table: &[(&str, &[&str], MountFlags, Option<Bind>, &str)] = &[
+        let none = MountFlags::empty();
+        let layers = ["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b"];
+        let table = [
             (
                 "overlay",
-                &["index=off", "workdir=/w", "upperdir=/u", "lowerdir=/a:/b"],
-                MountFlags::empty(),
+                &layers[..],
+                none,
                 None,
                 "index=off,workdir=/w,upperdir=/u,lowerdir=/a:/b",
+            ),
+            (
+                "overlay",
+                &["lowerdir=/a\\,b:/c"],
+                none,
+                None,
+                "lowerdir=/a\\,b:/c",
             ),
             (
                 "bind",
@@ -229,14 +238,8 @@ mod tests {
                 Some(Bind::Recursive),
                 "",
             ),
-            ("bind", &["rw"], MountFlags::empty(), Some(Bind::Single), ""),
-            (
-                "bind",
-                &["bind", "rprivate"],
-                MountFlags::empty(),
-                Some(Bind::Single),
-                "",
-            ),
+            ("bind", &["rw"], none, Some(Bind::Single), ""),
+            ("bind", &["bind", "rprivate"], none, Some(Bind::Single), ""),
             (
                 "ext4",
                 &["ro,nodev", "rw", "discard"],
@@ -245,18 +248,11 @@ mod tests {
                 "discard",
             ),
             ("ext4", &["noatime", "relatime"], MountFlags::RELATIME, None, ""),
-            (
-                "overlay",
-                &["lowerdir=/a\\,b:/c"],
-                MountFlags::empty(),
-                None,
-                "lowerdir=/a\\,b:/c",
-            ),
         ];
         for (fs_type, options, flags, bind, data) in table {
             let parsed = parse(fs_type, options).unwrap();
-            assert_eq!((parsed.flags, parsed.bind), (*flags, *bind), "{options:?}");
-            assert_eq!(parsed.data().unwrap().text, *data, "{options:?}");
+            assert_eq!((parsed.flags, parsed.bind), (flags, bind), "{options:?}");
+            assert_eq!(parsed.data().unwrap().text, data, "{options:?}");
         }
         for (fs_type, option) in [
             ("bind", "discard"),

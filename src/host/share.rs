@@ -4,6 +4,8 @@
 //!
 //! It must not know who serves it.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -24,6 +26,8 @@ pub(super) struct Share {
     mounts: PathBuf,
     shared: PathBuf,
     inert: bool,
+    /// Directories of the containers that are there.
+    directories: BTreeMap<ContainerId, PathBuf>,
 }
 
 impl Share {
@@ -34,6 +38,7 @@ impl Share {
             mounts: dir.join("mounts"),
             shared: dir.join("shared"),
             inert,
+            directories: BTreeMap::new(),
         };
         let failed = |cause: io::Error| {
             Error::caused(
@@ -62,9 +67,10 @@ impl Share {
     }
 
     /// Makes a container's files appear. On an error nothing of them is left.
-    pub(super) fn add(&self, plan: &ContainerPlan, steps: &mut Steps) -> Result<()> {
-        let dir = self.mounts.join(plan.id.as_str());
+    pub(super) fn add(&mut self, plan: &ContainerPlan, steps: &mut Steps) -> Result<()> {
+        let dir = self.mounts.join(name(&plan.directory)?);
         make_directory(&dir).map_err(|cause| ours(&dir, cause))?;
+        self.directories.insert(plan.id.clone(), dir.clone());
         self.fill(&dir, plan, steps).map_err(|error| {
             let error = error.while_doing(format_args!("container {}", plan.id));
             match self.remove(&plan.id) {
@@ -121,14 +127,7 @@ impl Share {
     }
 
     fn bind(&self, bind: &BindPlan, dir: &Path) -> Result<()> {
-        let mut components = Path::new(&bind.name).components();
-        let (Some(Component::Normal(name)), None) = (components.next(), components.next()) else {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                format!("{:?} is not a name for a mount", bind.name),
-            ));
-        };
-        let target = dir.join(name);
+        let target = dir.join(name(&bind.name)?);
         let source = mount::open_source(&bind.source)
             .map_err(|cause| theirs("the source of a mount", &bind.source, cause))?;
         let status = rustix::fs::fstat(&source).map_err(|errno| ours(&bind.source, errno.into()))?;
@@ -147,13 +146,11 @@ impl Share {
 
     /// Takes a container's files away. Nothing there is success. Nothing is deleted but what was made here: empty
     /// directories and files.
-    pub(super) fn remove(&self, id: &ContainerId) -> Result<()> {
-        let dir = self.mounts.join(id.as_str());
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(cause) => return Err(ours(&dir, cause)),
+    pub(super) fn remove(&mut self, id: &ContainerId) -> Result<()> {
+        let Some(dir) = self.directories.get(id) else {
+            return Ok(());
         };
+        let entries = fs::read_dir(dir).map_err(|cause| ours(dir, cause))?;
         let mut result = Ok(());
         for entry in entries.flatten() {
             let path = entry.path();
@@ -164,7 +161,21 @@ impl Share {
             result = result.and(removed.map_err(|cause| ours(&path, cause)));
         }
         result?;
-        fs::remove_dir(&dir).map_err(|cause| ours(&dir, cause))
+        fs::remove_dir(dir).map_err(|cause| ours(dir, cause))?;
+        self.directories.remove(id);
+        Ok(())
+    }
+}
+
+/// A name in one of our directories.
+fn name(text: &str) -> Result<&OsStr> {
+    let mut components = Path::new(text).components();
+    match (components.next(), components.next()) {
+        (Some(Component::Normal(name)), None) => Ok(name),
+        _ => Err(Error::new(
+            ErrorKind::Internal,
+            format!("{text:?} is not a name for what is shared"),
+        )),
     }
 }
 

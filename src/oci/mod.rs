@@ -90,6 +90,7 @@ pub fn container(
     }
     Ok(ContainerConfig {
         id: id.clone(),
+        directory: id.to_string(),
         container_type: container_type(&annotations_of(&spec))?,
         spec,
         bundle,

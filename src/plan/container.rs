@@ -29,7 +29,7 @@ pub(super) fn plan(
     let mounts = mounts::plan(container, namespaces.own_user)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     let guest_root = RootBuilder::default()
-        .path(guest::shared(&container.id, guest::ROOTFS))
+        .path(guest::shared(&container.directory, guest::ROOTFS))
         .readonly(root.readonly().unwrap_or(false))
         .build()
         .map_err(|cause| internal("root", cause))?;
@@ -57,6 +57,7 @@ pub(super) fn plan(
 
     Ok(ContainerPlan {
         id: container.id.clone(),
+        directory: container.directory.clone(),
         root: self::root(container, root.path())?,
         binds: mounts.binds,
         guest: guest::create_container(&container.id, json(&for_guest)?),

@@ -153,7 +153,7 @@ fn bind(
         mount.set_source(Some(clean));
     } else {
         let name = format!("m{}", binds.len());
-        mount.set_source(Some(guest::shared(&container.id, &name).into()));
+        mount.set_source(Some(guest::shared(&container.directory, &name).into()));
         binds.push(BindPlan {
             name,
             source,

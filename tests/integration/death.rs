@@ -2,18 +2,16 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use configuration::AgentChannel;
-use hypervisor::registry;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use runtime::{ErrorKind, Event, Sandbox};
-use slog::{Discard, Logger, o};
 use tokio::time::timeout;
 
-use crate::stand::{Guest, SOON, Stand, code, id, processes};
+use crate::stand::{Guest, SOON, Stand, code, processes};
 
 /// From a death to the exit that is told of it.
 const NOTICED: Duration = Duration::from_secs(10);
@@ -34,7 +32,7 @@ fn pid_of(stand: &Stand, program: &str) -> Pid {
 }
 
 async fn a_container_ends_with(victim: &str, said: &str) {
-    let stand = Stand::new(VM);
+    let Some(stand) = Stand::new(VM) else { return };
     let bundle = stand.bundle("c", "sleep 1000", |_| {});
     let (sandbox, mut events) = stand.sandbox(&bundle).await;
     let container = stand.started(&sandbox, "c", &bundle).await;
@@ -68,15 +66,35 @@ async fn of_the_vsock_daemon() {
     a_container_ends_with("vhost-device-vsock", "vhost-device-vsock was killed by signal 9").await;
 }
 
-#[tokio::test]
-async fn of_the_owner() {
-    let stand = Stand::new(VM);
-    let mut owner = Command::new(std::env::current_exe().unwrap())
+/// A process that owns a sandbox in this place, or is about to.
+fn owner(stand: &Stand) -> Child {
+    Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "death::an_owner"])
         .env(OWNED, stand.dir.path())
         .stdout(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+#[tokio::test]
+async fn of_the_owner_at_any_time_of_its_start() {
+    let Some(stand) = Stand::new(VM) else { return };
+    let (request, _events) = stand.request(stand.config(), &stand.path("c"));
+    let clean = || Sandbox::clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
+    for milliseconds in [5, 10, 20, 30, 40, 60, 80, 120, 200, 400, 800] {
+        let mut owner = owner(&stand);
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        owner.kill().unwrap();
+        owner.wait().unwrap();
+        clean().await.unwrap();
+        stand.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn of_the_owner() {
+    let Some(stand) = Stand::new(VM) else { return };
+    let mut owner = owner(&stand);
     let mut said = owner.stdout.take().unwrap();
     let told = tokio::task::spawn_blocking(move || {
         let mut all = String::new();
@@ -91,10 +109,8 @@ async fn of_the_owner() {
     });
     let _said = timeout(SOON, told).await.unwrap().unwrap();
 
-    let config = stand.config();
-    let log = Logger::root(Discard, o!());
-    let hypervisor = registry::driver(&config.hypervisor, &config.runtime.run_dir, log).unwrap();
-    let clean = || Sandbox::clean_up_dead(&config, &*hypervisor, &SCOPE_AND_ID.0, &SCOPE_AND_ID.1);
+    let (request, _events) = stand.request(stand.config(), &stand.path("c"));
+    let clean = || Sandbox::clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
     let error = clean().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::FailedPrecondition, "{error}");
     assert!(error.context.contains(&owner.id().to_string()), "{error}");
@@ -107,9 +123,6 @@ async fn of_the_owner() {
     stand.assert_clean();
     clean().await.expect("nothing left is success");
 }
-
-static SCOPE_AND_ID: std::sync::LazyLock<(runtime::SandboxId, runtime::SandboxId)> =
-    std::sync::LazyLock::new(|| (id("test"), id("s")));
 
 /// Not a test: what [`of_the_owner`] kills.
 #[tokio::test]

@@ -111,6 +111,28 @@ async fn a_container_has_its_root_and_its_binds_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_run_directory_that_is_shared_with_others_makes_no_difference() {
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+    let stand = Stand::new();
+    fs::create_dir(stand.path("volume")).unwrap();
+    mount("tmpfs", stand.run_dir(), "tmpfs", MountFlags::empty(), c"").unwrap();
+    // As systemd makes them.
+    mount_change(stand.run_dir(), MountPropagationFlags::SHARED).unwrap();
+    let before = stand.mounts();
+    let (mut host, shared) = ready(&stand).await;
+    let volume = || bind("volume", stand.path("volume"), false);
+    let plan = container("c", RootPlan::Directory(stand.path("volume")), vec![volume()]);
+    host.carry_out(&plan).unwrap();
+    // Ours, its mirror, and two mounts in each of them; none twice.
+    assert_eq!(stand.mounts().len() - before.len(), 6, "{:?}", stand.mounts());
+    assert!(!read_only(&shared.join("c/volume/new")));
+    host.release().await.unwrap();
+    assert_eq!(stand.mounts(), before);
+    unmount(stand.run_dir(), UnmountFlags::empty()).expect("nothing keeps it busy");
+    stand.assert_clean();
+}
+
+#[tokio::test]
 async fn mounts_below_a_source_come_along_or_not_and_are_read_only_too() {
     let stand = Stand::new();
     let volume = stand.path("volume");

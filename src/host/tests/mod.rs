@@ -2,5 +2,4 @@
 
 mod files;
 mod leak;
-mod sandbox;
 mod stand;

@@ -43,6 +43,8 @@ fn config() -> Config {
             seccomp_sandbox: true,
             enable_debug: false,
             enable_annotations: Vec::new(),
+            valid_hypervisor_paths: Vec::new(),
+            valid_virtio_fs_daemon_paths: Vec::new(),
         },
         agent: AgentConfig {
             channel: AgentChannel::Auto,

@@ -13,4 +13,5 @@ pub mod image;
 pub mod parts;
 pub mod program;
 pub mod terminal;
+pub mod trace;
 pub mod wait;
