@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::fifo::{self, Keeper};
+use super::fifo::{self, Holder, Keeper};
 use super::{Input, Output, Stdio, sys};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -112,30 +112,39 @@ impl Sink {
 
 /// Where input comes from.
 #[derive(Debug)]
-pub(crate) struct Source(Descriptor);
+pub(crate) struct Source {
+    from: Descriptor,
+    /// Of a named pipe.
+    _holder: Option<Holder>,
+}
 
 impl Source {
     fn open(input: Input) -> Result<Option<Self>> {
         let (name, opened) = match input {
             Input::Null => return Ok(None),
-            Input::Fifo(path) => (path.display().to_string(), fifo::open_to_read(&path)),
-            Input::Descriptor(fd) => ("the descriptor".to_owned(), Ok(fd)),
+            Input::Fifo(path) => (
+                path.display().to_string(),
+                fifo::open_to_read(&path).map(|(fd, holder)| (fd, Some(holder))),
+            ),
+            Input::Descriptor(fd) => ("the descriptor".to_owned(), Ok((fd, None))),
         };
         opened
-            .and_then(|fd| Descriptor::new(fd, Interest::READABLE))
-            .map(|descriptor| Some(Self(descriptor)))
+            .and_then(|(fd, _holder)| {
+                let from = Descriptor::new(fd, Interest::READABLE)?;
+                Ok(Some(Self { from, _holder }))
+            })
             .map_err(|cause| cannot_open("stdin", &name, cause))
     }
 
-    /// Waits for input and takes up to `max` bytes of it; empty: the last writer has closed. A named pipe that nobody has
-    /// opened for writing yet is waited for. Takes nothing when it is cancelled.
+    /// Waits for input and takes up to `max` bytes of it; empty: its end. A named pipe has none: its writers come and go.
+    /// Takes nothing when it is cancelled.
     pub(crate) async fn read(&self, max: usize) -> io::Result<Vec<u8>> {
-        self.0.io(Interest::READABLE, |fd| take(fd, max)).await
+        self.from.io(Interest::READABLE, |fd| take(fd, max)).await
     }
 
     /// Takes what is there now; empty: nothing is.
     pub(crate) fn read_now(&self, max: usize) -> io::Result<Vec<u8>> {
-        match take(self.0.fd(), max) {
+        match take(self.from.fd(), max) {
             Err(Errno::AGAIN) => Ok(Vec::new()),
             taken => Ok(taken?),
         }

@@ -34,8 +34,8 @@ pub enum Input {
     /// Nothing.
     #[default]
     Null,
-    /// A named pipe that the client writes; opened without blocking. End of input comes by `close_stdin` or when the
-    /// last writer has closed.
+    /// A named pipe that clients write, who may come and go; opened without blocking. End of input comes by `close_stdin`
+    /// alone.
     Fifo(PathBuf),
     /// An open descriptor.
     Descriptor(OwnedFd),
