@@ -445,7 +445,10 @@ async fn delete_does_not_wait_for_a_server_that_hangs() {
         id: "c1".into(),
         ..Default::default()
     };
-    assert_eq!(code(server.client().await.state(context(), &state).await), Code::NOT_FOUND);
+    assert_eq!(
+        code(server.client().await.state(context(), &state).await),
+        Code::NOT_FOUND
+    );
     server.signal(rustix::process::Signal::STOP);
     let begun = Instant::now();
     deleted(&machine.action("delete", "c1", &bundle));
