@@ -13,6 +13,8 @@ mod digest;
 mod guest;
 mod install;
 mod program;
+mod run;
+mod steps;
 mod test;
 pub mod tidy;
 mod uninstall;
@@ -46,6 +48,7 @@ subcommands! {
     Deps = deps,
     Guest = guest,
     Install = install,
+    Run = run,
     Test = test,
     Tidy = tidy,
     Uninstall = uninstall,

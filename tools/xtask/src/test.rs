@@ -3,12 +3,12 @@
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::process::{ExitCode, ExitStatus};
-use std::time::Instant;
 
 use anyhow::Result;
 
 use crate::deps::{self, Purpose};
 use crate::program::Program;
+use crate::steps::Steps;
 use crate::{Workspace, guest};
 
 /// Run every test, the end-to-end ones included. On a machine that lacks a part, name it in KATA_TEST_SKIP.
@@ -21,8 +21,8 @@ pub struct Args {}
 /// What the tests need can't be built.
 pub fn run(_: Args) -> Result<ExitCode> {
     let workspace = Workspace::here();
-    let begin = Instant::now();
-    let step = |name: &str| eprintln!("test: [{:4} s] {name}", begin.elapsed().as_secs());
+    let steps = Steps::of("test");
+    let step = |name| steps.next(name);
     step("packages and tools");
     deps::packages(&[Purpose::Build, Purpose::Run, Purpose::Test])?;
     deps::tools(&workspace, deps::DAEMONS)?;

@@ -1,0 +1,18 @@
+//! Every wait of the harness, in one place. They are for a loaded machine without KVM: two cores, four builds.
+
+use std::time::Duration;
+
+/// For a call of `ctr` that starts nothing.
+pub const CALL: Duration = Duration::from_secs(30);
+
+/// For a container to start and a short command in it to end; a virtual machine boots in 2 to 4 s there.
+pub const RUN: Duration = Duration::from_secs(90);
+
+/// For containerd to answer on its socket after its start, and to end after it was told to.
+pub const CONTAINERD: Duration = Duration::from_secs(30);
+
+/// For what is being taken away to be gone.
+pub const GONE: Duration = Duration::from_secs(10);
+
+/// Between two looks at what tells nobody when it changes: other processes, mounts, files, cgroups.
+pub(crate) const LOOK: Duration = Duration::from_millis(20);

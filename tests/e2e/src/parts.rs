@@ -1,0 +1,148 @@
+//! What the tests and `cargo xtask run` are made of: where each part is, and what to do where it is not.
+
+use std::env;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::program;
+
+/// The variable whose comma list names the tests and parts to do without.
+pub const SKIP: &str = "KATA_TEST_SKIP";
+
+/// Where everything is built.
+#[derive(Debug, Clone)]
+pub struct Target(PathBuf);
+
+impl Target {
+    /// That of the workspace this was built from.
+    pub fn here() -> Self {
+        // Two levels above this crate.
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .ancestors()
+            .nth(2)
+            .unwrap_or(Path::new("."));
+        Self(match env::var_os("CARGO_TARGET_DIR") {
+            Some(directory) => root.join(directory),
+            None => root.join("target"),
+        })
+    }
+
+    /// The directory of the programs that users run: those of a release, or what `KATA_TEST_PROGRAMS` names.
+    pub fn programs(&self) -> PathBuf {
+        env::var_os("KATA_TEST_PROGRAMS").map_or_else(|| self.0.join("release"), PathBuf::from)
+    }
+
+    /// The guest's kernel.
+    pub fn kernel(&self) -> PathBuf {
+        self.0.join("guest/vmlinux")
+    }
+
+    /// The guest's initramfs.
+    pub fn initrd(&self) -> PathBuf {
+        self.0.join("guest/initrd.img")
+    }
+
+    /// A program that `cargo xtask deps` has built.
+    pub fn tool(&self, name: &str) -> PathBuf {
+        self.0.join("tools/bin").join(name)
+    }
+
+    /// What is kept from one run to the next because it takes long to make.
+    pub fn cache(&self) -> PathBuf {
+        self.0.join("e2e")
+    }
+}
+
+/// Something that a test needs and that a machine may lack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// containerd and `ctr`.
+    Containerd,
+    /// The runtime that we are compared with.
+    Runc,
+    /// busybox, linked statically.
+    Busybox,
+    /// What makes a root file system of Debian's packages.
+    Debootstrap,
+    /// Our shim.
+    Shim,
+    /// The guest's kernel and initramfs.
+    GuestImage,
+    /// The virtual machine monitor.
+    Qemu,
+    /// Shares directories with the guest.
+    Virtiofsd,
+    /// Carries vsock where the kernel has none.
+    VhostDeviceVsock,
+    /// The kernel's own vsock for guests.
+    VhostVsock,
+}
+
+impl Part {
+    /// Its name, and what to do where it is missing.
+    fn described(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Containerd => ("containerd", "apt-get install containerd"),
+            Self::Runc => ("runc", "apt-get install runc"),
+            Self::Busybox => ("busybox", "apt-get install busybox-static"),
+            Self::Debootstrap => ("debootstrap", "apt-get install debootstrap"),
+            Self::Shim => ("shim", "cargo build --release --package shim"),
+            Self::GuestImage => ("guest-image", "cargo xtask guest"),
+            Self::Qemu => ("qemu", "apt-get install qemu-system-x86"),
+            Self::Virtiofsd => ("virtiofsd", "cargo xtask deps"),
+            Self::VhostDeviceVsock => ("vhost-device-vsock", "cargo xtask deps"),
+            Self::VhostVsock => ("vhost-vsock", "modprobe vhost_vsock"),
+        }
+    }
+
+    /// Where it should be.
+    fn places(self, target: &Target) -> Vec<PathBuf> {
+        match self {
+            Self::Containerd => vec!["containerd".into(), "ctr".into()],
+            Self::Runc => vec!["runc".into(), "containerd-shim-runc-v2".into()],
+            Self::Busybox => vec!["busybox".into()],
+            Self::Debootstrap => vec!["debootstrap".into()],
+            Self::Shim => vec![target.programs().join("containerd-shim-kata-v2")],
+            Self::GuestImage => vec![target.kernel(), target.initrd()],
+            Self::Qemu => vec!["qemu-system-x86_64".into()],
+            Self::Virtiofsd => vec![target.tool("virtiofsd")],
+            Self::VhostDeviceVsock => vec![target.tool("vhost-device-vsock")],
+            Self::VhostVsock => vec!["/dev/vhost-vsock".into()],
+        }
+    }
+
+    /// Whether a test is to do without it.
+    pub fn is_skipped(self) -> bool {
+        is_skipped(self.described().0)
+    }
+
+    /// Checks that it is there.
+    ///
+    /// # Errors
+    /// It is not; the error names it and the remedy.
+    pub fn check(self, target: &Target) -> Result<()> {
+        let (name, remedy) = self.described();
+        for place in self.places(target) {
+            if !program::exists(&place) && !place.exists() {
+                bail!(
+                    "this needs {name}, and there is no {}: run `{remedy}`, or name {name} in {SKIP} to go without",
+                    place.display()
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.described().0)
+    }
+}
+
+/// Whether the list of what to do without has this name.
+pub fn is_skipped(name: &str) -> bool {
+    env::var(SKIP).is_ok_and(|list| list.split(',').any(|entry| entry.trim() == name))
+}

@@ -1,0 +1,173 @@
+//! `cargo xtask run`: a container in a virtual machine of its own, from nothing but this repository, and where its time went.
+//!
+//! containerd is a private one in a cell (see `e2e::cell`): the system's is left alone, and nothing stays.
+
+mod report;
+
+use std::env;
+use std::fs;
+use std::io::{IsTerminal as _, stdin, stdout};
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::ValueEnum;
+use e2e::cell::{self, Cell, Inside, Place};
+use e2e::census::Census;
+use e2e::configuration::Configuration;
+use e2e::containerd::Containerd;
+use e2e::image;
+use e2e::parts::Target;
+
+use crate::deps::{self, Purpose};
+use crate::program::Program;
+use crate::steps::Steps;
+use crate::{Workspace, guest};
+use report::Report;
+
+/// Build everything, run a container in a virtual machine with a private containerd, and show where the time went.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// QEMU's machine. Without it: the configuration's default.
+    #[arg(long)]
+    machine: Option<Machine>,
+
+    /// How host and guest talk. Without it: the best that this host has.
+    #[arg(long)]
+    channel: Option<Channel>,
+
+    /// What to run in the container, of busybox's programs. Interactive on a terminal.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Machine {
+    Q35,
+    Microvm,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Channel {
+    Vsock,
+    VhostUserVsock,
+    VirtioSerial,
+}
+
+/// What is run where nothing is asked for.
+const COMMAND: &[&str] = &["uname", "-a"];
+
+/// For the shim's last words to come through containerd's log.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Builds and runs. The exit code is that of the command in the container.
+///
+/// # Errors
+/// Something can't be installed, built or started, or something is left afterwards.
+pub fn run(args: Args) -> Result<ExitCode> {
+    match cell::enter()? {
+        Place::Outside => outside(),
+        Place::Inside(cell) => inside(&args, &cell),
+        Place::Done(code) => Ok(code),
+    }
+}
+
+/// Builds what is not up to date, and starts us again in a cell.
+fn outside() -> Result<ExitCode> {
+    let workspace = Workspace::here();
+    let steps = Steps::of("run");
+    steps.next("packages and tools");
+    deps::packages(&[Purpose::Build, Purpose::Run])?;
+    deps::tools(&workspace, deps::DAEMONS)?;
+    steps.next("guest image");
+    guest::build(&workspace, None, false)?;
+    steps.next("programs");
+    Program::cargo()
+        .args(["build", "--release", "--package", "shim"])
+        .dir(workspace.root())
+        .run()?;
+    steps.next("containerd, image, container");
+    cell::outlive_interrupt()?;
+    let cell = Cell::new(&Target::here().cache())?;
+    let status = cell
+        .command()?
+        .args(env::args_os().skip(1))
+        .status()
+        .context("start a cell: setpriv, unshare");
+    cell.close()?;
+    let code = status?.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// Runs the container, and tells what is known of it.
+fn inside(args: &Args, cell: &Inside) -> Result<ExitCode> {
+    let target = Target::here();
+    let configuration = write_configuration(args, cell, &target)?;
+    let mut containerd = Containerd::start(cell, &target.programs(), Vec::new())?;
+    let image = cell.directory.join("busybox.tar");
+    image::write_busybox(&image)?;
+    containerd.import(&image)?;
+    let known: Vec<u32> = containerd.pid().into_iter().collect();
+    let before = Census::take(cell, &known)?;
+
+    let is_interactive = !args.command.is_empty() && stdin().is_terminal() && stdout().is_terminal();
+    let mut ctr = containerd
+        .ctr(["run", "--rm", "--runtime", "io.containerd.kata.v2"])
+        .args(["--runtime-config-path".as_ref(), configuration.as_os_str()])
+        .args(is_interactive.then_some("--tty"))
+        .args([image::BUSYBOX, "run"])
+        .args(if args.command.is_empty() {
+            COMMAND.iter().map(ToString::to_string).collect()
+        } else {
+            args.command.clone()
+        })
+        .into_command();
+    ctr.stdin(Stdio::inherit());
+    let begin = Instant::now();
+    let status = ctr.status().context("start ctr")?;
+    let whole = begin.elapsed();
+
+    // Not there where the container did not start; `ctr` has said why.
+    let told = |log: &str| Report::read(log).filter(|report| report.first_output.is_some());
+    let report = e2e::wait::until("the shim's report", LAST_WORDS, || {
+        Ok(told(&containerd.log_since(0)?))
+    });
+    let log = containerd.log_since(0)?;
+    match report.ok().or_else(|| Report::read(&log)) {
+        Some(report) => eprint!("{}", report.table(&host_kernel()?, whole)),
+        None => eprintln!("the runtime told nothing; containerd and the shim logged:\n{log}"),
+    }
+    before.wait(cell, &known).context("after the container's end")?;
+    containerd.stop()?;
+    Ok(match status.code().and_then(|code| u8::try_from(code).ok()) {
+        Some(code) => ExitCode::from(code),
+        None => bail!("ctr ended with {status}"),
+    })
+}
+
+fn write_configuration(args: &Args, cell: &Inside, target: &Target) -> Result<PathBuf> {
+    let mut configuration = Configuration::new(target);
+    if let Some(machine) = &args.machine {
+        configuration = configuration.hypervisor("machine_type", &name(machine));
+    }
+    if let Some(channel) = &args.channel {
+        configuration = configuration.agent("channel", &name(channel));
+    }
+    let path = cell.directory.join("configuration.toml");
+    configuration.write(&path)?;
+    Ok(path)
+}
+
+/// The name of a value on the command line, which is the configuration's as well.
+fn name(value: &impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn host_kernel() -> Result<String> {
+    let release =
+        fs::read_to_string("/proc/sys/kernel/osrelease").context("read the host's kernel release")?;
+    Ok(release.trim().to_owned())
+}
