@@ -18,3 +18,20 @@ pub(crate) const DESTROY: Duration = Duration::from_secs(3);
 
 /// From the loss of the agent's connection to the news of the VMM's end, if that is its cause.
 pub(crate) const EXIT_NEWS: Duration = Duration::from_secs(1);
+
+/// For a daemon that was killed to be gone. Closing the files of a large guest takes its time.
+pub(crate) const DAEMON_END: Duration = Duration::from_secs(10);
+
+/// For a daemon to listen on its socket: a few milliseconds on an idle machine.
+pub(crate) const DAEMON_READY: Duration = Duration::from_secs(10);
+
+/// From a VMM's failure to the news that a daemon's end was its cause.
+pub(crate) const DAEMON_NEWS: Duration = Duration::from_millis(100);
+
+/// For the network of a sandbox to be read, connected or disconnected: a few dozen requests that the kernel answers at once,
+/// but for its lock, which the end of other network namespaces can hold for seconds.
+pub(crate) const NETWORK: Duration = Duration::from_secs(30);
+
+/// From an owner's death to the end of a child that it was just starting, which has its lock. Shorter than what callers
+/// allow for a cleaning up (containerd: 5 s).
+pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);

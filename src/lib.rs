@@ -11,12 +11,14 @@ mod deadlines;
 pub mod error;
 pub mod events;
 mod guest;
+mod host;
 pub mod id;
 pub mod io;
-mod model;
-mod oci;
+pub mod model;
+pub mod oci;
 mod plan;
 pub mod sandbox;
+mod store;
 
 pub use container::{Container, ContainerRequest, ExecRequest, ExitStatus, ProcessState, Stats, Status};
 pub use error::{Error, ErrorKind};

@@ -3,27 +3,28 @@
 //! Keys keep Kata's names and tables where the meaning is the same. This crate is a leaf: it must not know about
 //! containers, virtual machine monitors' command lines, or any other crate of ours.
 
+mod agent;
+mod annotations;
 mod config;
+mod error;
+mod host;
+mod hypervisor;
+mod kata;
+mod keys;
+mod kinds;
+mod load;
+mod runtime;
+mod search;
+mod settings;
+mod template;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod validate;
 
-pub use config::{
-    Accelerator, AgentChannel, AgentConfig, Config, HypervisorConfig, HypervisorKind, MachineType,
-    NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
-};
-
-use std::path::Path;
-
-impl Config {
-    /// Finds, reads, merges and validates the configuration. `options` is the file that the caller's runtime options name
-    /// (containerd's ConfigPath), `environment` the value of `KATA_CONF_FILE`.
-    ///
-    /// # Errors
-    /// What is wrong, with file, line and key.
-    pub fn load(_options: Option<&Path>, _environment: Option<&Path>) -> Result<Self, Error> {
-        Err(Error("the loader is not built".to_owned()))
-    }
-}
-
-/// Why a configuration cannot be used: file, line, key and remedy, on one line.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(String);
+pub use agent::{AgentChannel, AgentConfig};
+pub use config::Config;
+pub use error::{Error, ErrorKind};
+pub use hypervisor::{Accelerator, HypervisorConfig, HypervisorKind, MachineType, SharedFs, VirtioFsCache};
+pub use keys::{Key, Status};
+pub use runtime::{NetworkModel, RuntimeConfig};

@@ -4,7 +4,7 @@
 //! ([`Vm::exited`]). An ability that a driver lacks is absent ([`Vm::hotplug`] answers `None`), never an `Ok(())` that
 //! does nothing. This crate knows nothing of containers, of the agent's protocol or of the runtime above it.
 
-mod console;
+pub mod console;
 mod deadlines;
 mod driver;
 mod error;
@@ -19,4 +19,5 @@ mod supervisor;
 
 pub use driver::{Boot, Exit, ExitReason, Hotplug, Hypervisor, Vm, VmRecord, VmReport};
 pub use error::{Error, ErrorKind};
+pub use probe::{Choice, choose as choose_accelerator};
 pub use spec::{Capabilities, Device, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};

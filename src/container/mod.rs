@@ -22,6 +22,7 @@ use task::{Command, Reply, Task};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::io::Stdio;
+use crate::plan;
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, ExecId};
 
@@ -158,7 +159,7 @@ impl Container {
 
     /// Applies new limits.
     pub async fn update(&self, resources: &LinuxResources) -> Result<()> {
-        let resources = serde_json::to_vec(resources).map_err(|cause| {
+        let resources = serde_json::to_vec(&plan::update(resources)).map_err(|cause| {
             Error::caused(ErrorKind::InvalidArgument, "the resources are not JSON", cause)
         })?;
         self.ask(|task, reply| task.update(resources, reply)).await

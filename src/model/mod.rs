@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use agent_protocol as p;
+use configuration::NetworkModel;
 use hypervisor::Memory;
 use oci_spec::runtime::Spec;
 
@@ -40,8 +41,24 @@ pub struct SandboxConfig {
     pub resources: Resources,
     /// The pod's network namespace on the host, where it has one of its own.
     pub network_namespace: Option<PathBuf>,
+    /// Where the first container's cgroup would be on the host; the virtual machine's belongs beside it.
+    pub cgroup: Option<HostCgroup>,
     /// Annotations of the first container.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// A cgroup of the host, below the root of its tree: relative paths without `.` and `..`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostCgroup {
+    /// A directory.
+    Path(PathBuf),
+    /// A unit of systemd's.
+    Systemd {
+        /// Directory of its slice; empty for the root slice.
+        slice: PathBuf,
+        /// Name of its scope.
+        unit: String,
+    },
 }
 
 /// What `resolv.conf` says.
@@ -69,6 +86,8 @@ pub struct Resources {
 pub struct ContainerConfig {
     /// Its id.
     pub id: ContainerId,
+    /// Name of its directory in the share: its id, unless the host has another one.
+    pub directory: String,
     /// Its place.
     pub container_type: ContainerType,
     /// The specification as the caller wrote it.
@@ -100,8 +119,21 @@ pub struct SandboxPlan {
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.
     pub share: SharePlan,
+    /// The pod's network namespace, and what of it reaches the guest. `None`: the guest has no network.
+    pub network: Option<NetworkPlan>,
     /// The sandbox's part of the conversation with the agent, but for clock and entropy.
     pub guest: p::CreateSandboxRequest,
+}
+
+/// The pod's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkPlan {
+    /// Its network namespace on the host, in which the VMM runs.
+    pub namespace: PathBuf,
+    /// How the interfaces in it reach the guest.
+    pub model: NetworkModel,
+    /// Queues of each interface.
+    pub queues: u32,
 }
 
 /// The byte stream to the agent.
@@ -134,6 +166,8 @@ pub enum SharePlan {
 pub struct ContainerPlan {
     /// Its id.
     pub id: ContainerId,
+    /// Name of its directory in the share.
+    pub directory: String,
     /// Where its root file system comes from.
     pub root: RootPlan,
     /// Host files and directories that it mounts, each below its own name in the share.
@@ -154,7 +188,7 @@ pub enum RootPlan {
 /// A file or directory of the host that becomes visible in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindPlan {
-    /// A name of our own making, unique in the container: `<share>/<container>/<name>`.
+    /// A name of our own making, unique in the container: `<share>/<directory>/<name>`.
     pub name: String,
     /// Absolute path on the host.
     pub source: PathBuf,

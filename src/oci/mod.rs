@@ -2,30 +2,71 @@
 //!
 //! Must not know what the host or a driver can do.
 
+mod cgroup;
+mod check;
+mod container_type;
+mod dns;
+mod env;
+mod kernel;
+mod load;
+mod resources;
+mod state;
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::path::PathBuf;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+pub use container_type::{
+    Annotations, CRI_CONTAINER_TYPE_KEYS, CRI_CONTAINER_TYPES, CRI_SANDBOX_NAME_KEYS, container_type,
+    sandbox_id,
+};
+pub use env::{EnvVar, env_vars};
+pub use kernel::{KERNEL_MODULES_SEPARATOR, SANDBOX_CONFIG_PATH_KEY, add_kernel_param, sandbox_config_path};
+pub use load::{MAX_BYTES, MAX_MOUNTS, annotations, load, process, resources};
+pub use state::{
+    ContainerStatus, OCI_VERSION, State, get_oci_config, state_to_oci_state, status_to_oci_state,
+};
+/// Kata's names of the two conversions.
+pub use {container as container_config, sandbox as sandbox_config};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ContainerConfig, SandboxConfig};
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, SandboxId};
 
-/// Reads a specification.
-///
-/// # Errors
-/// [`ErrorKind::InvalidArgument`], naming the field.
-pub fn load(_config_json: &[u8]) -> Result<Spec> {
-    Err(Error::new(ErrorKind::Unsupported, "not built"))
-}
-
 /// What a sandbox's first specification says of the sandbox. `resolv_conf` is the text of the file that it mounts over
 /// `/etc/resolv.conf`, where it mounts one.
 ///
+/// Its sysctls are all the sandbox's: the virtual machine's kernel is the sandbox's own, and has one namespace of each
+/// kind that sysctls belong to, which every container shares that does not ask for its own.
+///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`], naming the field.
-pub fn sandbox(_id: &SandboxId, _spec: &Spec, _resolv_conf: Option<&str>) -> Result<SandboxConfig> {
-    Err(Error::new(ErrorKind::Unsupported, "not built"))
+pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result<SandboxConfig> {
+    let annotations = annotations_of(spec);
+    let container_type = container_type(&annotations)?;
+    let linux = spec.linux().as_ref();
+    Ok(SandboxConfig {
+        id: id.clone(),
+        container_type,
+        hostname: spec.hostname().clone().unwrap_or_default(),
+        dns: resolv_conf.map(dns::parse).unwrap_or_default(),
+        shm_size: resources::shm_size(spec)?,
+        sysctls: linux
+            .and_then(|linux| linux.sysctl().clone())
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        resources: resources::of_sandbox(spec, container_type, &annotations)?,
+        network_namespace: network_namespace(spec),
+        cgroup: match linux.and_then(|linux| linux.cgroups_path().as_deref()) {
+            Some(path) => cgroup::parse(path)?,
+            None => None,
+        },
+        annotations,
+    })
 }
 
 /// One container of its caller's request. `bundle` is absolute.
@@ -33,10 +74,64 @@ pub fn sandbox(_id: &SandboxId, _spec: &Spec, _resolv_conf: Option<&str>) -> Res
 /// # Errors
 /// [`ErrorKind::InvalidArgument`], naming the field.
 pub fn container(
-    _id: &ContainerId,
-    _spec: Spec,
-    _bundle: PathBuf,
-    _rootfs: Vec<RootfsMount>,
+    id: &ContainerId,
+    spec: Spec,
+    bundle: PathBuf,
+    rootfs: Vec<RootfsMount>,
 ) -> Result<ContainerConfig> {
-    Err(Error::new(ErrorKind::Unsupported, "not built"))
+    if !bundle.is_absolute() {
+        return Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "bundle {} of container {id} is not an absolute path",
+                bundle.display()
+            ),
+        ));
+    }
+    Ok(ContainerConfig {
+        id: id.clone(),
+        directory: id.to_string(),
+        container_type: container_type(&annotations_of(&spec))?,
+        spec,
+        bundle,
+        rootfs,
+    })
+}
+
+fn annotations_of(spec: &Spec) -> Annotations {
+    spec.annotations()
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+/// The network namespace that somebody prepared. Docker names `/proc/0/ns/net` for one that does not exist yet.
+fn network_namespace(spec: &Spec) -> Option<PathBuf> {
+    spec.linux()
+        .as_ref()?
+        .namespaces()
+        .iter()
+        .flatten()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?
+        .path()
+        .clone()
+        .filter(|path| !path.as_os_str().is_empty() && path.as_os_str() != "/proc/0/ns/net")
+}
+
+/// An error about a field of `config.json`.
+fn invalid(field: impl std::fmt::Display, what: impl std::fmt::Display) -> Error {
+    Error::new(
+        ErrorKind::InvalidArgument,
+        format!("config.json: {field}: {what}"),
+    )
+}
+
+/// A text of a caller's, quoted and short enough for an error.
+pub(crate) fn shown(text: &str) -> String {
+    const LONGEST: usize = 120;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
+        None => format!("{text:?}"),
+    }
 }

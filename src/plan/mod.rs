@@ -1,11 +1,28 @@
 //! Configuration, model and abilities become a plan, or the reason why they can't. Pure: unsupported combinations end here,
 //! before any side effect.
 
-use configuration::Config;
-use hypervisor::Capabilities;
+mod channel;
+mod container;
+mod devices;
+mod limits;
+mod mounts;
+mod namespaces;
+mod share;
+mod sizing;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use configuration::{Config, NetworkModel};
+use hypervisor::{Capabilities, Memory, MemoryBacking};
+use oci_spec::runtime::LinuxResources;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ContainerConfig, ContainerPlan, SandboxConfig, SandboxPlan};
+use crate::guest;
+use crate::model::{
+    ChannelPlan, ContainerConfig, ContainerPlan, NetworkPlan, SandboxConfig, SandboxPlan, SharePlan,
+};
 
 /// Plans a sandbox. `exists` tells whether a program of the configuration is there, so that what is missing is passed over
 /// where there is a choice, and named where there is none.
@@ -13,12 +30,63 @@ use crate::model::{ContainerConfig, ContainerPlan, SandboxConfig, SandboxPlan};
 /// # Errors
 /// The combination cannot work; the error names the keys and the remedy.
 pub fn sandbox(
-    _config: &Config,
-    _sandbox: &SandboxConfig,
-    _abilities: &Capabilities,
-    _exists: &dyn Fn(&std::path::Path) -> bool,
+    config: &Config,
+    sandbox: &SandboxConfig,
+    abilities: &Capabilities,
+    exists: &dyn Fn(&Path) -> bool,
 ) -> Result<SandboxPlan> {
-    Err(Error::new(ErrorKind::Unsupported, "not built"))
+    let hypervisor = &config.hypervisor;
+    let share = share::choose(hypervisor, abilities, exists)?;
+    let channel = channel::choose(config, abilities, exists)?;
+    let size = sizing::size(config, abilities, sandbox.resources);
+    // vhost-user daemons map the guest's memory too.
+    let is_shared =
+        matches!(share, SharePlan::VirtioFs { .. }) || matches!(channel, ChannelPlan::DaemonVsock(_));
+    let mut kernel_params = hypervisor.kernel_params.clone();
+    if config.agent.enable_debug {
+        kernel_params.push(guest::AGENT_DEBUG.to_owned());
+    }
+    Ok(SandboxPlan {
+        id: sandbox.id.clone(),
+        kernel: hypervisor.kernel.clone(),
+        initrd: hypervisor.initrd.clone(),
+        kernel_params,
+        vcpus: size.vcpus,
+        max_vcpus: size.max_vcpus,
+        memory: Memory {
+            size_mib: size.memory_mib,
+            max_mib: size.max_memory_mib,
+            backing: if is_shared {
+                MemoryBacking::Shared
+            } else {
+                MemoryBacking::Private
+            },
+        },
+        channel,
+        share,
+        network: network(config, sandbox, abilities, size.vcpus),
+        guest: guest::create_sandbox(sandbox),
+    })
+}
+
+/// Plans the network, where the pod has one of its own.
+fn network(
+    config: &Config,
+    sandbox: &SandboxConfig,
+    abilities: &Capabilities,
+    vcpus: u32,
+) -> Option<NetworkPlan> {
+    let namespace = sandbox.network_namespace.clone()?;
+    Some(NetworkPlan {
+        namespace,
+        // A guest that is a process of the host has the pod's network by being in its namespace.
+        model: if abilities.guest_is_process {
+            NetworkModel::None
+        } else {
+            config.runtime.internetworking_model
+        },
+        queues: vcpus,
+    })
 }
 
 /// Plans a container in a sandbox.
@@ -26,9 +94,19 @@ pub fn sandbox(
 /// # Errors
 /// The container cannot run there; the error names the field.
 pub fn container(
-    _config: &Config,
-    _sandbox: &SandboxPlan,
-    _container: &ContainerConfig,
+    config: &Config,
+    sandbox: &SandboxPlan,
+    container: &ContainerConfig,
 ) -> Result<ContainerPlan> {
-    Err(Error::new(ErrorKind::Unsupported, "not built"))
+    container::plan(config, sandbox, container)
+}
+
+/// The limits of an update as the guest is to apply them. What a guest has no counterpart of is left out, as at creation.
+pub fn update(limits: &LinuxResources) -> LinuxResources {
+    limits::for_guest(limits)
+}
+
+/// A field asks for what a guest cannot give.
+fn unsupported(field: impl std::fmt::Display, what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("config.json: {field}: {what}"))
 }

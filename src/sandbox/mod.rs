@@ -11,24 +11,25 @@ mod phases;
 mod start;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use configuration::Config;
 use hypervisor::{Hypervisor, VmReport};
 use slog::{o, warn};
 use tokio::sync::{mpsc, oneshot};
 
-use ground::Ground;
+pub(crate) use ground::{Acquired, Ground};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;
 
 use crate::container::{Container, ContainerRequest, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::{self, Host};
 use crate::{ContainerId, Event, SandboxId};
 
 /// What is needed to create a sandbox.
@@ -96,12 +97,22 @@ impl Sandbox {
     /// On an error everything acquired is released again and nothing is left.
     ///
     /// If the caller gives up waiting, the same happens.
-    pub async fn create(_request: SandboxRequest) -> Result<Self> {
-        Err(Error::new(ErrorKind::Unsupported, "sandboxes are not built yet"))
+    pub async fn create(request: SandboxRequest) -> Result<Self> {
+        let begun = Instant::now();
+        let host = Host::plan(&request)?;
+        let spec = Phase {
+            name: "spec",
+            took: begun.elapsed(),
+        };
+        Self::start(request, Box::new(host), vec![spec]).await
     }
 
     /// Starts a sandbox on this ground. What was measured before goes in front of the phases.
-    async fn start(request: SandboxRequest, ground: Box<dyn Ground>, before: Vec<Phase>) -> Result<Self> {
+    pub(crate) async fn start(
+        request: SandboxRequest,
+        ground: Box<dyn Ground>,
+        before: Vec<Phase>,
+    ) -> Result<Self> {
         let (reply, answer) = oneshot::channel();
         tokio::spawn(live(request, ground, before, reply));
         answer.await.unwrap_or_else(|_| {
@@ -162,13 +173,16 @@ impl Sandbox {
 
     /// Removes what is left of a sandbox whose owner died (kill -9), from its record on disk alone: VM, daemons,
     /// mounts, directories. Cheap when nothing is left.
+    ///
+    /// # Errors
+    /// [`ErrorKind::FailedPrecondition`] if the owner lives; else what could not be removed.
     pub async fn clean_up_dead(
-        _config: &Config,
-        _hypervisor: &dyn Hypervisor,
-        _scope: &SandboxId,
-        _id: &SandboxId,
+        config: &Config,
+        hypervisor: &dyn Hypervisor,
+        scope: &SandboxId,
+        id: &SandboxId,
     ) -> Result<()> {
-        Ok(())
+        host::clean_up_dead(config, hypervisor, scope, id).await
     }
 
     /// Has the owner carry out a request. It is carried out even if nobody waits for the answer any more.

@@ -110,7 +110,7 @@ impl Owner {
                 Some(done) = owner.creations.next() => done(&mut owner),
                 reason = &mut lost, if daemons_run => {
                     daemons_run = false;
-                    owner.stop_vm(VmEnd { reason, killed: false });
+                    owner.daemon_ended(reason);
                 }
             }
         }
@@ -187,6 +187,20 @@ impl Owner {
                     owner.vm_ended(end);
                 }
             }
+        });
+    }
+
+    /// The virtual machine cannot do without its daemons. When it has ended that is the news, and not that they went with it.
+    fn daemon_ended(&self, reason: String) {
+        let exited = self.vm.exited();
+        let news = async move {
+            let _ = timeout(deadlines::EXIT_NEWS, start::ended(exited)).await;
+        };
+        self.job(news, |owner, ()| {
+            owner.stop_vm(VmEnd {
+                reason,
+                killed: false,
+            })
         });
     }
 

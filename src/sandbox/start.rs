@@ -75,7 +75,10 @@ impl Holdings {
         self.step(Step::HostAcquired)?;
         clock.lap("host");
 
-        let vm = hypervisor.launch(spec, Boot::Cold).await?;
+        let vm = match hypervisor.launch(spec, Boot::Cold).await {
+            Ok(vm) => vm,
+            Err(error) => return Err(explained(error.into(), &mut lost).await),
+        };
         let report = vm.report();
         let vm = Custody::new(vm);
         self.vm = Some(vm.clone());
@@ -86,7 +89,7 @@ impl Holdings {
         let greeted = tokio::select! {
             greeted = listener.accept(config.dial_timeout) => greeted,
             error = died(&vm) => return Err(error),
-            reason = &mut lost => return Err(Error::new(ErrorKind::Unavailable, reason)),
+            reason = &mut lost => return Err(deprived(&vm, reason).await),
         };
         let agent: Arc<dyn Agent> = match greeted {
             Ok(agent) => Arc::new(agent),
@@ -107,7 +110,7 @@ impl Holdings {
                 done => done?,
             },
             error = died(&vm) => return Err(error),
-            reason = &mut lost => return Err(Error::new(ErrorKind::Unavailable, reason)),
+            reason = &mut lost => return Err(deprived(&vm, reason).await),
         }
         self.step(Step::GuestCreated)?;
         clock.lap("agent");
@@ -182,6 +185,24 @@ async fn died(vm: &Custody) -> Error {
         ErrorKind::Unavailable,
         format!("the guest did not start: {}{}", exit.reason, quote(&exit)),
     )
+}
+
+/// The error of a start whose virtual machine has lost a daemon. When it has ended that is the news.
+async fn deprived(vm: &Custody, reason: String) -> Error {
+    timeout(deadlines::EXIT_NEWS, died(vm))
+        .await
+        .unwrap_or_else(|_| Error::new(ErrorKind::Unavailable, reason))
+}
+
+/// The error of a VMM that did not start, with the end of a daemon that it could not reach.
+async fn explained(error: Error, lost: &mut BoxFuture<'static, String>) -> Error {
+    match timeout(deadlines::DAEMON_NEWS, lost).await {
+        Ok(news) => Error {
+            context: format!("{} ({news})", error.context),
+            ..error
+        },
+        Err(_) => error,
+    }
 }
 
 /// Waits for the end of a VMM. Stays pending if nobody can tell any more.

@@ -21,7 +21,7 @@ use crate::io::Stdio;
 /// Longer than anything here takes on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
-pub(super) fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         sources: Vec::new(),
         hypervisor: HypervisorConfig {
@@ -44,6 +44,8 @@ pub(super) fn config() -> Config {
             seccomp_sandbox: true,
             enable_debug: false,
             enable_annotations: Vec::new(),
+            valid_hypervisor_paths: Vec::new(),
+            valid_virtio_fs_daemon_paths: Vec::new(),
         },
         agent: AgentConfig {
             channel: AgentChannel::Auto,

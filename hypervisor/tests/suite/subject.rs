@@ -100,6 +100,8 @@ impl Subject {
             seccomp_sandbox: true,
             enable_debug: false,
             enable_annotations: vec![],
+            valid_hypervisor_paths: vec![],
+            valid_virtio_fs_daemon_paths: vec![],
         }
     }
 }
@@ -168,6 +170,7 @@ impl Place {
                 name: "kata.agent.0".into(),
                 socket: self.run_dir.path().join("agent.sock"),
             })],
+            network_namespace: None,
         }
     }
 

@@ -14,4 +14,5 @@ pub mod parts;
 pub mod pause;
 pub mod program;
 pub mod terminal;
+pub mod trace;
 pub mod wait;

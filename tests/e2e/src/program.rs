@@ -84,6 +84,15 @@ impl Program {
         Running::start(self.command, self.limit, self.stdin, None)
     }
 
+    /// Starts it with its standard output going to where somebody else reads it, or nobody.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn start_writing_to(mut self, output: impl Into<Stdio>) -> Result<Running> {
+        self.command.stdout(output).stderr(Stdio::piped());
+        Running::start(self.command, self.limit, self.stdin, None)
+    }
+
     /// Starts it with both of its outputs going to `log`.
     ///
     /// # Errors
@@ -212,19 +221,30 @@ impl Running {
     /// # Errors
     /// It ended, or its time is over, and the text has not come.
     pub fn wait_for(&self, text: &str) -> Result<String> {
-        let found = self.stdout.wait_until(self.end, |bytes| {
+        self.wait_until(&format!("{text:?}"), |bytes| {
             bytes.windows(text.len()).any(|window| window == text.as_bytes())
-        });
-        let stdout = String::from_utf8_lossy(&self.stdout()).into_owned();
-        if !found {
-            bail!(
-                "`{}` did not write {text:?}\nstdout:\n{}\nstderr:\n{}",
-                self.shown,
-                Quoted(stdout.as_bytes()),
-                Quoted(&self.stderr.lock().bytes),
-            );
+        })?;
+        Ok(String::from_utf8_lossy(&self.stdout()).into_owned())
+    }
+
+    /// Waits until it has written `count` bytes to standard output.
+    ///
+    /// # Errors
+    /// It ended, or its time is over, and has written less.
+    pub fn wait_for_bytes(&self, count: usize) -> Result<()> {
+        self.wait_until(&format!("{count} bytes"), |bytes| bytes.len() >= count)
+    }
+
+    pub(crate) fn wait_until(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<()> {
+        if self.stdout.wait_until(self.end, wanted) {
+            return Ok(());
         }
-        Ok(stdout)
+        bail!(
+            "`{}` did not write {what}\nstdout:\n{}\nstderr:\n{}",
+            self.shown,
+            Quoted(&self.stdout.lock().bytes),
+            Quoted(&self.stderr.lock().bytes),
+        );
     }
 
     /// Sends it a signal.
@@ -473,7 +493,9 @@ impl fmt::Display for Quoted<'_> {
             writeln!(f, "  [{from} bytes]")?;
         }
         let text = String::from_utf8_lossy(self.0.get(from..).unwrap_or_default());
-        text.lines().try_for_each(|line| writeln!(f, "  {line}"))
+        // Control characters are what one looks for in vain otherwise.
+        text.split_terminator('\n')
+            .try_for_each(|line| writeln!(f, "  {}", line.escape_debug()))
     }
 }
 

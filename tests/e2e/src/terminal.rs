@@ -67,9 +67,19 @@ impl Terminal {
         set_size(&self.keyboard, size)
     }
 
-    /// The program on it.
-    pub fn program(&self) -> &Running {
-        &self.running
+    /// What was written on it so far. Each terminal on the way may add a carriage return to a line's end; here is none.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.running.stdout()).replace('\r', "")
+    }
+
+    /// Waits until `text` was written on it.
+    ///
+    /// # Errors
+    /// The program ended, or its time is over, and the text has not come.
+    pub fn wait_for(&self, text: &str) -> Result<()> {
+        self.running.wait_until(&format!("{text:?}"), |bytes| {
+            String::from_utf8_lossy(bytes).replace('\r', "").contains(text)
+        })
     }
 
     /// Waits for the end of the program.

@@ -169,6 +169,25 @@ fn a_bad_field_is_named() {
     }
 }
 
+/// What the runtime plans for callers' specifications (its golden files) is what this agent takes.
+#[test]
+fn the_runtimes_plans_are_understood() {
+    for plan in [
+        include_str!("../../../../tests/golden/ctr.plan.json"),
+        include_str!("../../../../tests/golden/cri-sandbox.plan.json"),
+        include_str!("../../../../tests/golden/cri-container.plan.json"),
+        include_str!("../../../../tests/golden/podman-member.plan.json"),
+        include_str!("../../../../tests/golden/crio-privileged.plan.json"),
+    ] {
+        let plan: Value = serde_json::from_str(plan).unwrap();
+        let guest: Spec = serde_json::from_value(plan["guest"].clone()).unwrap();
+        Plan::new("c1", &guest, &environment()).unwrap();
+        if let Some(profile) = guest.linux().as_ref().unwrap().seccomp() {
+            crate::container::seccomp::Filter::compile(profile).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_hostname_needs_a_namespace_of_its_own() {
     let mut spec = minimal();

@@ -1,9 +1,9 @@
 //! In a cell: takes the names of cases from standard input, and answers each with its failure, or `null`.
 
-use std::any::Any;
 use std::io::{BufRead as _, Write as _, stdin, stdout};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, anyhow};
 use e2e::cell::Inside;
@@ -12,6 +12,8 @@ use crate::bed::Bed;
 use crate::cases;
 
 pub fn run(inside: Inside) -> Result<ExitCode> {
+    // What a panic says belongs into the case's result, with its place.
+    panic::set_hook(Box::new(|info| *panic_text() = info.to_string()));
     let mut bed = Bed::new(inside)?;
     for name in stdin().lock().lines() {
         let failure = case(&mut bed, &name?).err().map(|error| format!("{error:#}"));
@@ -28,15 +30,13 @@ fn case(bed: &mut Bed, name: &str) -> Result<()> {
     let log = bed.log_length()?;
     let outcome = catch_unwind(AssertUnwindSafe(|| entry.run(bed)));
     outcome
-        .unwrap_or_else(|panic| Err(anyhow!("panic: {}", text(&*panic))))
+        .unwrap_or_else(|_| Err(anyhow!("{}", panic_text())))
         .and_then(|()| bed.nothing_left())
         .map_err(|error| anyhow!("{error:#}\n{}", bed.situation(log)))
 }
 
-fn text(panic: &(dyn Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (_, Some(text)) => text,
-        _ => "of unknown content",
-    }
+/// What the last panic said.
+fn panic_text() -> MutexGuard<'static, String> {
+    static TEXT: Mutex<String> = Mutex::new(String::new());
+    TEXT.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -34,6 +34,10 @@ const UNFINISHED: &[&str] = &["dbg", "panic", "todo", "unimplemented"];
 const SLEEPS: &[&str] = &[
     // Between attempts to reach a host that is not there.
     "agent/src/dial/mod.rs",
+    // Between looks at the lock of an owner that is dead.
+    "src/host/home.rs",
+    // Between looks at a socket, of which the kernel does not tell that it is listened on.
+    "src/host/ready.rs",
     // A pause that bounds the rate of an event.
     "src/sandbox/owner.rs",
     // Until more may be logged of a console that floods.

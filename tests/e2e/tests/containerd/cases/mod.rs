@@ -1,6 +1,18 @@
 //! The cases, by what they are about. Each module has a list of its own.
 
+mod debian;
+mod events;
+mod faults;
+mod files;
+mod inside;
+mod machine;
+mod proof;
+mod refusals;
+mod restart;
 mod run;
+mod streams;
+mod task;
+mod terminal;
 
 use e2e::parts::Part;
 
@@ -82,7 +94,21 @@ impl Entry {
 
 /// All of them. The reference comes first.
 pub fn all() -> Vec<Entry> {
-    let modules = [("run", run::CASES)];
+    let modules = [
+        ("proof", proof::CASES),
+        ("run", run::CASES),
+        ("task", task::CASES),
+        ("streams", streams::CASES),
+        ("terminal", terminal::CASES),
+        ("inside", inside::CASES),
+        ("files", files::CASES),
+        ("events", events::CASES),
+        ("restart", restart::CASES),
+        ("debian", debian::CASES),
+        ("machine", machine::CASES),
+        ("faults", faults::CASES),
+        ("refusals", refusals::CASES),
+    ];
     let of = |runtime| {
         modules.iter().flat_map(move |&(module, cases)| {
             cases

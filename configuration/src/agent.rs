@@ -1,0 +1,54 @@
+//! `[agent.kata]`: how the host talks to the agent in the guest.
+
+use std::time::Duration;
+
+use crate::kinds::{Flag, OneOf, Seconds, Word};
+use crate::settings::settings;
+
+/// The dotted name of the table.
+pub(crate) const TABLE: &str = "agent.kata";
+
+/// The byte stream between host and agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentChannel {
+    /// The best one that the host has: kernel vsock, else vhost-user vsock, else virtio-serial.
+    Auto,
+    /// Kernel vhost-vsock (`/dev/vhost-vsock`).
+    Vsock,
+    /// vsock by the `vhost-device-vsock` daemon; needs shared guest memory.
+    VhostUserVsock,
+    /// A virtio-serial port; needs nothing of the host.
+    VirtioSerial,
+}
+
+impl Word for AgentChannel {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("vsock", Self::Vsock),
+        ("vhost-user-vsock", Self::VhostUserVsock),
+        ("virtio-serial", Self::VirtioSerial),
+    ];
+}
+
+settings! {
+    /// `[agent.kata]`, validated.
+    pub struct AgentConfig() {
+        /// The byte stream between host and agent. `vsock`: the kernel's (`/dev/vhost-vsock`). `vhost-user-vsock`: by the
+        /// program `vhost_user_vsock_daemon`. `virtio-serial`: a port, needs nothing of the host. `auto`: the first of
+        /// these that the host has.
+        channel: OneOf<AgentChannel> = "auto" => channel: AgentChannel;
+
+        /// How long the guest may take from the VMM's start to the agent's greeting, in seconds.
+        dial_timeout: Seconds = 45 => dial_timeout: Duration;
+
+        /// How long the agent may take for an ordinary request, in seconds.
+        request_timeout: Seconds = 60 => request_timeout: Duration;
+
+        /// How long the agent may take to create a container, in seconds.
+        create_container_timeout: Seconds = 60 => create_container_timeout: Duration,
+            pod "runtime.create_container_timeout";
+
+        /// Let the agent log at debug level.
+        enable_debug: Flag = false => enable_debug: bool, pod "agent.enable_debug";
+    }
+}

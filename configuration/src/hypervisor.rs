@@ -1,0 +1,190 @@
+//! `[hypervisor.<name>]`: the virtual machine, and the host programs around it. Must not know how a monitor is called.
+
+use std::path::PathBuf;
+
+use crate::kinds::{
+    AnnotationNames, CpuFeatures, Flag, HostPath, HostPathOrNone, HostPaths, KernelParams, Memory,
+    MostMemory, MostVcpus, Not, OneOf, Vcpus, Word,
+};
+use crate::settings::settings;
+
+/// Which virtual machine monitor runs the sandboxes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HypervisorKind {
+    /// QEMU (`[hypervisor.qemu]`).
+    Qemu,
+    /// No virtual machine: the agent runs as a process on the host (`[hypervisor.fake]`; for tests only, isolates nothing).
+    Fake,
+}
+
+impl Word for HypervisorKind {
+    const WORDS: &'static [(&'static str, Self)] = &[("qemu", Self::Qemu), ("fake", Self::Fake)];
+}
+
+impl HypervisorKind {
+    /// The name of its table, and of `runtime.hypervisor_name`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Fake => "fake",
+        }
+    }
+
+    /// The dotted name of its table.
+    pub(crate) fn table(self) -> &'static str {
+        match self {
+            Self::Qemu => "hypervisor.qemu",
+            Self::Fake => "hypervisor.fake",
+        }
+    }
+
+    /// Keys whose default is QEMU's alone, and which have to be set for another one.
+    pub(crate) fn required(self) -> &'static [&'static str] {
+        match self {
+            Self::Qemu => &[],
+            Self::Fake => &["path"],
+        }
+    }
+}
+
+/// QEMU machine types that are supported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MachineType {
+    /// PCI Express machine; devices, vCPUs and memory can be plugged while it runs.
+    Q35,
+    /// Minimal machine with virtio-mmio devices; boots faster, no hotplug.
+    Microvm,
+}
+
+impl Word for MachineType {
+    const WORDS: &'static [(&'static str, Self)] = &[("q35", Self::Q35), ("microvm", Self::Microvm)];
+}
+
+/// How guest code is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accelerator {
+    /// KVM if a probe shows that it really runs guest code at speed, else TCG.
+    Auto,
+    /// Hardware virtualization; an error where it does not work.
+    Kvm,
+    /// QEMU's translator; works everywhere, slower.
+    Tcg,
+}
+
+impl Word for Accelerator {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("kvm", Self::Kvm), ("tcg", Self::Tcg)];
+}
+
+/// How directories of the host reach the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharedFs {
+    /// virtio-fs, by a virtiofsd process per sandbox.
+    VirtioFs,
+    /// Nothing is shared.
+    None,
+}
+
+impl Word for SharedFs {
+    const WORDS: &'static [(&'static str, Self)] = &[("virtio-fs", Self::VirtioFs), ("none", Self::None)];
+}
+
+/// virtiofsd's `--cache` policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VirtioFsCache {
+    /// Nothing is cached in the guest.
+    Never,
+    /// Only metadata.
+    Metadata,
+    /// Metadata and, while files are open, data.
+    Auto,
+    /// Everything, as if nobody else changed the files.
+    Always,
+}
+
+impl Word for VirtioFsCache {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("never", Self::Never),
+        ("metadata", Self::Metadata),
+        ("auto", Self::Auto),
+        ("always", Self::Always),
+    ];
+}
+
+settings! {
+    /// `[hypervisor.<name>]`, validated.
+    pub struct HypervisorConfig(
+        /// Which one.
+        kind: HypervisorKind
+    ) {
+        /// The VMM's program (for `fake`: the agent's program).
+        path: HostPath = "/usr/bin/qemu-system-x86_64" => path: PathBuf, pod "hypervisor.path";
+
+        /// Guest kernel: an uncompressed PVH `vmlinux`, which boots faster, or a bzImage.
+        kernel: HostPath = "/usr/share/kata/vmlinux" => kernel: PathBuf;
+
+        /// Guest initramfs with the agent as `/init`.
+        initrd: HostPath = "/usr/share/kata/initrd.img" => initrd: PathBuf;
+
+        /// Kernel parameters that are appended to our own, as on a kernel command line: separated by white space, double
+        /// quotes around a value with white space. Of two that contradict each other the kernel takes the later.
+        kernel_params: KernelParams = "" => kernel_params: Vec<String>, pod "hypervisor.kernel_params";
+
+        /// QEMU's machine. `q35` has PCI Express and takes devices while it runs; `microvm` boots faster and does not.
+        machine_type: OneOf<MachineType> = "q35" => machine_type: MachineType, pod "hypervisor.machine_type";
+
+        /// How guest code is executed. `kvm`: hardware virtualization, an error where it does not work. `tcg`: QEMU's
+        /// translator, works everywhere, slower. `auto`: KVM if a probe shows that it really runs guest code, else TCG.
+        accelerator: OneOf<Accelerator> = "auto" => accelerator: Accelerator;
+
+        /// Features that are appended to QEMU's CPU model, separated by commas.
+        cpu_features: CpuFeatures = "pmu=off" => cpu_features: Vec<String>, pod "hypervisor.cpu_features";
+
+        /// vCPUs of a sandbox without CPU limits. 0 is 1, a negative number is all CPUs of the host, and more than the
+        /// host has are as many as it has.
+        default_vcpus: Vcpus = 1 => default_vcpus: u32, pod "hypervisor.default_vcpus";
+
+        /// Most vCPUs a sandbox can get. 0, or more than the host has: as many as the host has.
+        default_maxvcpus: MostVcpus = 0 => default_maxvcpus: u32, pod "hypervisor.default_max_vcpus";
+
+        /// Memory of a sandbox without memory limit, in MiB. Debian's kernel and our initramfs start with 96.
+        default_memory: Memory = 2048 => default_memory_mib: u64, pod "hypervisor.default_memory";
+
+        /// Most memory a sandbox can get, in MiB. 0, or more than the host has: as much as the host has.
+        default_maxmemory: MostMemory = 0 => default_maxmemory_mib: u64;
+
+        /// How directories of the host reach the guest. `virtio-fs`: by a virtiofsd process per sandbox. `none`: nothing
+        /// is shared.
+        shared_fs: OneOf<SharedFs> = "virtio-fs" => shared_fs: SharedFs, pod "hypervisor.shared_fs";
+
+        /// virtiofsd's program.
+        virtio_fs_daemon: HostPathOrNone = "/usr/libexec/kata/virtiofsd" => virtio_fs_daemon: PathBuf,
+            pod "hypervisor.virtio_fs_daemon";
+
+        /// What the guest may cache of shared directories. `never`: nothing. `metadata`: names and attributes. `auto`:
+        /// also data, while files are open. `always`: everything, as if nobody else changed the files.
+        virtio_fs_cache: OneOf<VirtioFsCache> = "auto" => virtio_fs_cache: VirtioFsCache,
+            pod "hypervisor.virtio_fs_cache";
+
+        /// Program of the vhost-user vsock daemon, for hosts without `/dev/vhost-vsock`.
+        vhost_user_vsock_daemon: HostPathOrNone = "/usr/libexec/kata/vhost-device-vsock" => vhost_user_vsock_daemon: PathBuf;
+
+        /// Run the VMM without its own seccomp filter (QEMU's `-sandbox`). Only for finding out whether the filter is
+        /// what stops it.
+        disable_seccomp: Not = false => seccomp_sandbox: bool;
+
+        /// Log what the guest's console and the VMM say at debug level too.
+        enable_debug: Flag = false => enable_debug: bool, pod "hypervisor.enable_debug";
+
+        /// Annotations that a pod may set, by exact name: without `io.katacontainers.config.`, and those of this table
+        /// also without `hypervisor.`.
+        enable_annotations: AnnotationNames = ["default_memory", "default_vcpus", "kernel_params"]
+            => enable_annotations: Vec<String>;
+
+        /// Programs that a pod may choose as `path`, if `enable_annotations` has `path`.
+        valid_hypervisor_paths: HostPaths = [] => valid_hypervisor_paths: Vec<PathBuf>;
+
+        /// Programs that a pod may choose as `virtio_fs_daemon`, if `enable_annotations` has `virtio_fs_daemon`.
+        valid_virtio_fs_daemon_paths: HostPaths = [] => valid_virtio_fs_daemon_paths: Vec<PathBuf>;
+    }
+}

@@ -1,0 +1,327 @@
+//! From merged TOML to [`Config`]: unknown keys, each value, then what does not fit together. Pure.
+
+use std::path::PathBuf;
+
+use crate::error::{Error, ErrorKind, Problems, shown};
+use crate::host::Host;
+use crate::hypervisor::HypervisorKind;
+use crate::keys::{self, closest};
+use crate::kinds::{MOST_VCPUS, Word};
+use crate::runtime::Selection;
+use crate::settings::{Section, Setting};
+use crate::tree::{self, Item, Place, Table, Value};
+use crate::{
+    AgentChannel, AgentConfig, Config, HypervisorConfig, MachineType, RuntimeConfig, SharedFs, agent, kata,
+    runtime,
+};
+
+/// Validates what the files say, `given`.
+pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<Config, Error> {
+    let mut problems = Problems::default();
+    top(&given, &mut problems);
+    let mut whole = tables([
+        (agent::TABLE, AgentConfig::SETTINGS),
+        (runtime::TABLE, Selection::SETTINGS),
+        (runtime::TABLE, RuntimeConfig::SETTINGS),
+    ])?;
+    tree::merge(&mut whole, given);
+
+    let agent =
+        section(&whole, agent::TABLE, &mut problems).and_then(|mut section| AgentConfig::read(&mut section));
+    let (selection, runtime) = match section(&whole, runtime::TABLE, &mut problems) {
+        Some(mut section) => (Selection::read(&mut section), RuntimeConfig::read(&mut section)),
+        None => (None, None),
+    };
+    let hypervisor = hypervisor(&mut whole, selection.as_ref(), &mut problems)?;
+    problems.end(ErrorKind::Invalid)?;
+    let (Some(hypervisor), Some(agent), Some(runtime)) = (hypervisor, agent, runtime) else {
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            "the built-in defaults are not valid",
+        ));
+    };
+
+    let mut config = Config {
+        sources,
+        hypervisor,
+        agent,
+        runtime,
+    };
+    let mut problems = Problems::default();
+    for conflict in conflicts(&config) {
+        let items = conflict
+            .keys
+            .each_ref()
+            .map(|key| tree::at(&whole, key).map(|item| &item.place));
+        // What was written last, where the other value may well be right.
+        let later = items[1].map(Place::rank) > items[0].map(Place::rank);
+        let place = items[usize::from(later)].unwrap_or(&Place::BuiltIn);
+        problems.add(place.rank(), || format!("{place}: {}", conflict.text(later)));
+    }
+    problems.end(ErrorKind::Invalid)?;
+    resolve(&mut config, host);
+    Ok(config)
+}
+
+/// Tables with default values.
+fn tables<const N: usize>(all: [(&str, &[Setting]); N]) -> Result<Table, Error> {
+    let mut whole = Table::new();
+    for (name, settings) in all {
+        tree::merge(&mut whole, defaults(name, settings, &[])?);
+    }
+    Ok(whole)
+}
+
+/// A table with its default values, but for the keys `without`.
+fn defaults(table: &str, settings: &[Setting], without: &[&str]) -> Result<Table, Error> {
+    let mut text = format!("[{table}]\n");
+    for setting in settings.iter().filter(|setting| !without.contains(&setting.key)) {
+        text += &format!("{} = {}\n", setting.key, setting.default);
+    }
+    tree::parse(&text, &|_| Place::BuiltIn).map_err(|error| {
+        let line = text.lines().nth(error.line.saturating_sub(1)).unwrap_or_default();
+        Error::new(
+            ErrorKind::Invalid,
+            format!("the built-in default {line:?} is not TOML: {}", error.message),
+        )
+    })
+}
+
+/// Checks the names of the tables.
+fn top(given: &Table, problems: &mut Problems) {
+    let names = ["hypervisor", "agent", runtime::TABLE];
+    for (name, item) in given.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
+        problems.add(item.place.rank(), || {
+            format!("{}: {} {}", item.place, shown(name), no_table(name, &names))
+        });
+    }
+    if let Some(item) = given.get("agent")
+        && let Value::Table(agents) = &item.value
+    {
+        for (name, item) in agents.iter().filter(|(name, _)| *name != "kata") {
+            problems.add(item.place.rank(), || {
+                let name = shown(name);
+                format!(
+                    "{}: agent.{name} is not an agent: the only table is [agent.kata]",
+                    item.place
+                )
+            });
+        }
+    }
+}
+
+/// What to say of a `name` that is none of the tables `names`.
+fn no_table(name: &str, names: &[&str]) -> String {
+    if let Some(reason) = kata::table(name) {
+        format!("is known to Kata but not supported here: {reason}")
+    } else if let Some((table, _)) = keys::settings().find(|(_, setting)| setting.key == name) {
+        format!("is in no table: move it below [{table}]")
+    } else if let Some(close) = closest(name, names.iter().copied()) {
+        format!("is not a table of the configuration: did you mean {close}?")
+    } else {
+        "is not a table of the configuration: remove it".to_owned()
+    }
+}
+
+/// The table `name`, with its unknown keys told.
+fn section<'a>(whole: &'a Table, name: &'a str, problems: &'a mut Problems) -> Option<Section<'a>> {
+    let mut path = name;
+    let item = loop {
+        match tree::at(whole, path) {
+            Some(item) => break item,
+            // Something on the way is no table, and hides what should be below.
+            None => path = path.rsplit_once('.')?.0,
+        }
+    };
+    let Value::Table(table) = &item.value else {
+        problems.add(item.place.rank(), || {
+            format!(
+                "{}: {path} is {}, not a table: write [{name}]",
+                item.place, item.value
+            )
+        });
+        return None;
+    };
+    for (key, item) in table.iter().filter(|(key, _)| !keys::is_key(name, key)) {
+        problems.add(item.place.rank(), || {
+            format!(
+                "{}: {name}.{} {}",
+                item.place,
+                shown(key),
+                keys::unknown(name, key)
+            )
+        });
+    }
+    Some(Section {
+        name,
+        place: &item.place,
+        table,
+        problems,
+    })
+}
+
+/// The hypervisor that is selected, or of which alone there is a table. Every table is checked.
+fn hypervisor(
+    whole: &mut Table,
+    selection: Option<&Selection>,
+    problems: &mut Problems,
+) -> Result<Option<HypervisorConfig>, Error> {
+    let mut given = Vec::new();
+    // What is no table is told when the selected one is read.
+    if let Some(Value::Table(table)) = whole.get("hypervisor").map(|item| &item.value) {
+        for (name, item) in table {
+            match HypervisorKind::WORDS.iter().find(|(word, _)| word == name) {
+                Some((_, kind)) => given.push((item.place.clone(), *kind)),
+                None => problems.add(item.place.rank(), || no_hypervisor(name, item)),
+            }
+        }
+    }
+    given.sort_by_key(|(place, _)| place.rank());
+    let selected = match (
+        selection.and_then(|selection| selection.hypervisor),
+        given.as_slice(),
+    ) {
+        (Some(kind), _) => kind,
+        (None, []) => HypervisorKind::Qemu,
+        (None, [(_, kind)]) => *kind,
+        (None, [(_, first), .., (place, last)]) => {
+            problems.add(place.rank(), || {
+                format!(
+                    "{place}: [{}] is there besides [{}]: remove one, or select with runtime.hypervisor_name",
+                    last.table(),
+                    first.table()
+                )
+            });
+            *last
+        }
+    };
+    let mut config = None;
+    for (_, kind) in HypervisorKind::WORDS {
+        if *kind == selected || given.iter().any(|(_, other)| other == kind) {
+            let mut with_defaults = defaults(kind.table(), HypervisorConfig::SETTINGS, kind.required())?;
+            tree::merge(&mut with_defaults, std::mem::take(whole));
+            *whole = with_defaults;
+            let read = section(whole, kind.table(), problems).and_then(|mut section| {
+                // Without a table of its own it is there because it is named.
+                if *section.place == Place::BuiltIn
+                    && let Some(name) = tree::at(whole, "runtime.hypervisor_name")
+                {
+                    section.place = &name.place;
+                }
+                HypervisorConfig::read(&mut section, *kind)
+            });
+            if *kind == selected {
+                config = read;
+            }
+        }
+    }
+    Ok(config)
+}
+
+fn no_hypervisor(name: &str, item: &Item) -> String {
+    let names = || HypervisorKind::WORDS.iter().map(|(word, _)| *word);
+    let problem = if kata::has_hypervisor(name) {
+        "is known to Kata but not supported here: use [hypervisor.qemu]".to_owned()
+    } else if !matches!(item.value, Value::Table(_)) && keys::is_key(HypervisorKind::Qemu.table(), name) {
+        "is in the wrong table: move it below [hypervisor.qemu]".to_owned()
+    } else {
+        match closest(name, names()) {
+            Some(close) => format!("is not a hypervisor: did you mean {close}?"),
+            None => "is not a hypervisor: use [hypervisor.qemu]".to_owned(),
+        }
+    };
+    format!("{}: hypervisor.{} {problem}", item.place, shown(name))
+}
+
+/// Two keys whose values cannot both be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    /// Their dotted names.
+    pub(crate) keys: [String; 2],
+    /// Why, and what to do.
+    reason: String,
+}
+
+impl Conflict {
+    /// As a message says it, of the second key if `later`.
+    pub(crate) fn text(&self, later: bool) -> String {
+        let [mut this, mut other] = self.keys.each_ref();
+        if later {
+            std::mem::swap(&mut this, &mut other);
+        }
+        format!("{this} does not fit with {other}: {}", self.reason)
+    }
+}
+
+/// Everything that does not fit together. 0 stands for no bound.
+pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
+    let (hypervisor, agent, runtime) = (&config.hypervisor, &config.agent, &config.runtime);
+    let vmm = |key: &str| format!("{}.{key}", hypervisor.kind.table());
+    let is_vm = hypervisor.kind != HypervisorKind::Fake;
+    let mut found = Vec::new();
+    let mut add = |keys, reason: String| found.push(Conflict { keys, reason });
+
+    let (vcpus, most) = (hypervisor.default_vcpus, hypervisor.default_maxvcpus);
+    if vcpus != u32::MAX && most != 0 && vcpus > most {
+        add(
+            [vmm("default_vcpus"), vmm("default_maxvcpus")],
+            format!(
+                "{vcpus} vCPUs are more than the {most} that there may be; lower the one or raise the other"
+            ),
+        );
+    }
+    let (memory, most) = (hypervisor.default_memory_mib, hypervisor.default_maxmemory_mib);
+    if most != 0 && memory > most {
+        add(
+            [vmm("default_memory"), vmm("default_maxmemory")],
+            format!(
+                "{memory} MiB are more than the {most} that there may be; lower the one or raise the other"
+            ),
+        );
+    }
+    if is_vm
+        && hypervisor.shared_fs == SharedFs::VirtioFs
+        && hypervisor.virtio_fs_daemon.as_os_str().is_empty()
+    {
+        add(
+            [vmm("shared_fs"), vmm("virtio_fs_daemon")],
+            "virtio-fs needs its daemon; set the daemon's path, or shared_fs = \"none\"".to_owned(),
+        );
+    }
+    if agent.channel == AgentChannel::VhostUserVsock
+        && hypervisor.vhost_user_vsock_daemon.as_os_str().is_empty()
+    {
+        add(
+            ["agent.kata.channel".to_owned(), vmm("vhost_user_vsock_daemon")],
+            "vhost-user-vsock needs its daemon; set the daemon's path, or channel = \"auto\"".to_owned(),
+        );
+    }
+    if hypervisor.machine_type == MachineType::Microvm && !runtime.static_sandbox_resource_mgmt {
+        add(
+            [
+                vmm("machine_type"),
+                "runtime.static_sandbox_resource_mgmt".to_owned(),
+            ],
+            "a microvm cannot grow; set machine_type = \"q35\", or static_sandbox_resource_mgmt = true"
+                .to_owned(),
+        );
+    }
+    found
+}
+
+/// Puts the host's numbers where none, or more than the host has, were given.
+pub(crate) fn resolve(config: &mut Config, host: Host) {
+    let hypervisor = &mut config.hypervisor;
+    let cpus = host.cpus.min(MOST_VCPUS);
+    hypervisor.default_maxvcpus = match hypervisor.default_maxvcpus {
+        0 => cpus,
+        most => most.min(cpus),
+    };
+    hypervisor.default_vcpus = hypervisor.default_vcpus.min(hypervisor.default_maxvcpus);
+    hypervisor.default_maxmemory_mib = match hypervisor.default_maxmemory_mib {
+        0 => host.memory_mib,
+        most => most.min(host.memory_mib),
+    }
+    // A host that is smaller than a sandbox's memory can still run it: guests seldom use it all.
+    .max(hypervisor.default_memory_mib);
+}

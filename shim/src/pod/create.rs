@@ -1,0 +1,286 @@
+//! Creation: of the sandbox with its first container, and of every container. What was begun for a caller that has gone
+//! is taken back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use configuration::Config;
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use containerd_shim_protos::types::mount::Mount;
+use runtime::error::Result;
+use runtime::{
+    ContainerId, ContainerRequest, Error, ErrorKind, Event, RootfsMount, Sandbox, SandboxId, SandboxRequest,
+};
+use slog::{info, warn};
+use tokio::sync::{mpsc, oneshot};
+
+use super::process::Process;
+use super::{Member, Occupancy, Pod, Slot};
+use crate::bundle::{self, Note};
+use crate::group;
+use crate::stdio::{self, Streams, Wanted};
+
+/// Events of a sandbox that wait to be passed on.
+const QUEUE: usize = 64;
+
+/// A container to be created, checked as far as it can be by itself.
+#[derive(Debug)]
+pub struct Order {
+    /// Its id.
+    pub id: ContainerId,
+    /// Absolute path of its bundle.
+    pub bundle: PathBuf,
+    /// Mounts that make its root file system, as they were sent.
+    pub rootfs: Vec<Mount>,
+    /// Its streams, as they were sent.
+    pub streams: Streams,
+    /// Its streams, understood.
+    pub wanted: Wanted,
+    /// The configuration that the caller's options name.
+    pub configuration: Option<PathBuf>,
+}
+
+impl Pod {
+    /// Creates a container, and the sandbox if it is the first one. Answers with its pid.
+    ///
+    /// If the caller is gone before the answer, or the server ends, everything is taken back.
+    pub async fn create(self: Arc<Self>, order: Order, mut reply: oneshot::Sender<Result<u32>>) {
+        let id = order.id.clone();
+        let bundle = order.bundle.clone();
+        if let Err(error) = self.reserve(&id) {
+            drop(reply.send(Err(error)));
+            return;
+        }
+        let mut closing = self.closing.subscribe();
+        let created = tokio::select! {
+            created = self.build(order) => created,
+            () = reply.closed() => Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("container {id}: nobody waits for it any more"),
+            )),
+            _ = closing.wait_for(|closing| *closing) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("container {id}: the shim is ending"),
+            )),
+        };
+        match created {
+            Ok(pid) => {
+                if reply.send(Ok(pid)).is_err() {
+                    info!(self.setting.log, "nobody waits for a container; it is deleted"; "container" => %id);
+                    if let Err(error) = Arc::clone(&self).delete(id).await {
+                        warn!(self.setting.log, "it cannot be deleted"; "error" => error.chain());
+                    }
+                }
+            }
+            Err(error) => {
+                warn!(self.setting.log, "a container was not created";
+                    "container" => %id, "bundle" => %bundle.display(), "error" => error.chain());
+                self.withdraw(&id);
+                self.vacate().await;
+                drop(reply.send(Err(error)));
+            }
+        }
+    }
+
+    /// Takes the id, and the right to start the sandbox if there is none.
+    fn reserve(&self, id: &ContainerId) -> Result<()> {
+        let mut books = self.books();
+        if books.containers.contains_key(id) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("container {id} exists already"),
+            ));
+        }
+        let refuse = |why: &str| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("container {id}: sandbox {} {why}", self.setting.sandbox),
+            ))
+        };
+        if books.closed {
+            return refuse("is closed");
+        }
+        match books.sandbox {
+            Slot::Empty if id.as_str() != self.setting.sandbox.as_str() => {
+                return Err(Error::new(
+                    ErrorKind::FailedPrecondition,
+                    format!(
+                        "container {id} belongs to sandbox {}, which is not there: it has ended, or was never created",
+                        self.setting.sandbox
+                    ),
+                ));
+            }
+            Slot::Empty => books.sandbox = Slot::Starting,
+            Slot::Ready(_) => {}
+            Slot::Starting => return refuse("is being started"),
+            Slot::Stopping => return refuse("is being stopped"),
+        }
+        books.containers.insert(id.clone(), None);
+        self.occupancy.send_replace(Occupancy::Occupied);
+        Ok(())
+    }
+
+    /// Gives back what was reserved, after a failure.
+    fn withdraw(&self, id: &ContainerId) {
+        let mut books = self.books();
+        books.containers.remove(id);
+        if matches!(books.sandbox, Slot::Starting) {
+            books.sandbox = Slot::Empty;
+            self.occupancy.send_replace(Occupancy::Vacant);
+        }
+    }
+
+    async fn build(self: &Arc<Self>, order: Order) -> Result<u32> {
+        let group = group::of_bundle(&order.bundle, &SandboxId::new(order.id.as_str())?)?;
+        if group != self.setting.sandbox {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "container {} belongs to sandbox {group}, but this is the shim of {}",
+                    order.id, self.setting.sandbox
+                ),
+            ));
+        }
+        let rootfs = order.rootfs.iter().map(rootfs_mount).collect::<Result<_>>()?;
+        let sandbox = self.sandbox(&order).await?;
+        let owner = stdio::Owner {
+            namespace: self.setting.namespace.as_str(),
+            id: order.id.as_str(),
+        };
+        let (stdio, logger) = stdio::connect(order.wanted, &owner, &self.setting.log).await?;
+        let request = ContainerRequest {
+            id: order.id.clone(),
+            bundle: order.bundle.clone(),
+            rootfs,
+            stdio,
+        };
+        let container = sandbox.create_container(request).await?;
+        let process = Process::new(sandbox.pid(), order.streams, logger);
+        let member = Arc::new(Member {
+            container: container.clone(),
+            bundle: order.bundle,
+            init: Arc::clone(&process),
+            execs: Default::default(),
+        });
+        self.setting.events.created(told(&member, order.rootfs));
+        process.announce(container, None, self.setting.events.clone());
+        self.books().containers.insert(order.id, Some(member));
+        Ok(process.pid)
+    }
+
+    /// The sandbox; if there is none, it is started.
+    async fn sandbox(self: &Arc<Self>, order: &Order) -> Result<Sandbox> {
+        let there = match &self.books().sandbox {
+            Slot::Ready(sandbox) => Some(sandbox.clone()),
+            _ => None,
+        };
+        if let Some(sandbox) = there {
+            self.write_note(order)?;
+            return Ok(sandbox);
+        }
+        let config = Config::load(
+            order.configuration.as_deref(),
+            self.setting.configuration.as_deref(),
+        )
+        .map_err(|error| {
+            Error::caused(
+                ErrorKind::InvalidArgument,
+                "the configuration cannot be used",
+                error,
+            )
+        })?;
+        if config.runtime.enable_debug {
+            self.setting.verbosity.debug();
+        }
+        self.books().run_dir = Some(config.runtime.run_dir.clone());
+        // Before there is anything to clean up.
+        self.write_note(order)?;
+        let hypervisor = hypervisor::registry::driver(
+            &config.hypervisor,
+            &config.runtime.run_dir,
+            self.setting.log.clone(),
+        )?;
+        let (events, news) = mpsc::channel(QUEUE);
+        let sandbox = Sandbox::create(SandboxRequest {
+            id: self.setting.sandbox.clone(),
+            scope: self.setting.namespace.clone(),
+            bundle: order.bundle.clone(),
+            config: Arc::new(config),
+            hypervisor,
+            events,
+            log: self.setting.program_log.clone(),
+        })
+        .await?;
+        self.books().sandbox = Slot::Ready(sandbox.clone());
+        tokio::spawn(Arc::clone(self).listen(news));
+        Ok(sandbox)
+    }
+
+    /// Leaves in the bundle what the delete action has to know if we die.
+    fn write_note(&self, order: &Order) -> Result<()> {
+        let note = Note {
+            sandbox: self.setting.sandbox.to_string(),
+            configuration: order.configuration.clone(),
+            run_dir: self.books().run_dir.clone(),
+        };
+        bundle::write_note(&order.bundle, &note)
+            .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("{error:#}")))
+    }
+
+    /// Passes on what the sandbox says by itself, until it is gone.
+    async fn listen(self: Arc<Self>, mut news: mpsc::Receiver<Event>) {
+        while let Some(event) = news.recv().await {
+            match event {
+                Event::Oom(id) => {
+                    let Ok(member) = self.member(&id) else { continue };
+                    if let Err(error) = bundle::mark_oom(&member.bundle) {
+                        warn!(self.setting.log, "the OOM mark cannot be made"; "container" => %id, "error" => %error);
+                    }
+                    self.setting.events.oom(&id);
+                }
+                // Every process tells its own end.
+                Event::VmExited(reason) => {
+                    warn!(self.setting.log, "the virtual machine is gone"; "reason" => reason);
+                }
+            }
+        }
+    }
+}
+
+/// The event of a creation.
+fn told(member: &Member, rootfs: Vec<Mount>) -> TaskCreate {
+    let streams = &member.init.streams;
+    let io = TaskIO {
+        stdin: streams.stdin.clone(),
+        stdout: streams.stdout.clone(),
+        stderr: streams.stderr.clone(),
+        terminal: streams.terminal,
+        ..Default::default()
+    };
+    TaskCreate {
+        container_id: member.container.id().to_string(),
+        bundle: member.bundle.display().to_string(),
+        rootfs,
+        io: Some(io).into(),
+        pid: member.init.pid,
+        ..Default::default()
+    }
+}
+
+/// A mount as the runtime takes it.
+fn rootfs_mount(mount: &Mount) -> Result<RootfsMount> {
+    if !mount.target.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "the root file system's {} mount has a target of its own, {:?}; it must be mounted at the root",
+                mount.type_, mount.target
+            ),
+        ));
+    }
+    Ok(RootfsMount {
+        fs_type: mount.type_.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+    })
+}

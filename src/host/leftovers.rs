@@ -1,0 +1,57 @@
+//! Cleans up after an owner that died, from what it has left on disk alone.
+
+use configuration::Config;
+use hypervisor::{Hypervisor, VmRecord, process};
+
+use super::clear;
+use super::home::Home;
+use super::network;
+use crate::SandboxId;
+use crate::error::{Error, Result};
+use crate::store::{DaemonRecord, Record};
+
+/// Cleans up what is left of a sandbox, if anything is.
+///
+/// # Errors
+/// Its owner lives, or something cannot be given back; the rest is, then.
+pub(crate) async fn clean_up_dead(
+    config: &Config,
+    hypervisor: &dyn Hypervisor,
+    scope: &SandboxId,
+    id: &SandboxId,
+) -> Result<()> {
+    match Home::inherit(&config.runtime.run_dir, scope, id).await? {
+        Some(home) => clear_dead(home, hypervisor).await,
+        None => Ok(()),
+    }
+}
+
+/// Ends the processes of a dead owner, which mostly have died with it, and gives everything back. Goes on after an error and
+/// answers with the first.
+pub(super) async fn clear_dead(home: Home, hypervisor: &dyn Hypervisor) -> Result<()> {
+    // A record that cannot be read names processes that cannot be found. The rest can go.
+    let record = Record::read(home.dir());
+    let mut result = Ok(());
+    if let Ok(Some(record)) = &record {
+        if let Some(vm) = &record.vm {
+            result = result.and(hypervisor.reap(vm).await.map_err(Error::from));
+        }
+        for daemon in record.daemons.iter().rev() {
+            result = result.and(process::reap(&identity(daemon)).await.map_err(Error::from));
+        }
+        if let Some(network) = &record.network {
+            result = result.and(network::clean_up_dead(network).await);
+        }
+    }
+    record.map(drop).and(result).and(clear(&home))
+}
+
+/// A daemon as what it is to a reaper: a process.
+fn identity(daemon: &DaemonRecord) -> VmRecord {
+    VmRecord {
+        driver: daemon.name.clone(),
+        pid: daemon.pid,
+        start_time: daemon.start_time,
+        run_dir: Default::default(),
+    }
+}

@@ -1,0 +1,327 @@
+//! The host's side of a sandbox: its directory and record, what it shares with the guest, the channel to the agent, and
+//! the daemons behind the virtual machine's devices. All of it can be given back from the directory and the record alone.
+//!
+//! It must not know the guest, nor any hypervisor driver.
+
+mod bundle;
+mod daemon;
+mod devices;
+mod home;
+mod leftovers;
+mod mount;
+mod mountinfo;
+mod network;
+mod options;
+mod ready;
+mod share;
+mod step;
+mod sys;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use agent_protocol as p;
+use async_trait::async_trait;
+use configuration::Config;
+use futures::future::{FutureExt, select_all};
+use hypervisor::{Hypervisor, VmRecord, VmSpec};
+use slog::{Logger, o, warn};
+
+use daemon::Daemon;
+use home::Home;
+pub(crate) use leftovers::clean_up_dead;
+use network::Attached;
+use share::Share;
+use step::Steps;
+
+use crate::container::ContainerRequest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::sandbox::{Acquired, Ground, SandboxRequest};
+use crate::store::Record;
+use crate::{ContainerId, SandboxId, oci, plan};
+
+/// Name of the VMM's own directory in the sandbox's.
+const VM_DIRECTORY: &str = "vm";
+
+/// The host's side of one sandbox.
+pub(crate) struct Host {
+    config: Arc<Config>,
+    hypervisor: Arc<dyn Hypervisor>,
+    scope: SandboxId,
+    plan: SandboxPlan,
+    held: Option<Held>,
+    /// Containers so far, so that no name in the share is ever used twice.
+    added: u64,
+    steps: Steps,
+    log: Logger,
+}
+
+/// What it holds, from the moment that the directory is its own.
+struct Held {
+    home: Home,
+    record: Record,
+    share: Option<Share>,
+    daemons: Vec<Daemon>,
+    network: Option<Attached>,
+}
+
+impl Host {
+    /// Checks a request and plans the sandbox. Nothing is acquired yet.
+    ///
+    /// # Errors
+    /// What is wrong with the host, the bundle or their combination with the configuration.
+    pub(crate) fn plan(request: &SandboxRequest) -> Result<Self> {
+        request.hypervisor.check_host()?;
+        let spec = bundle::specification(&bundle::absolute(&request.bundle)?)?;
+        let resolv_conf = bundle::resolv_conf(&spec)?;
+        let sandbox = oci::sandbox(&request.id, &spec, resolv_conf.as_deref())?;
+        let abilities = request.hypervisor.capabilities();
+        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &|path| path.is_file())?;
+        Self::new(request, plan)
+    }
+
+    /// The host's side of a sandbox that is planned.
+    fn new(request: &SandboxRequest, plan: SandboxPlan) -> Result<Self> {
+        home::directory(&request.config.runtime.run_dir, &request.scope, &request.id)?;
+        Ok(Self {
+            config: Arc::clone(&request.config),
+            hypervisor: Arc::clone(&request.hypervisor),
+            scope: request.scope.clone(),
+            plan,
+            held: None,
+            added: 0,
+            steps: Steps::default(),
+            log: request.log.new(o!("sandbox" => request.id.to_string())),
+        })
+    }
+
+    /// Makes a planned container's files visible. On an error nothing of it is left.
+    fn carry_out(&mut self, plan: &ContainerPlan) -> Result<()> {
+        let share = self.held.as_mut().and_then(|held| held.share.as_mut());
+        share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
+    }
+
+    /// The pod's network.
+    async fn network<'a>(
+        held: &'a mut Held,
+        plan: &NetworkPlan,
+        steps: &mut Steps,
+        log: &Logger,
+    ) -> Result<&'a Attached> {
+        let model = network::Model::of(plan.model);
+        let network = network::attach(&plan.namespace, model, plan.queues).await?;
+        for what in network.left_out() {
+            warn!(log, "{} and is not in the guest", what; "namespace" => %plan.namespace.display());
+        }
+        held.record.network = Some(network.record());
+        let network = held.network.insert(network);
+        held.record.write(held.home.dir())?;
+        steps.take()?;
+        Ok(network)
+    }
+
+    /// The share, and its device.
+    async fn share(
+        held: &mut Held,
+        plan: &SharePlan,
+        steps: &mut Steps,
+        log: &Logger,
+    ) -> Result<hypervisor::Device> {
+        let inert = *plan != SharePlan::Process;
+        let dir = held.home.dir().to_owned();
+        let share = Share::make(&dir, inert, steps)?;
+        let shared = share.directory().to_owned();
+        held.share = Some(share);
+        match plan {
+            SharePlan::Process => Ok(devices::process_share(&shared)),
+            SharePlan::VirtioFs { daemon, cache } => {
+                let (daemon, device) = devices::virtiofsd(daemon, cache, &dir, &shared, log).await?;
+                held.took(daemon)?;
+                steps.take()?;
+                Ok(device)
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Takes a daemon over.
+    fn took(&mut self, daemon: Daemon) -> Result<()> {
+        self.record.daemons.push(daemon.record());
+        self.daemons.push(daemon);
+        self.record.write(self.home.dir())
+    }
+
+    /// Ends the daemons and gives everything back.
+    async fn release(&mut self) -> Result<()> {
+        let mut result = match self.network.take() {
+            Some(mut network) => network.release().await,
+            None => Ok(()),
+        };
+        for daemon in self.daemons.drain(..).rev() {
+            result = result.and(daemon.stop().await);
+        }
+        result.and(self.clear())
+    }
+
+    /// Gives back what outlives a process.
+    fn clear(&self) -> Result<()> {
+        clear(&self.home)
+    }
+}
+
+/// Gives back what a sandbox has in its directory, and then that.
+fn clear(home: &Home) -> Result<()> {
+    mount::clear_below(home.dir()).map_err(|cause| {
+        Error::caused(
+            ErrorKind::Internal,
+            format!("cannot take away the mounts below {}", home.dir().display()),
+            cause,
+        )
+    })?;
+    home.remove()
+}
+
+#[async_trait]
+impl Ground for Host {
+    async fn acquire(&mut self) -> Result<Acquired> {
+        let (plan, steps, log) = (&self.plan, &mut self.steps, &self.log);
+        let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id).await?;
+        let home = match left_over {
+            false => home,
+            true => {
+                warn!(log, "an owner of this id has died; it is cleaned up after"; "dir" => %home.dir().display());
+                leftovers::clear_dead(home, &*self.hypervisor).await?;
+                // Nobody keeps us from claiming it but a rival.
+                Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id)
+                    .await?
+                    .0
+            }
+        };
+        let held = self.held.insert(Held {
+            home,
+            record: Record::new(&self.scope, &plan.id),
+            share: None,
+            daemons: Vec::new(),
+            network: None,
+        });
+        steps.take()?;
+        held.record.write(held.home.dir())?;
+        steps.take()?;
+        let dir = held.home.dir().to_owned();
+        let run_dir = dir.join(VM_DIRECTORY);
+        make_private(&run_dir)?;
+        steps.take()?;
+
+        let share = Self::share(held, &plan.share, steps, log).await?;
+        let agents = devices::listen(&dir, &plan.channel)?;
+        steps.take()?;
+        if let ChannelPlan::DaemonVsock(program) = &plan.channel {
+            let daemon = devices::vsock_daemon(program, &dir, log).await?;
+            held.took(daemon)?;
+            steps.take()?;
+        }
+
+        let mut machine_devices = vec![agents.device, share];
+        let mut guest = plan.guest.clone();
+        let mut network_namespace = None;
+        if let Some(plan) = &plan.network {
+            let network = Self::network(held, plan, steps, log).await?;
+            network_namespace = Some(network.namespace());
+            machine_devices.extend(network.devices());
+            guest.network = Some(network.guest().clone()).into();
+        }
+
+        let mut kernel_params = plan.kernel_params.clone();
+        kernel_params.push(agents.kernel_param);
+        Ok(Acquired {
+            vm: VmSpec {
+                id: plan.id.to_string(),
+                run_dir,
+                kernel: plan.kernel.clone(),
+                initrd: plan.initrd.clone(),
+                kernel_params,
+                vcpus: plan.vcpus,
+                max_vcpus: plan.max_vcpus,
+                memory: plan.memory.clone(),
+                devices: machine_devices,
+                network_namespace,
+            },
+            listener: agents.listener,
+            guest,
+            lost: match held.daemons.is_empty() {
+                true => Box::pin(std::future::pending()),
+                false => {
+                    let ends: Vec<_> = held.daemons.iter().map(|daemon| daemon.ended().boxed()).collect();
+                    Box::pin(select_all(ends).map(|(news, _, _)| news))
+                }
+            },
+        })
+    }
+
+    fn keep(&mut self, vm: &VmRecord) -> Result<()> {
+        let held = self.held.as_mut().ok_or_else(not_acquired)?;
+        held.record.vm = Some(vm.clone());
+        held.record.write(held.home.dir())?;
+        self.steps.take()
+    }
+
+    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
+        let bundle = bundle::absolute(&request.bundle)?;
+        let spec = bundle::specification(&bundle)?;
+        let mut container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+        // A guest remembers what it has seen under a name for a while.
+        container.directory = format!("{}.{}", request.id, self.added);
+        self.added += 1;
+        let plan = plan::container(&self.config, &self.plan, &container)?;
+        self.carry_out(&plan)?;
+        Ok(plan.guest)
+    }
+
+    fn remove(&mut self, id: &ContainerId) -> Result<()> {
+        match self.held.as_mut().and_then(|held| held.share.as_mut()) {
+            Some(share) => share.remove(id),
+            None => Ok(()),
+        }
+    }
+
+    async fn release(&mut self) -> Result<()> {
+        let Some(held) = &mut self.held else {
+            return Ok(());
+        };
+        let released = held.release().await;
+        self.held = None;
+        released
+    }
+}
+
+/// Without a release, as when the runtime itself is torn down.
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take()
+            && let Err(error) = held.clear()
+        {
+            warn!(self.log, "a sandbox that was dropped is not all released"; "error" => error.chain());
+        }
+    }
+}
+
+fn make_private(dir: &Path) -> Result<()> {
+    DirBuilder::new().mode(0o700).create(dir).map_err(|cause| {
+        Error::caused(
+            ErrorKind::Internal,
+            format!("cannot make the directory {}", dir.display()),
+            cause,
+        )
+    })
+}
+
+fn not_acquired() -> Error {
+    Error::new(ErrorKind::Internal, "the host's side of the sandbox is not there")
+}

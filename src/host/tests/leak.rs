@@ -1,0 +1,166 @@
+//! Nothing is left of a start or a container that fails at any of its steps, nor of an owner that dies there.
+
+use std::fs;
+
+use super::super::{Host, clean_up_dead};
+use super::stand::{Stand, container, daemons_are_here, plan, virtiofsd, vsock_daemon};
+use crate::error::ErrorKind;
+use crate::model::{BindPlan, ChannelPlan, RootPlan, SandboxPlan, SharePlan};
+use crate::sandbox::{Ground, SandboxRequest};
+
+/// With every part that a sandbox of a virtual machine can have.
+fn full(id: &str) -> SandboxPlan {
+    let share = SharePlan::VirtioFs {
+        daemon: virtiofsd(),
+        cache: "auto",
+    };
+    plan(id, ChannelPlan::DaemonVsock(vsock_daemon()), share)
+}
+
+/// Goes through a sandbox's life up to step `left`.
+async fn live(
+    stand: &Stand,
+    request: &SandboxRequest,
+    left: Option<u32>,
+) -> (Host, crate::error::Result<()>) {
+    let mut host = Host::new(request, full("s")).unwrap();
+    host.steps.left = left;
+    let bind = BindPlan {
+        name: "volume".into(),
+        source: stand.path("volume"),
+        readonly: false,
+        recursive: true,
+    };
+    let plan = container("c", RootPlan::Directory(stand.path("root")), vec![bind]);
+    let lived = async {
+        host.acquire().await?;
+        let vm = hypervisor::VmRecord {
+            driver: "fake".into(),
+            // Of a process that is long gone.
+            pid: u32::MAX >> 1,
+            start_time: 1,
+            run_dir: stand.run_dir(),
+        };
+        host.keep(&vm)?;
+        host.carry_out(&plan)
+    };
+    let result = lived.await;
+    (host, result)
+}
+
+fn stand() -> Option<Stand> {
+    if !daemons_are_here() {
+        return None;
+    }
+    let stand = Stand::new();
+    for name in ["root", "volume"] {
+        fs::create_dir(stand.path(name)).unwrap();
+        fs::write(stand.path(name).join("kept"), "user's").unwrap();
+    }
+    Some(stand)
+}
+
+impl Stand {
+    fn assert_kept(&self) {
+        for name in ["root", "volume"] {
+            assert_eq!(fs::read(self.path(name).join("kept")).unwrap(), b"user's");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_at_any_step_leaves_nothing() {
+    let Some(stand) = stand() else { return };
+    let (request, _events) = stand.request("s");
+    let mut steps = 0;
+    loop {
+        let (mut host, result) = live(&stand, &request, Some(steps)).await;
+        match steps % 2 {
+            0 => host.release().await.unwrap(),
+            // Torn down with its runtime.
+            _ => drop(host),
+        }
+        stand.assert_clean();
+        stand.assert_kept();
+        match result {
+            Ok(()) => break,
+            Err(error) => assert!(error.context.contains("this step"), "{}", error.chain()),
+        }
+        steps += 1;
+    }
+    assert!(steps > 10, "only {steps} steps");
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_at_any_time_leaves_nothing() {
+    let Some(stand) = stand() else { return };
+    let (request, _events) = stand.request("s");
+    let whole = std::time::Instant::now();
+    let (mut host, result) = live(&stand, &request, None).await;
+    result.unwrap();
+    let whole = whole.elapsed();
+    host.release().await.unwrap();
+    for n in 0..20 {
+        let mut host = Host::new(&request, full("s")).unwrap();
+        let _ = tokio::time::timeout(whole * n / 20, host.acquire()).await;
+        host.release().await.unwrap();
+        stand.assert_clean();
+    }
+}
+
+#[tokio::test]
+async fn a_dead_owner_is_cleaned_up_after_whatever_it_had() {
+    let Some(stand) = stand() else { return };
+    let (request, _events) = stand.request("s");
+    let clean = || clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
+    clean().await.expect("nothing there is success");
+    let mut steps = 0;
+    loop {
+        let (host, result) = live(&stand, &request, Some(steps)).await;
+        if host.held.is_some() {
+            let refused = clean().await.unwrap_err();
+            assert_eq!(refused.kind, ErrorKind::FailedPrecondition, "{refused}");
+        }
+        host.die();
+        match steps % 2 {
+            0 => clean().await.unwrap(),
+            // Its id is taken by the next sandbox.
+            _ => {
+                let (mut host, result) = live(&stand, &request, None).await;
+                result.unwrap();
+                host.release().await.unwrap();
+            }
+        }
+        stand.assert_clean();
+        stand.assert_kept();
+        if result.is_ok() {
+            break;
+        }
+        steps += 1;
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_told_and_the_rest_goes() {
+    let Some(stand) = stand() else { return };
+    let (request, _events) = stand.request("s");
+    let (host, _) = live(&stand, &request, None).await;
+    let record = host.held.as_ref().unwrap().home.dir().join("record.json");
+    host.die();
+    fs::write(record, "{").unwrap();
+    let clean = || clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
+    let error = clean().await.unwrap_err();
+    assert!(error.context.contains("record.json"), "{error}");
+    stand.assert_clean();
+    clean().await.unwrap();
+}
+
+impl Host {
+    /// As by SIGKILL: what the kernel does then, and nothing else.
+    fn die(mut self) {
+        if let Some(mut held) = self.held.take() {
+            // Their parent-death signal.
+            held.daemons.clear();
+        }
+    }
+}

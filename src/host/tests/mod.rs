@@ -1,0 +1,5 @@
+//! The host's side, with real mounts and daemons. Needs root.
+
+mod files;
+mod leak;
+mod stand;

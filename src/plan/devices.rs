@@ -1,0 +1,77 @@
+//! Device nodes and the rules about devices. Pure.
+//!
+//! The numbers in a specification are the host's. Only those of the kernel's virtual devices, which are the same on every
+//! Linux, mean the same in the guest; under any other number the guest has another device or none.
+
+use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType as Type};
+
+use super::unsupported;
+use crate::error::Result;
+
+/// Major and minor numbers of character devices (Documentation/admin-guide/devices.txt of Linux); `None` is every minor.
+const VIRTUAL: [(i64, Option<i64>); 12] = [
+    (1, Some(3)),    // null
+    (1, Some(5)),    // zero
+    (1, Some(7)),    // full
+    (1, Some(8)),    // random
+    (1, Some(9)),    // urandom
+    (1, Some(11)),   // kmsg
+    (5, Some(0)),    // tty
+    (5, Some(1)),    // console
+    (5, Some(2)),    // ptmx
+    (10, Some(200)), // net/tun
+    (10, Some(229)), // fuse
+    (136, None),     // pts
+];
+
+fn is_virtual(kind: Type, major: i64, minor: Option<i64>) -> bool {
+    matches!(kind, Type::C | Type::U)
+        && VIRTUAL
+            .iter()
+            .any(|&(known, minors)| known == major && (minors.is_none() || minors == minor))
+}
+
+/// The devices that can be had in the guest. A privileged container asks for all that the host has, and gets those of the
+/// guest that are the same; for any other container, a device that it cannot have is an error.
+pub(super) fn nodes(asked: &[LinuxDevice], rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDevice>> {
+    let is_privileged = rules.iter().any(allows_all);
+    let mut nodes = Vec::new();
+    for (index, device) in asked.iter().enumerate() {
+        if device.typ() == Type::P || is_virtual(device.typ(), device.major(), Some(device.minor())) {
+            nodes.push(device.clone());
+        } else if !is_privileged {
+            return Err(unsupported(
+                format_args!("linux.devices[{index}]"),
+                format!(
+                    "{} ({} {}:{}) is a device of the host, which the guest does not have",
+                    device.path().display(),
+                    device.typ().as_str(),
+                    device.major(),
+                    device.minor()
+                ),
+            ));
+        }
+    }
+    Ok(nodes)
+}
+
+fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
+    let any = |number: Option<i64>| matches!(number, None | Some(-1));
+    rule.allow() && matches!(rule.typ(), None | Some(Type::A)) && any(rule.major()) && any(rule.minor())
+}
+
+/// The rules without those that allow a device of the host by its number: under it, the guest may have one of its own.
+pub(super) fn rules(asked: &[LinuxDeviceCgroup]) -> Vec<LinuxDeviceCgroup> {
+    let keep = |rule: &&LinuxDeviceCgroup| {
+        let named = rule.major().filter(|&major| major != -1);
+        match named {
+            Some(major) if rule.allow() => is_virtual(
+                rule.typ().unwrap_or(Type::A),
+                major,
+                rule.minor().filter(|&minor| minor != -1),
+            ),
+            _ => true,
+        }
+    };
+    asked.iter().filter(keep).cloned().collect()
+}

@@ -1,0 +1,216 @@
+//! Mounts: which of them are files of the host's, and what the guest mounts in their place. Pure.
+//!
+//! Every source that the guest is told lies below its own directory, or is a file system of its own kernel. What is at the
+//! path on the host is not known here, so that only paths decide: `/sys`, `/proc` and `/dev` are the kernel's, and the guest's
+//! kernel is another one than the host's.
+
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::Mount;
+
+use super::unsupported;
+use crate::error::{Error, ErrorKind, Result};
+use crate::guest;
+use crate::model::{BindPlan, ContainerConfig};
+
+/// File systems that the kernel makes out of nothing.
+const OF_THE_KERNEL: [&str; 16] = [
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "fusectl",
+    "hugetlbfs",
+    "mqueue",
+    "proc",
+    "ramfs",
+    "securityfs",
+    "sysfs",
+    "tmpfs",
+    "tracefs",
+];
+
+/// The options that set SELinux labels; the guest's kernel has no SELinux and takes them for nonsense.
+const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
+
+/// A container's mounts.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    /// In the guest.
+    pub(super) guest: Vec<Mount>,
+    /// On the host, for the guest.
+    pub(super) binds: Vec<BindPlan>,
+}
+
+/// Sorts the mounts of a specification. `own_user`: the container has a user namespace of its own.
+pub(super) fn plan(container: &ContainerConfig, own_user: bool) -> Result<Mounts> {
+    let mut mounts = Mounts::default();
+    for (index, asked) in container.spec.mounts().iter().flatten().enumerate() {
+        if asked.uid_mappings().is_some() || asked.gid_mappings().is_some() {
+            return Err(unsupported(
+                format_args!("mounts[{index}].uidMappings"),
+                "id-mapped mounts are not supported",
+            ));
+        }
+        let mut mount = asked.clone();
+        mount.set_options(options(asked));
+        let options = Options::read(&mount);
+        if options.remount {
+            mount.set_source(None);
+        } else if options.bind {
+            bind(index, &mut mount, &options, container, &mut mounts.binds)?;
+        } else {
+            new(index, &mut mount, own_user)?;
+        }
+        mounts.guest.push(mount);
+    }
+    Ok(mounts)
+}
+
+/// The options without labels.
+fn options(mount: &Mount) -> Option<Vec<String>> {
+    let options = mount.options().as_ref()?;
+    let is_label = |option: &str| LABELS.iter().any(|label| option.starts_with(label));
+    Some(
+        options
+            .iter()
+            .filter(|option| !is_label(option))
+            .cloned()
+            .collect(),
+    )
+}
+
+/// What options say that matters to the host.
+struct Options {
+    bind: bool,
+    recursive: bool,
+    readonly: bool,
+    remount: bool,
+}
+
+impl Options {
+    fn read(mount: &Mount) -> Self {
+        let mut read = Self {
+            bind: mount.typ().as_deref() == Some("bind"),
+            recursive: false,
+            readonly: false,
+            remount: false,
+        };
+        for option in mount.options().iter().flatten() {
+            match option.as_str() {
+                "bind" => read.bind = true,
+                "rbind" => (read.bind, read.recursive) = (true, true),
+                "ro" | "rro" => read.readonly = true,
+                "rw" | "rrw" => read.readonly = false,
+                "remount" => read.remount = true,
+                _ => {}
+            }
+        }
+        read
+    }
+}
+
+fn bind(
+    index: usize,
+    mount: &mut Mount,
+    options: &Options,
+    container: &ContainerConfig,
+    binds: &mut Vec<BindPlan>,
+) -> Result<()> {
+    let source = match mount.source() {
+        Some(source) if !source.as_os_str().is_empty() => container.bundle.join(source),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("config.json: mounts[{index}].source: is missing"),
+            ));
+        }
+    };
+    let clean = clean(&source);
+    if clean == Path::new("/sys/fs/cgroup") {
+        // The host's tree would not show the container's processes.
+        let is_binding = |option: &String| {
+            matches!(option.as_str(), "bind" | "rbind")
+                || option.trim_start_matches('r') == "private"
+                || option.trim_start_matches('r') == "slave"
+                || option.trim_start_matches('r') == "shared"
+        };
+        let mut rest = mount.options().clone().unwrap_or_default();
+        rest.retain(|option| !is_binding(option));
+        mount.set_typ(Some("cgroup".to_owned()));
+        mount.set_source(Some("cgroup".into()));
+        mount.set_options(Some(rest));
+    } else if mount.destination() == Path::new("/dev/shm") || clean.starts_with("/dev/shm") {
+        // Memory that processes share must be memory of their own kernel.
+        mount.set_source(Some(agent_protocol::GUEST_SHM.into()));
+    } else if ["/sys", "/proc", "/dev"]
+        .iter()
+        .any(|kernel| clean.starts_with(kernel))
+    {
+        mount.set_source(Some(clean));
+    } else {
+        let name = format!("m{}", binds.len());
+        mount.set_source(Some(guest::shared(&container.directory, &name).into()));
+        binds.push(BindPlan {
+            name,
+            source,
+            readonly: options.readonly,
+            recursive: options.recursive,
+        });
+    }
+    Ok(())
+}
+
+fn new(index: usize, mount: &mut Mount, own_user: bool) -> Result<()> {
+    let kind = match mount.typ().as_deref() {
+        Some(kind) if !kind.is_empty() => kind.to_owned(),
+        _ => {
+            return Err(Error::new(
+                ErrorKind::InvalidArgument,
+                format!("config.json: mounts[{index}].type: is missing"),
+            ));
+        }
+    };
+    if !OF_THE_KERNEL.contains(&kind.as_str()) {
+        return Err(unsupported(
+            format_args!("mounts[{index}].type"),
+            format!(
+                "{} cannot be mounted in the guest; mount it on the host, and bind its directory",
+                crate::oci::shown(&kind)
+            ),
+        ));
+    }
+    if kind == "sysfs" && own_user {
+        // A new one belongs to the network namespace, which is the guest's.
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.push("rbind".to_owned());
+        mount.set_typ(Some("bind".to_owned()));
+        mount.set_source(Some("/sys".into()));
+        mount.set_options(Some(options));
+        return Ok(());
+    }
+    // Only a name that /proc/mounts shows; a path of the host's would be a false one.
+    let is_name = |source: &Path| !source.as_os_str().is_empty() && !source.to_string_lossy().contains('/');
+    if !mount.source().as_deref().is_some_and(is_name) {
+        mount.set_source(Some(kind.into()));
+    }
+    Ok(())
+}
+
+/// A path without `.` and `..`, as text: links are the host's to resolve.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => clean.push(name),
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    clean
+}

@@ -1,0 +1,225 @@
+//! Plans of sandboxes: every choice, and every refusal.
+
+use super::super::*;
+use super::*;
+use crate::model::Resources;
+
+#[test]
+fn the_best_channel_is_taken_and_a_forced_one_is_taken_or_refused() {
+    use AgentChannel as Wanted;
+    let daemon = || ChannelPlan::DaemonVsock(VSOCK.into());
+    // Wanted, kernel's vsock, vhost-user, its daemon, serial; then the choice or the words of the error.
+    type Expected<'a> = Result<ChannelPlan, &'a [&'a str]>;
+    let table: [(Wanted, bool, bool, bool, bool, Expected<'_>); 12] = [
+        (Wanted::Auto, true, true, true, true, Ok(ChannelPlan::KernelVsock)),
+        (Wanted::Auto, false, true, true, true, Ok(daemon())),
+        (Wanted::Auto, false, true, false, true, Ok(ChannelPlan::Serial)),
+        (Wanted::Auto, false, false, true, true, Ok(ChannelPlan::Serial)),
+        (
+            Wanted::Auto,
+            false,
+            true,
+            false,
+            false,
+            Err(&["channel", "vhost_user_vsock_daemon", VSOCK]),
+        ),
+        (
+            Wanted::Vsock,
+            true,
+            false,
+            false,
+            false,
+            Ok(ChannelPlan::KernelVsock),
+        ),
+        (
+            Wanted::Vsock,
+            false,
+            true,
+            true,
+            true,
+            Err(&["channel = \"vsock\"", "/dev/vhost-vsock", "vhost_vsock"]),
+        ),
+        (Wanted::VhostUserVsock, true, true, true, true, Ok(daemon())),
+        (
+            Wanted::VhostUserVsock,
+            true,
+            true,
+            false,
+            true,
+            Err(&["vhost_user_vsock_daemon", VSOCK, "install"]),
+        ),
+        (
+            Wanted::VhostUserVsock,
+            true,
+            false,
+            true,
+            true,
+            Err(&["vhost-user-vsock", "no vhost-user devices"]),
+        ),
+        (
+            Wanted::VirtioSerial,
+            true,
+            true,
+            true,
+            true,
+            Ok(ChannelPlan::Serial),
+        ),
+        (
+            Wanted::VirtioSerial,
+            true,
+            true,
+            true,
+            false,
+            Err(&["virtio-serial"]),
+        ),
+    ];
+    for (wanted, vsock_kernel, vhost_user, is_there, serial_port, expected) in table {
+        let mut config = config();
+        config.agent.channel = wanted;
+        let abilities = Capabilities {
+            vsock_kernel,
+            vhost_user,
+            serial_port,
+            ..abilities()
+        };
+        let chosen = channel::choose(&config, &abilities, &|path| is_there && path == Path::new(VSOCK));
+        match (chosen, expected) {
+            (Ok(chosen), Ok(expected)) => assert_eq!(chosen, expected, "{wanted:?}"),
+            (Err(error), Err(words)) => {
+                assert_eq!(error.kind, ErrorKind::FailedPrecondition);
+                assert!(
+                    words.iter().all(|word| error.context.contains(word)),
+                    "{}",
+                    error.context
+                );
+            }
+            (chosen, expected) => panic!("{wanted:?}: {chosen:?} instead of {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn directories_are_shared_as_configured_or_the_reason_is_told() {
+    let only = |program: &'static str| move |path: &Path| path == Path::new(program);
+    let config = config();
+    let choose = |abilities: &Capabilities, exists: &dyn Fn(&Path) -> bool| {
+        share::choose(&config.hypervisor, abilities, exists)
+    };
+    let virtio_fs = SharePlan::VirtioFs {
+        daemon: VIRTIOFSD.into(),
+        cache: "auto",
+    };
+    assert_eq!(choose(&abilities(), &only(VIRTIOFSD)).unwrap(), virtio_fs);
+    assert_eq!(choose(&of_process(), &|_| false).unwrap(), SharePlan::Process);
+    let error = choose(&abilities(), &only(VSOCK)).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::FailedPrecondition);
+    assert!(
+        error.context.contains("virtio_fs_daemon") && error.context.contains(VIRTIOFSD),
+        "{}",
+        error.context
+    );
+    let without = Capabilities {
+        vhost_user: false,
+        ..abilities()
+    };
+    assert_eq!(choose(&without, &all).unwrap_err().kind, ErrorKind::Unsupported);
+    let mut none = config.hypervisor.clone();
+    none.shared_fs = SharedFs::None;
+    let error = share::choose(&none, &abilities(), &all).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(
+        error.context.contains("shared_fs = \"virtio-fs\""),
+        "{}",
+        error.context
+    );
+}
+
+#[test]
+fn a_machine_has_the_default_and_what_its_workload_may_use() {
+    let mib = 1 << 20;
+    // Thousandths of a CPU, bytes, then vCPUs and MiB.
+    let table = [
+        (None, None, 1, 256),
+        (Some(0), Some(0), 1, 256),
+        (Some(1), Some(1), 2, 258),
+        (Some(1000), Some(128 * mib), 2, 384),
+        (Some(1001), Some(129 * mib), 3, 386),
+        (Some(u64::MAX), Some(u64::MAX), 4, 4096),
+    ];
+    for (cpu_millis, memory_bytes, vcpus, memory_mib) in table {
+        let workload = Resources {
+            cpu_millis,
+            memory_bytes,
+        };
+        let size = sizing::size(&config(), &abilities(), workload);
+        assert_eq!((size.vcpus, size.memory_mib), (vcpus, memory_mib), "{workload:?}");
+        assert_eq!(
+            (size.max_vcpus, size.max_memory_mib),
+            (vcpus, memory_mib),
+            "static: {workload:?}"
+        );
+        let mut dynamic = config();
+        dynamic.runtime.static_sandbox_resource_mgmt = false;
+        let resizes = Capabilities {
+            resize: true,
+            ..abilities()
+        };
+        let size = sizing::size(&dynamic, &resizes, workload);
+        assert_eq!((size.vcpus, size.memory_mib), (vcpus, memory_mib), "{workload:?}");
+        assert_eq!(
+            (size.max_vcpus, size.max_memory_mib),
+            (4, 4096),
+            "dynamic: {workload:?}"
+        );
+    }
+}
+
+#[test]
+fn memory_is_shared_exactly_where_a_daemon_maps_it() {
+    let spec = oci::load(CALLERS[0].1.as_bytes()).unwrap();
+    let backing = |channel, abilities: &Capabilities| {
+        let mut config = config();
+        config.agent.channel = channel;
+        sandbox(&config, &sandbox_of(&spec), abilities, &all)
+            .unwrap()
+            .memory
+            .backing
+    };
+    assert_eq!(
+        backing(AgentChannel::VirtioSerial, &abilities()),
+        MemoryBacking::Shared
+    );
+    assert_eq!(
+        backing(AgentChannel::VirtioSerial, &of_process()),
+        MemoryBacking::Private
+    );
+}
+
+#[test]
+fn the_guest_becomes_the_pod() {
+    let spec = oci::load(CALLERS[1].1.as_bytes()).unwrap();
+    let config = config();
+    let pod = oci::sandbox(
+        &SandboxId::new("pod").unwrap(),
+        &spec,
+        Some("nameserver 10.0.0.1\n"),
+    )
+    .unwrap();
+    let plan = sandbox(&config, &pod, &abilities(), &all).unwrap();
+    assert_eq!(plan.kernel_params, ["quiet"]);
+    let guest = plan.guest;
+    assert_eq!(
+        (guest.sandbox_id.as_str(), guest.hostname.as_str()),
+        ("pod", "web-0")
+    );
+    assert_eq!(guest.dns.servers, ["10.0.0.1"]);
+    assert_eq!(guest.sysctls.len(), 2);
+    let [share] = guest.storages.as_slice() else {
+        panic!("{:?}", guest.storages);
+    };
+    assert_eq!(
+        (share.driver.as_str(), share.source.as_str()),
+        ("virtio-fs", guest::SHARE_TAG)
+    );
+    assert_eq!(share.mount_point, guest::GUEST_SHARE);
+}
