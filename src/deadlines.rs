@@ -3,7 +3,16 @@
 use std::time::Duration;
 
 /// For the agent to take a SIGKILL. A guest that does not is frozen or hostile; its VM is stopped.
-pub(crate) const KILL: Duration = Duration::from_secs(3);
+pub(crate) const KILL: Duration = Duration::from_secs(5);
+
+/// For the agent to take another signal. It is on its way then all the same, and whoever sent it has a SIGKILL to come.
+pub(crate) const SIGNAL: Duration = Duration::from_secs(5);
+
+/// For the agent to read figures. containerd asks one container after the other, and the next ones wait.
+pub(crate) const STATS: Duration = Duration::from_secs(5);
+
+/// Between two OOM notices of one container. A guest can make up any number of them.
+pub(crate) const OOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// From a SIGKILL that the agent took to the end of the container. Freeing a large process takes its time, an
 /// uninterruptible one never ends; then its VM is stopped.

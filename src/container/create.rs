@@ -39,8 +39,13 @@ pub(crate) enum Appeal {
         /// Answered when it is done.
         done: oneshot::Sender<Result<()>>,
     },
-    /// The guest does not obey: end its virtual machine. The text says why.
-    ForceStop(String),
+    /// The guest does not obey: end its virtual machine, unless others live in it.
+    ForceStop {
+        /// Whose end does not come.
+        container: ContainerId,
+        /// What the guest does not do.
+        reason: String,
+    },
 }
 
 /// What a container is made of.

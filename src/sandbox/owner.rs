@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_client::Agent;
 use agent_protocol as p;
@@ -34,6 +34,9 @@ type Jobs = FuturesUnordered<BoxFuture<'static, Command>>;
 /// Between two questions for events. What the guest has to tell is not urgent, and a hostile one answers all day.
 const EVENT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Events of one answer that are looked at: as many as the agent keeps.
+const MOST_EVENTS: usize = 1024;
+
 /// The owner.
 pub(super) struct Owner {
     id: SandboxId,
@@ -50,6 +53,8 @@ pub(super) struct Owner {
     /// Why the virtual machine is being stopped, if it is.
     reason: Option<VmEnd>,
     events: mpsc::Sender<Event>,
+    /// When a container's last OOM notice was passed on.
+    told_oom: BTreeMap<ContainerId, Instant>,
     phases: Phases,
     appeals: mpsc::Sender<Appeal>,
     jobs: Jobs,
@@ -88,6 +93,7 @@ impl Owner {
             end: watch::Sender::new(None),
             reason: None,
             events: estate.events,
+            told_oom: BTreeMap::new(),
             phases: estate.phases,
             appeals,
             jobs: Jobs::new(),
@@ -238,9 +244,9 @@ impl Owner {
     }
 
     /// Passes on what the guest says has happened to containers that exist; answers with the last sequence number.
-    fn guest_events(&self, after: u64, events: Vec<p::Event>) -> u64 {
+    fn guest_events(&mut self, after: u64, events: Vec<p::Event>) -> u64 {
         let mut last = after;
-        for event in events {
+        for event in events.into_iter().take(MOST_EVENTS) {
             last = last.max(event.sequence);
             let Some(p::event::Kind::Oom(oom)) = event.kind else {
                 continue;
@@ -248,9 +254,16 @@ impl Owner {
             let Ok(id) = ContainerId::new(oom.container_id) else {
                 continue;
             };
-            if self.containers.contains_key(&id)
-                && let Err(error) = self.events.try_send(Event::Oom(id))
-            {
+            let now = Instant::now();
+            let is_new = self
+                .told_oom
+                .get(&id)
+                .is_none_or(|told| now.duration_since(*told) >= deadlines::OOM_PAUSE);
+            if !self.containers.contains_key(&id) || !is_new {
+                continue;
+            }
+            self.told_oom.insert(id.clone(), now);
+            if let Err(error) = self.events.try_send(Event::Oom(id)) {
                 debug!(self.log, "an OOM notice is dropped"; "error" => %error);
             }
         }
@@ -259,11 +272,21 @@ impl Owner {
 
     fn appeal(&mut self, appeal: Appeal) {
         match appeal {
-            Appeal::ForceStop(reason) => self.stop_vm(VmEnd { reason, killed: true }),
+            Appeal::ForceStop { container, reason } => {
+                // A container that can't end (its storage is gone, say) takes its pod along only if it is the pod.
+                let is_alone = self.containers.keys().all(|other| *other == container);
+                if is_alone || container.as_str() == self.id.as_str() {
+                    warn!(self.log, "the virtual machine has to be stopped"; "reason" => &reason);
+                    self.stop_vm(VmEnd { reason, killed: true });
+                } else {
+                    warn!(self.log, "the guest does not obey; others live in it"; "reason" => reason);
+                }
+            }
             Appeal::Release { id, done } => {
                 let removed = self.remove(&id);
                 if removed.is_ok() {
                     self.containers.remove(&id);
+                    self.told_oom.remove(&id);
                 }
                 drop(done.send(removed));
             }

@@ -53,6 +53,8 @@ impl Pod {
         }
         let mut closing = self.closing.subscribe();
         let created = tokio::select! {
+            // What is there already is not to be forgotten because its caller goes at the same moment.
+            biased;
             created = self.build(order) => created,
             () = reply.closed() => Err(Error::new(
                 ErrorKind::DeadlineExceeded,
