@@ -32,6 +32,10 @@ pub(crate) const DAEMON_READY: Duration = Duration::from_secs(10);
 /// From a VMM's failure to the news that a daemon's end was its cause.
 pub(crate) const DAEMON_NEWS: Duration = Duration::from_millis(100);
 
+/// For the network of a sandbox to be read, connected or disconnected: a few dozen requests that the kernel answers at once,
+/// but for its lock, which the end of other network namespaces can hold for seconds.
+pub(crate) const NETWORK: Duration = Duration::from_secs(30);
+
 /// From an owner's death to the end of a child that it was just starting, which has its lock. Shorter than what callers
 /// allow for a cleaning up (containerd: 5 s).
 pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);

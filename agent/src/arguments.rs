@@ -8,7 +8,7 @@ use crate::dial::Channel;
 use crate::error::{Error, Result};
 
 /// How to call it.
-pub const USAGE: &str = "kata-agent --connect unix:<path> --root <dir> [--cgroup-root <dir>] [--share <tag>=<dir>]...
+pub const USAGE: &str = "kata-agent --connect unix:<path> --root <dir> [--cgroup-root <dir>] [--share <tag>=<dir>]... [--network own|host]
 (as PID 1 it takes no arguments: kata.agent=vsock:<port>|serial on the kernel's command line names the channel)";
 
 /// What an ordinary process is told.
@@ -22,6 +22,8 @@ pub struct Arguments {
     pub cgroup_root: Option<PathBuf>,
     /// Directories that stand for virtio-fs shares, by tag.
     pub shares: HashMap<String, PathBuf>,
+    /// The network namespace that it runs in is the sandbox's own, to be set up as the host says.
+    pub owns_network: bool,
 }
 
 impl Arguments {
@@ -33,6 +35,7 @@ impl Arguments {
         const FIELD: &str = "arguments";
         let mut arguments = arguments.into_iter();
         let (mut channel, mut root, mut cgroup_root, mut shares) = (None, None, None, HashMap::new());
+        let mut owns_network = false;
         while let Some(flag) = arguments.next() {
             let flag = flag.to_string_lossy().into_owned();
             let value = arguments
@@ -53,6 +56,13 @@ impl Arguments {
                         .ok_or_else(|| Error::invalid(FIELD, "--share: not of the form <tag>=<dir>"))?;
                     shares.insert(tag.to_owned(), PathBuf::from(dir));
                 }
+                "--network" => {
+                    owns_network = match text()? {
+                        "own" => true,
+                        "host" => false,
+                        _ => return Err(Error::invalid(FIELD, "--network: neither own nor host")),
+                    }
+                }
                 _ => return Err(Error::invalid(FIELD, format!("{flag} is unknown"))),
             }
         }
@@ -62,6 +72,7 @@ impl Arguments {
             root: root.ok_or_else(|| missing("--root"))?,
             cgroup_root,
             shares,
+            owns_network,
         })
     }
 }
@@ -80,6 +91,12 @@ mod tests {
         assert_eq!(parsed.channel, Channel::Unix("/s".into()));
         assert_eq!((parsed.root.as_path(), parsed.cgroup_root), ("/r".as_ref(), None));
         assert_eq!(parsed.shares["b"], PathBuf::from("/y=z"));
+        assert!(!parsed.owns_network, "an agent leaves its host's network alone");
+        assert!(
+            parse("--root /r --connect unix:/s --network own")
+                .unwrap()
+                .owns_network
+        );
     }
 
     #[test]
@@ -91,6 +108,7 @@ mod tests {
             ("--verbose 1", "--verbose"),
             ("--share x --root /r --connect unix:/s", "--share"),
             ("--connect tcp:1 --root /r", "tcp"),
+            ("--connect unix:/s --root /r --network mine", "--network"),
         ] {
             let error = parse(words).unwrap_err().to_string();
             assert!(error.contains(named), "{words}: {error}");

@@ -87,6 +87,14 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
+    /// The kernel refused a part of the network.
+    #[error("{action}: {source}")]
+    Network {
+        /// What was tried, on which object.
+        action: String,
+        /// Why it failed.
+        source: netlink::Error,
+    },
     /// The container could not be made or changed.
     #[error(transparent)]
     Container(#[from] crate::container::Error),
@@ -127,6 +135,14 @@ impl Error {
         }
     }
 
+    /// A closure for `map_err` on a request to the kernel's rtnetlink.
+    pub fn network(action: impl Into<String>) -> impl FnOnce(netlink::Error) -> Self {
+        move |source| Self::Network {
+            action: action.into(),
+            source,
+        }
+    }
+
     /// Kind of this error.
     pub fn kind(&self) -> Kind {
         match self {
@@ -137,7 +153,7 @@ impl Error {
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Late(..) => Kind::DeadlineExceeded,
             Self::Container(error) => error.kind(),
-            Self::File { .. } | Self::System { .. } => Kind::Internal,
+            Self::File { .. } | Self::System { .. } | Self::Network { .. } => Kind::Internal,
         }
     }
 }

@@ -73,7 +73,7 @@ impl Identity {
             .try_for_each(|(key, _)| sysctl_file(key).map(drop))
     }
 
-    /// Gives the guest its identity. Entropy first: everything after it may need randomness.
+    /// Gives the guest its identity, but for the sysctls. Entropy first: everything after it may need randomness.
     ///
     /// # Errors
     /// [`Error::System`] and [`Error::File`] with the kernel's reason.
@@ -95,6 +95,14 @@ impl Identity {
         if !self.hostname.is_empty() {
             nix::unistd::sethostname(&self.hostname).map_err(Error::system("set the hostname"))?;
         }
+        Ok(())
+    }
+
+    /// Sets the sysctls. They may name network interfaces, which are to have their names before.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the kernel's reason.
+    pub fn apply_sysctls(&self) -> Result<()> {
         for (key, value) in &self.sysctls {
             let path = sysctl_file(key)?;
             std::fs::write(&path, value).map_err(Error::file("write", path))?;

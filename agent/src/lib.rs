@@ -14,6 +14,7 @@ mod events;
 mod identity;
 mod init;
 mod log;
+mod network;
 mod process;
 mod reaper;
 mod rpc;

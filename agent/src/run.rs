@@ -37,6 +37,7 @@ pub fn guest() -> ! {
             mounter,
             cgroup_root: PathBuf::from(init::CGROUP_ROOT),
             owns_kernel: true,
+            owns_network: true,
         };
         serve(
             settings,
@@ -68,11 +69,15 @@ pub fn process(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
         MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
     )
     .map_err(Error::file("make mounts private of", "/"))?;
+    if arguments.owns_network {
+        init::loopback_up()?;
+    }
     let mounter = Mounter::new(Root::open(&arguments.root)?, arguments.shares);
     let settings = Settings {
         mounter,
         cgroup_root,
         owns_kernel: false,
+        owns_network: arguments.owns_network,
     };
     serve(
         settings,

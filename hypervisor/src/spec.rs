@@ -26,6 +26,9 @@ pub struct VmSpec {
     pub memory: Memory,
     /// Devices present at start, in a stable order.
     pub devices: Vec<Device>,
+    /// Network namespace that the VMM's process is in; `None`: the caller's. Its network devices are where their taps are,
+    /// whatever this is.
+    pub network_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// Guest memory.

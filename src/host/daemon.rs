@@ -48,6 +48,7 @@ impl Daemon {
             path: path.to_owned(),
             args,
             fds,
+            network_namespace: None,
         };
         let (process, output) = process::start(program).await?;
         let process = Arc::new(process);

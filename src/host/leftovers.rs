@@ -5,8 +5,9 @@ use hypervisor::{Hypervisor, VmRecord, process};
 
 use super::clear;
 use super::home::Home;
+use super::network;
 use crate::SandboxId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::{DaemonRecord, Record};
 
 /// Cleans up what is left of a sandbox, if anything is.
@@ -31,16 +32,18 @@ pub(super) async fn clear_dead(home: Home, hypervisor: &dyn Hypervisor) -> Resul
     // A record that cannot be read names processes that cannot be found. The rest can go.
     let record = Record::read(home.dir());
     let mut result = Ok(());
-    if let Ok(Some(Record { vm, daemons, .. })) = &record {
-        if let Some(vm) = vm {
-            result = result.and(hypervisor.reap(vm).await);
+    if let Ok(Some(record)) = &record {
+        if let Some(vm) = &record.vm {
+            result = result.and(hypervisor.reap(vm).await.map_err(Error::from));
         }
-        for daemon in daemons.iter().rev() {
-            result = result.and(process::reap(&identity(daemon)).await);
+        for daemon in record.daemons.iter().rev() {
+            result = result.and(process::reap(&identity(daemon)).await.map_err(Error::from));
+        }
+        if let Some(network) = &record.network {
+            result = result.and(network::clean_up_dead(network).await);
         }
     }
-    let result = record.map(drop).and(result.map_err(Into::into));
-    result.and(clear(&home))
+    record.map(drop).and(result).and(clear(&home))
 }
 
 /// A daemon as what it is to a reaper: a process.

@@ -10,6 +10,7 @@ mod home;
 mod leftovers;
 mod mount;
 mod mountinfo;
+mod network;
 mod options;
 mod ready;
 mod share;
@@ -34,12 +35,13 @@ use slog::{Logger, o, warn};
 use daemon::Daemon;
 use home::Home;
 pub(crate) use leftovers::clean_up_dead;
+use network::Attached;
 use share::Share;
 use step::Steps;
 
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ChannelPlan, ContainerPlan, SandboxPlan, SharePlan};
+use crate::model::{ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Acquired, Ground, SandboxRequest};
 use crate::store::Record;
 use crate::{ContainerId, SandboxId, oci, plan};
@@ -66,6 +68,7 @@ struct Held {
     record: Record,
     share: Option<Share>,
     daemons: Vec<Daemon>,
+    network: Option<Attached>,
 }
 
 impl Host {
@@ -104,6 +107,25 @@ impl Host {
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
     }
 
+    /// The pod's network.
+    async fn network<'a>(
+        held: &'a mut Held,
+        plan: &NetworkPlan,
+        steps: &mut Steps,
+        log: &Logger,
+    ) -> Result<&'a Attached> {
+        let model = network::Model::of(plan.model);
+        let network = network::attach(&plan.namespace, model, plan.queues).await?;
+        for what in network.left_out() {
+            warn!(log, "{} and is not in the guest", what; "namespace" => %plan.namespace.display());
+        }
+        held.record.network = Some(network.record());
+        let network = held.network.insert(network);
+        held.record.write(held.home.dir())?;
+        steps.take()?;
+        Ok(network)
+    }
+
     /// The share, and its device.
     async fn share(
         held: &mut Held,
@@ -138,7 +160,10 @@ impl Held {
 
     /// Ends the daemons and gives everything back.
     async fn release(&mut self) -> Result<()> {
-        let mut result = Ok(());
+        let mut result = match self.network.take() {
+            Some(mut network) => network.release().await,
+            None => Ok(()),
+        };
         for daemon in self.daemons.drain(..).rev() {
             result = result.and(daemon.stop().await);
         }
@@ -184,6 +209,7 @@ impl Ground for Host {
             record: Record::new(&self.scope, &plan.id),
             share: None,
             daemons: Vec::new(),
+            network: None,
         });
         steps.take()?;
         held.record.write(held.home.dir())?;
@@ -202,6 +228,16 @@ impl Ground for Host {
             steps.take()?;
         }
 
+        let mut machine_devices = vec![agents.device, share];
+        let mut guest = plan.guest.clone();
+        let mut network_namespace = None;
+        if let Some(plan) = &plan.network {
+            let network = Self::network(held, plan, steps, log).await?;
+            network_namespace = Some(network.namespace());
+            machine_devices.extend(network.devices());
+            guest.network = Some(network.guest().clone()).into();
+        }
+
         let mut kernel_params = plan.kernel_params.clone();
         kernel_params.push(agents.kernel_param);
         Ok(Acquired {
@@ -214,10 +250,11 @@ impl Ground for Host {
                 vcpus: plan.vcpus,
                 max_vcpus: plan.max_vcpus,
                 memory: plan.memory.clone(),
-                devices: vec![agents.device, share],
+                devices: machine_devices,
+                network_namespace,
             },
             listener: agents.listener,
-            guest: plan.guest.clone(),
+            guest,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {

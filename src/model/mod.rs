@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use agent_protocol as p;
+use configuration::NetworkModel;
 use hypervisor::Memory;
 use oci_spec::runtime::Spec;
 
@@ -118,8 +119,21 @@ pub struct SandboxPlan {
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.
     pub share: SharePlan,
+    /// The pod's network namespace, and what of it reaches the guest. `None`: the guest has no network.
+    pub network: Option<NetworkPlan>,
     /// The sandbox's part of the conversation with the agent, but for clock and entropy.
     pub guest: p::CreateSandboxRequest,
+}
+
+/// The pod's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkPlan {
+    /// Its network namespace on the host, in which the VMM runs.
+    pub namespace: PathBuf,
+    /// How the interfaces in it reach the guest.
+    pub model: NetworkModel,
+    /// Queues of each interface.
+    pub queues: u32,
 }
 
 /// The byte stream to the agent.

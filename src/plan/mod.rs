@@ -14,13 +14,15 @@ mod tests;
 
 use std::path::Path;
 
-use configuration::Config;
+use configuration::{Config, NetworkModel};
 use hypervisor::{Capabilities, Memory, MemoryBacking};
 use oci_spec::runtime::LinuxResources;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
-use crate::model::{ChannelPlan, ContainerConfig, ContainerPlan, SandboxConfig, SandboxPlan, SharePlan};
+use crate::model::{
+    ChannelPlan, ContainerConfig, ContainerPlan, NetworkPlan, SandboxConfig, SandboxPlan, SharePlan,
+};
 
 /// Plans a sandbox. `exists` tells whether a program of the configuration is there, so that what is missing is passed over
 /// where there is a choice, and named where there is none.
@@ -62,7 +64,28 @@ pub fn sandbox(
         },
         channel,
         share,
+        network: network(config, sandbox, abilities, size.vcpus),
         guest: guest::create_sandbox(sandbox),
+    })
+}
+
+/// Plans the network, where the pod has one of its own.
+fn network(
+    config: &Config,
+    sandbox: &SandboxConfig,
+    abilities: &Capabilities,
+    vcpus: u32,
+) -> Option<NetworkPlan> {
+    let namespace = sandbox.network_namespace.clone()?;
+    Some(NetworkPlan {
+        namespace,
+        // A guest that is a process of the host has the pod's network by being in its namespace.
+        model: if abilities.guest_is_process {
+            NetworkModel::None
+        } else {
+            config.runtime.internetworking_model
+        },
+        queues: vcpus,
     })
 }
 

@@ -86,6 +86,7 @@ impl Ground for Bare {
                         directory: share,
                     }),
                 ],
+                network_namespace: None,
             },
             listener,
             guest: p::CreateSandboxRequest {

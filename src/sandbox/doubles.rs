@@ -144,6 +144,7 @@ impl Ground for Counted {
                     backing: MemoryBacking::Private,
                 },
                 devices: Vec::new(),
+                network_namespace: None,
             },
             listener,
             guest: p::CreateSandboxRequest::default(),

@@ -43,6 +43,24 @@ pub(crate) struct Record {
     pub(crate) vm: Option<VmRecord>,
     /// Daemons that serve its devices.
     pub(crate) daemons: Vec<DaemonRecord>,
+    /// What it has in the pod's network namespace.
+    #[serde(default)]
+    pub(crate) network: Option<NetworkRecord>,
+}
+
+/// What a sandbox has in a network namespace. Taps are not listed: they go with their owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetworkRecord {
+    /// Where the namespace was found.
+    pub(crate) namespace: PathBuf,
+    /// Device and inode numbers of the namespace, so that another one at that path is left alone.
+    pub(crate) device: u64,
+    /// See `device`.
+    pub(crate) inode: u64,
+    /// Numbers of the links whose frames go elsewhere.
+    pub(crate) redirected: Vec<u32>,
+    /// Numbers of the links that were made.
+    pub(crate) made: Vec<u32>,
 }
 
 /// A daemon.
@@ -74,6 +92,7 @@ impl Record {
             created_at: now.as_secs(),
             vm: None,
             daemons: Vec::new(),
+            network: None,
         }
     }
 

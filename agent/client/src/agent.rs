@@ -33,8 +33,10 @@ macro_rules! agent_rpcs {
 agent_rpcs! {
     /// Who is there.
     hello(p::HelloRequest) -> p::HelloResponse;
-    /// Identity, clock, entropy, DNS, sandbox storages; once per guest.
+    /// Identity, clock, entropy, network, DNS, sandbox storages; once per guest.
     create_sandbox(p::CreateSandboxRequest) -> p::Empty;
+    /// Interfaces, addresses, routes and neighbours in addition.
+    update_network(p::UpdateNetworkRequest) -> p::Empty;
     /// Ends all processes, syncs and unmounts.
     destroy_sandbox(p::DestroySandboxRequest) -> p::Empty;
     /// Mounts, and creates the init process up to its exec.

@@ -309,6 +309,14 @@ impl Agent for FakeAgent {
         self.empty("create_sandbox", limit, |_| Ok(())).await
     }
 
+    async fn update_network(
+        &self,
+        _: p::UpdateNetworkRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("update_network", limit, |_| Ok(())).await
+    }
+
     async fn destroy_sandbox(
         &self,
         _: p::DestroySandboxRequest,

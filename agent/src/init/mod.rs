@@ -30,7 +30,11 @@ pub fn prepare() -> Result<Parameters> {
     Parameters::parse(&cmdline)
 }
 
-fn loopback_up() -> Result<()> {
+/// Brings up the loopback interface of this process's network namespace.
+///
+/// # Errors
+/// The kernel's.
+pub fn loopback_up() -> Result<()> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,

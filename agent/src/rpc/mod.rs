@@ -41,9 +41,15 @@ impl Agent for Rpc {
             id: request.sandbox_id.clone(),
             storages: translate::storages(&request.storages).map_err(status)?,
             shm_size: request.shm_size,
+            network: translate::network(&request.network).map_err(status)?,
             identity: translate::identity(request),
         };
         done(self.sandbox.create_sandbox(request).await)
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: p::UpdateNetworkRequest) -> Answer<p::Empty> {
+        let network = translate::network(&request.network).map_err(status)?;
+        done(self.sandbox.update_network(network).await)
     }
 
     async fn destroy_sandbox(&self, _: &TtrpcContext, request: p::DestroySandboxRequest) -> Answer<p::Empty> {

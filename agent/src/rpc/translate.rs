@@ -7,6 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::error::{Error, Kind, Result};
 use crate::events::Event;
 use crate::identity::{Dns, Identity};
+use crate::network::{self, AddressWords, Interface, Network, RouteWords};
 use crate::process::stdio::Wanted;
 use crate::sandbox::Stream;
 use crate::storage::Storage;
@@ -55,6 +56,51 @@ pub fn hello() -> Result<p::HelloResponse> {
 pub fn storages(storages: &[p::Storage]) -> Result<Vec<Storage>> {
     let parse = |s: &p::Storage| Storage::parse(&s.driver, &s.source, &s.fstype, &s.options, &s.mount_point);
     storages.iter().map(parse).collect()
+}
+
+/// Checked settings of the network; no message: none.
+pub fn network(message: &MessageField<p::Network>) -> Result<Network> {
+    let Some(message) = message.as_ref() else {
+        return Ok(Network::default());
+    };
+    let address = |a: &p::Address| {
+        network::address(&AddressWords {
+            ip: &a.ip,
+            peer: &a.peer,
+            broadcast: &a.broadcast,
+            scope: a.scope,
+        })
+    };
+    let interface = |i: &p::Interface| {
+        Ok(Interface {
+            name: network::name(&i.name)?,
+            mac: network::mac("network.interface.mac", &i.mac)?,
+            mtu: (i.mtu != 0).then_some(i.mtu),
+            up: i.up,
+            no_ipv6: i.no_ipv6,
+            addresses: i.addresses.iter().map(address).collect::<Result<_>>()?,
+        })
+    };
+    let route = |r: &p::Route| {
+        network::route(&RouteWords {
+            destination: &r.destination,
+            gateway: &r.gateway,
+            device: &r.device,
+            source: &r.source,
+            metric: r.metric,
+            mtu: r.mtu,
+            scope: r.scope,
+            protocol: r.protocol,
+            on_link: r.on_link,
+        })
+    };
+    let neighbour = |n: &p::Neighbour| network::neighbour(&n.ip, &n.mac, &n.device);
+    Network {
+        interfaces: message.interfaces.iter().map(interface).collect::<Result<_>>()?,
+        routes: message.routes.iter().map(route).collect::<Result<_>>()?,
+        neighbours: message.neighbours.iter().map(neighbour).collect::<Result<_>>()?,
+    }
+    .check()
 }
 
 /// The identity in a request.

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::{ContainerRequest, ExecRequest, Phase, Sandbox, SandboxRequest};
 use crate::error::{Error, Result};
 use crate::events::Event;
+use crate::network::{self, Network};
 use crate::process::Signal;
 use crate::process::stream::Output;
 use crate::reaper::{self, Exit, Exited};
@@ -76,6 +77,24 @@ impl Handle {
     pub async fn create_sandbox(&self, request: SandboxRequest) -> Result<()> {
         self.call(async move |sandbox| sandbox.create_sandbox(request).await)
             .await
+    }
+
+    /// Adds to the network. Beside the sandbox's task, because a device may have to appear yet.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] when one does not; what the kernel refuses.
+    pub async fn update_network(&self, network: Network) -> Result<()> {
+        let handle = self.clone();
+        completed(async move {
+            let network = handle
+                .call(async move |sandbox| {
+                    sandbox.begin_update_network(&network)?;
+                    Ok(network)
+                })
+                .await?;
+            network::add(&network).await
+        })
+        .await
     }
 
     /// Ends everything: SIGTERM and `grace` to comply, then SIGKILL; deletes, unmounts.

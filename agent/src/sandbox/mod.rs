@@ -26,6 +26,7 @@ use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
 use crate::identity::Identity;
+use crate::network::{self, Network};
 use crate::process::stdio::{self, Wanted};
 use crate::process::{Process, Signal};
 use crate::reaper::{self, Exited, Reaper};
@@ -45,6 +46,8 @@ pub struct Settings {
     pub cgroup_root: PathBuf,
     /// Whether the kernel is this sandbox's own, so that its clock, name and sysctls may be set.
     pub owns_kernel: bool,
+    /// Whether the network namespace is this sandbox's own.
+    pub owns_network: bool,
 }
 
 /// The request to make this guest a sandbox.
@@ -54,6 +57,8 @@ pub struct SandboxRequest {
     pub id: String,
     /// Who it is.
     pub identity: Identity,
+    /// What it is connected to.
+    pub network: Network,
     /// Mounted as long as the sandbox lives.
     pub storages: Vec<Storage>,
     /// Size of /dev/shm in bytes; 0: [`DEFAULT_SHM_SIZE`].
@@ -104,6 +109,7 @@ pub struct Sandbox {
     log: Logger,
     workshop: Workshop,
     owns_kernel: bool,
+    owns_network: bool,
     handle: Handle,
     phase: watch::Sender<Phase>,
     mounts: Vec<Mounted>,
@@ -137,6 +143,7 @@ impl Sandbox {
             },
             log,
             owns_kernel: settings.owns_kernel,
+            owns_network: settings.owns_network,
             handle,
             phase,
             mounts: Vec::new(),
@@ -202,8 +209,13 @@ impl Sandbox {
         }
         spec::check_id("sandbox_id", &request.id)?;
         request.identity.check()?;
+        self.check_network(&request.network)?;
         if self.owns_kernel {
             request.identity.apply_to_guest()?;
+        }
+        network::add(&request.network).await?;
+        if self.owns_kernel {
+            request.identity.apply_sysctls()?;
         }
         let shm_size = if request.shm_size == 0 {
             DEFAULT_SHM_SIZE
@@ -230,6 +242,21 @@ impl Sandbox {
         self.mounts = mounts;
         self.phase.send_replace(Phase::Ready);
         Ok(())
+    }
+
+    fn check_network(&self, network: &Network) -> Result<()> {
+        if self.owns_network || network.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Unsupported(
+            "a network of its own (the agent is a process in somebody else's)".to_owned(),
+        ))
+    }
+
+    /// Whether this may be added to the network now.
+    fn begin_update_network(&self, network: &Network) -> Result<()> {
+        self.ready()?;
+        self.check_network(network)
     }
 
     fn resolv_conf(&self) -> PathBuf {

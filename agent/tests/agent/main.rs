@@ -8,5 +8,6 @@
 )]
 
 mod lifecycle;
+mod network;
 mod streams;
 mod support;

@@ -39,13 +39,27 @@ fn make_cgroup(dir: &Path) -> PathBuf {
 impl Sandbox {
     /// Starts an agent that has not been told anything yet.
     pub async fn blank() -> Self {
+        Self::launch(Command::new(env!("CARGO_BIN_EXE_kata-agent"))).await
+    }
+
+    /// The same in this network namespace, which is its own.
+    pub async fn in_network(namespace: &str) -> Self {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{namespace}"))
+            .arg(env!("CARGO_BIN_EXE_kata-agent"))
+            .args(["--network", "own"]);
+        Self::launch(command).await
+    }
+
+    async fn launch(mut command: Command) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let share = dir.path().join("share");
         std::fs::create_dir(&share).unwrap();
         let socket = dir.path().join("agent.sock");
         let listener = Listener::bind(&Channel::Unix { path: socket.clone() }).unwrap();
         let cgroup = make_cgroup(dir.path());
-        let child = Command::new(env!("CARGO_BIN_EXE_kata-agent"))
+        let child = command
             .arg("--connect")
             .arg(format!("unix:{}", socket.display()))
             .arg("--root")

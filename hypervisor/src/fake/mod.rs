@@ -84,6 +84,8 @@ impl Hypervisor for Fake {
             path: self.agent.clone(),
             args,
             fds: Vec::new(),
+            // Its containers have the pod's network without any device.
+            network_namespace: spec.network_namespace,
         };
         let (process, output) = process::start(program).await?;
         let sources = Sources {

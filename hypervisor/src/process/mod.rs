@@ -32,6 +32,8 @@ pub struct Program {
     pub args: Vec<OsString>,
     /// Descriptors that it inherits, at the numbers that they have here.
     pub fds: Vec<Arc<OwnedFd>>,
+    /// Network namespace that it is started in; `None`: ours.
+    pub network_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// A child process. Dropping it kills it; to reap it is the supervisor's part ([`Process::ended`]).
@@ -75,7 +77,11 @@ pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error>
         .stdin(Stdio::null())
         .stdout(child_end.try_clone().map_err(failed)?)
         .stderr(child_end);
-    sys::prepare(&mut command, program.fds.clone());
+    sys::prepare(
+        &mut command,
+        program.fds.clone(),
+        program.network_namespace.clone(),
+    );
     let output = pipe::Receiver::from_owned_fd(output.into()).map_err(failed)?;
     let child = spawner::spawn(command).await.map_err(failed)?;
     let process = Process::of_child(child.id()).map_err(failed)?;

@@ -1,32 +1,40 @@
 //! What cannot be said in safe Rust: the part of starting a process between fork and exec, and watching its pidfd.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Makes `command` inherit exactly `fds` (at the numbers they have here) besides its standard streams, and die with the
-/// thread that spawns it.
-pub fn prepare(command: &mut Command, fds: Vec<Arc<OwnedFd>>) {
+/// Makes `command` inherit exactly `fds` (at the numbers they have here) besides its standard streams, die with the
+/// thread that spawns it, and run in `network_namespace`.
+pub fn prepare(command: &mut Command, fds: Vec<Arc<OwnedFd>>, network_namespace: Option<Arc<OwnedFd>>) {
     let parent = getpid();
     // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock, so that it may run in the
     // child of a process with threads. The descriptors stay open because the closure owns them.
     unsafe {
-        command.pre_exec(move || between_fork_and_exec(parent, &fds));
+        command.pre_exec(move || between_fork_and_exec(parent, &fds, network_namespace.as_deref()));
     }
 }
 
-fn between_fork_and_exec(parent: Pid, fds: &[Arc<OwnedFd>]) -> io::Result<()> {
+fn between_fork_and_exec(
+    parent: Pid,
+    fds: &[Arc<OwnedFd>],
+    network_namespace: Option<&OwnedFd>,
+) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have died before the line above; then nobody is left to send the signal.
     if getppid() != Some(parent) {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    if let Some(namespace) = network_namespace {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     }
     close_on_exec_from(3)?;
     for fd in fds {

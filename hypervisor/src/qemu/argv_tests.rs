@@ -43,6 +43,7 @@ fn spec(devices: Vec<Device>) -> VmSpec {
             backing: MemoryBacking::Shared,
         },
         devices,
+        network_namespace: None,
     }
 }
 

@@ -150,6 +150,7 @@ impl Hypervisor for Qemu {
             path: self.settings.program.clone(),
             args: line.args,
             fds: line.fds,
+            network_namespace: spec.network_namespace,
         };
         let (process, output) = process::start(program).await?;
         // Ours must be closed, or their end would never be seen.

@@ -212,6 +212,46 @@ pub async fn a_vmm_gets_only_what_is_meant_for_it(subject: Subject) {
     );
 }
 
+pub async fn a_vmm_is_in_the_network_namespace_it_is_given(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let name = format!("kata-vmm-{}-{}", std::process::id(), subject.name());
+    let ip = |verb: &str| {
+        let status = std::process::Command::new("ip")
+            .args(["netns", verb, &name])
+            .status();
+        status.expect("this test needs iproute2").success()
+    };
+    assert!(ip("add"), "a network namespace (is this root?)");
+    let path = Path::new("/run/netns").join(&name);
+    let given = File::open(&path).expect("the namespace");
+    let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).expect("a file"));
+
+    let place = Place::new(subject);
+    let mut spec = place.spec();
+    spec.network_namespace = Some(Arc::new(given.into()));
+    let mut vm = place.driver.launch(spec, Boot::Cold).await.expect("a VM");
+    let of_vmm = inode(Path::new(&format!("/proc/{}/ns/net", vm.pid())));
+    // The channel to the agent does not care.
+    place.greeted().await;
+    vm.stop().await.expect("a stop");
+    let of_namespace = inode(&path);
+    assert!(ip("del"));
+    assert_eq!(of_vmm, of_namespace);
+    assert_ne!(of_vmm, inode(Path::new("/proc/self/ns/net")));
+
+    let mut spec = place.spec();
+    let no_namespace = tempfile::tempfile().expect("a file");
+    spec.network_namespace = Some(Arc::new(no_namespace.into()));
+    let error = place
+        .driver
+        .launch(spec, Boot::Cold)
+        .await
+        .err()
+        .expect("an error");
+    assert!(error.to_string().contains("cannot start"), "{error}");
+    assert_eq!(processes_naming(place.run_dir()), 0);
+}
+
 pub async fn no_descriptor_is_lost(subject: Subject) {
     let _alone = PROCESS.write().await;
     let cycle = async || {

@@ -170,6 +170,7 @@ impl Place {
                 name: "kata.agent.0".into(),
                 socket: self.run_dir.path().join("agent.sock"),
             })],
+            network_namespace: None,
         }
     }
 

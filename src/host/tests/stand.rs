@@ -159,6 +159,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
         },
         channel,
         share,
+        network: None,
         guest: p::CreateSandboxRequest {
             sandbox_id: id.into(),
             storages: vec![p::Storage {

@@ -14,13 +14,15 @@ use anyhow::{Context as _, Result, bail};
 use crate::cell::Inside;
 use crate::{deadlines, wait};
 
-/// Directories that programs make when they first need them, and keep. They count only for what is in them.
+/// What programs make when they first need it, and keep. Directories count only for what is in them.
 const KEPT: &[&str] = &[
     "/run/containerd",
     "/run/containerd/fifo",
     "/run/containerd/runc",
     "/run/containerd/s",
     "/run/kata",
+    // What the probe of KVM found, which holds until the next boot of the host.
+    "/run/kata/accelerator.json",
     "/run/netns",
 ];
 

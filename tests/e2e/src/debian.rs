@@ -18,6 +18,9 @@ pub const NAME: &str = "e2e.test/debian:12";
 
 const SUITE: &str = "bookworm";
 
+/// Besides the minimum.
+const PACKAGES: &str = "python3";
+
 /// For packages to be fetched, unpacked and configured.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -38,7 +41,7 @@ const LEFT_OUT: &[&str] = &[
 pub fn image(target: &Target) -> Result<PathBuf> {
     let directory = target.cache();
     fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
-    let image = directory.join(format!("debian-{SUITE}.tar"));
+    let image = directory.join(format!("debian-{SUITE}-{PACKAGES}.tar"));
     // Two suites may run at once.
     let lock = File::create(directory.join("debian.lock")).context("create a lock")?;
     flock(&lock, FlockOperation::LockExclusive).context("lock the image of Debian")?;
@@ -51,7 +54,7 @@ pub fn image(target: &Target) -> Result<PathBuf> {
     let mirror = mirror()?;
     Program::new("debootstrap")
         .env("PATH", search_path())
-        .args(["--variant=minbase", "--include=python3-minimal", SUITE])
+        .args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE])
         .args([root.as_os_str(), mirror.as_ref()])
         .within(LIMIT)
         .read()?;

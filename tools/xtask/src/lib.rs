@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 
+mod bench;
 mod check;
 mod deps;
 mod digest;
@@ -14,6 +15,7 @@ mod guest;
 mod install;
 mod program;
 mod run;
+mod stage;
 mod steps;
 mod test;
 pub mod tidy;
@@ -44,6 +46,7 @@ macro_rules! subcommands {
 }
 
 subcommands! {
+    Bench = bench,
     Check = check,
     Deps = deps,
     Guest = guest,

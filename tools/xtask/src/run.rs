@@ -4,7 +4,6 @@
 
 mod report;
 
-use std::env;
 use std::fs;
 use std::io::{IsTerminal as _, stdin, stdout};
 use std::path::PathBuf;
@@ -13,18 +12,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
-use e2e::cell::{self, Cell, Inside, Place};
+use e2e::cell::{self, Inside, Place};
 use e2e::census::Census;
 use e2e::configuration::Configuration;
 use e2e::containerd::Containerd;
 use e2e::image;
 use e2e::parts::Target;
+use e2e::trace::Trace;
 
-use crate::deps::{self, Purpose};
-use crate::program::Program;
+use crate::deps::Purpose;
+use crate::stage;
 use crate::steps::Steps;
-use crate::{Workspace, guest};
-use report::Report;
 
 /// Build everything, run a container in a virtual machine with a private containerd, and show where the time went.
 #[derive(Debug, clap::Args)]
@@ -67,37 +65,14 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Something can't be installed, built or started, or something is left afterwards.
 pub fn run(args: Args) -> Result<ExitCode> {
     match cell::enter()? {
-        Place::Outside => outside(),
+        Place::Outside => stage::set(
+            &Steps::of("run"),
+            &[Purpose::Build, Purpose::Run],
+            "containerd, image, container",
+        ),
         Place::Inside(cell) => inside(&args, &cell),
         Place::Done(code) => Ok(code),
     }
-}
-
-/// Builds what is not up to date, and starts us again in a cell.
-fn outside() -> Result<ExitCode> {
-    let workspace = Workspace::here();
-    let steps = Steps::of("run");
-    steps.next("packages and tools");
-    deps::packages(&[Purpose::Build, Purpose::Run])?;
-    deps::tools(&workspace, deps::DAEMONS)?;
-    steps.next("guest image");
-    guest::build(&workspace, None, false)?;
-    steps.next("programs");
-    Program::cargo()
-        .args(["build", "--release", "--package", "shim"])
-        .dir(workspace.root())
-        .run()?;
-    steps.next("containerd, image, container");
-    cell::outlive_interrupt()?;
-    let cell = Cell::new(&Target::here().cache())?;
-    let status = cell
-        .command()?
-        .args(env::args_os().skip(1))
-        .status()
-        .context("start a cell: setpriv, unshare");
-    cell.close()?;
-    let code = status?.code().and_then(|code| u8::try_from(code).ok());
-    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
 /// Runs the container, and tells what is known of it.
@@ -129,13 +104,13 @@ fn inside(args: &Args, cell: &Inside) -> Result<ExitCode> {
     let whole = begin.elapsed();
 
     // Not there where the container did not start; `ctr` has said why.
-    let told = |log: &str| Report::read(log).filter(|report| report.first_output.is_some());
-    let report = e2e::wait::until("the shim's report", LAST_WORDS, || {
+    let told = |log: &str| Trace::read(log).filter(|trace| trace.first_output.is_some());
+    let trace = e2e::wait::until("the shim's report", LAST_WORDS, || {
         Ok(told(&containerd.log_since(0)?))
     });
     let log = containerd.log_since(0)?;
-    match report.ok().or_else(|| Report::read(&log)) {
-        Some(report) => eprint!("{}", report.table(&host_kernel()?, whole)),
+    match trace.ok().or_else(|| Trace::read(&log)) {
+        Some(trace) => eprint!("{}", report::table(&trace, &host_kernel()?, whole)),
         None => eprintln!("the runtime told nothing; containerd and the shim logged:\n{log}"),
     }
     before.wait(cell, &known).context("after the container's end")?;

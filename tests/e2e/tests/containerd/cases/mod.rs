@@ -1,8 +1,13 @@
 //! The cases, by what they are about. Each module has a list of its own.
 
+mod debian;
 mod events;
+mod faults;
 mod files;
 mod inside;
+mod machine;
+mod proof;
+mod refusals;
 mod restart;
 mod run;
 mod streams;
@@ -90,6 +95,7 @@ impl Entry {
 /// All of them. The reference comes first.
 pub fn all() -> Vec<Entry> {
     let modules = [
+        ("proof", proof::CASES),
         ("run", run::CASES),
         ("task", task::CASES),
         ("streams", streams::CASES),
@@ -98,6 +104,10 @@ pub fn all() -> Vec<Entry> {
         ("files", files::CASES),
         ("events", events::CASES),
         ("restart", restart::CASES),
+        ("debian", debian::CASES),
+        ("machine", machine::CASES),
+        ("faults", faults::CASES),
+        ("refusals", refusals::CASES),
     ];
     let of = |runtime| {
         modules.iter().flat_map(move |&(module, cases)| {

@@ -1,6 +1,6 @@
 //! A containerd that dies and comes back finds what it left.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use e2e::deadlines;
 use e2e::wait;
 use std::fs;
@@ -43,7 +43,7 @@ fn neither_output_nor_exit_is_lost(case: &mut Case<'_>) -> Result<()> {
 
     let text = fs::read_to_string(&log)?;
     let counted: Vec<_> = text.lines().collect();
-    let (last, numbers) = counted.split_last().expect("it has lines");
+    let (last, numbers) = counted.split_last().context("it has lines")?;
     assert_eq!(*last, "bye");
     let expected: Vec<_> = (1..=numbers.len()).map(|number| number.to_string()).collect();
     ensure!(numbers == expected, "lines are missing: {text}");

@@ -21,7 +21,7 @@ const SMALL: Size = Size {
 
 /// A shell that says what its terminal is like each time it is asked.
 const SCRIPT: &str = "trap 'echo interrupted' INT; test -t 0 -a -t 1 -a -t 2 && echo ready; \
-    while read word; do echo \"<$word>\" >&2; stty size; test \"$word\" = end && exit 5; done";
+    while :; do read word || continue; echo \"<$word>\" >&2; stty size; test \"$word\" = end && exit 5; done";
 
 fn run_on_a_terminal(case: &mut Case<'_>) -> Result<()> {
     let program = case.run(&["--rm", "--tty"], &case.id(), &["sh", "-c", SCRIPT]);

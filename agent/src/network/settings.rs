@@ -1,0 +1,447 @@
+//! What the host says about the network, checked: everything that can be refused without asking the kernel is refused here,
+//! before anything is changed. Pure.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+
+use netlink::{AddressFlags, Mac, RouteKind};
+
+use crate::error::{Error, Result};
+
+/// Interfaces of one request: more than a machine has slots for.
+const MAX_INTERFACES: usize = 64;
+
+/// A network, or what is to be added to one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Network {
+    /// Interfaces, in the order in which their devices are looked for.
+    pub interfaces: Vec<Interface>,
+    /// Routes, in the order in which they are added; each with the name of its device, whose number is not known yet.
+    pub routes: Vec<(String, netlink::Route)>,
+    /// Permanent neighbours, likewise.
+    pub neighbours: Vec<(String, netlink::Neighbour)>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// The name it gets.
+    pub name: String,
+    /// How its device is found.
+    pub mac: Mac,
+    /// Bytes.
+    pub mtu: Option<u32>,
+    /// Whether it is brought up.
+    pub up: bool,
+    /// Whether IPv6 is switched off.
+    pub no_ipv6: bool,
+    /// Addresses; the number of the device is not known yet.
+    pub addresses: Vec<netlink::Address>,
+}
+
+/// The words of an address on the wire.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AddressWords<'a> {
+    /// With its network.
+    pub ip: &'a str,
+    /// May be empty.
+    pub peer: &'a str,
+    /// May be empty.
+    pub broadcast: &'a str,
+    /// `RT_SCOPE_*`.
+    pub scope: u32,
+}
+
+/// The words of a route on the wire.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RouteWords<'a> {
+    /// A network.
+    pub destination: &'a str,
+    /// May be empty.
+    pub gateway: &'a str,
+    /// Name of an interface.
+    pub device: &'a str,
+    /// May be empty.
+    pub source: &'a str,
+    /// Preference.
+    pub metric: u32,
+    /// Bytes.
+    pub mtu: u32,
+    /// `RT_SCOPE_*`.
+    pub scope: u32,
+    /// `RTPROT_*`.
+    pub protocol: u32,
+    /// The gateway is on the link.
+    pub on_link: bool,
+}
+
+impl Network {
+    /// Nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Checks what concerns several parts.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn check(self) -> Result<Self> {
+        let names: BTreeSet<_> = self.interfaces.iter().map(|i| &i.name).collect();
+        if self.interfaces.len() > MAX_INTERFACES {
+            return Err(Error::invalid(
+                "network.interfaces",
+                format!("{}, more than {MAX_INTERFACES}", self.interfaces.len()),
+            ));
+        }
+        if names.len() < self.interfaces.len() {
+            return Err(Error::invalid("network.interfaces", "two have the same name"));
+        }
+        Ok(self)
+    }
+}
+
+/// The name of an interface.
+///
+/// # Errors
+/// [`Error::Invalid`]: what the kernel would refuse, or other programs could not name.
+pub fn name(name: &str) -> Result<String> {
+    /// IFNAMSIZ, without the zero byte.
+    const LONGEST: usize = 15;
+    let plain = |c: char| c.is_ascii_graphic() && c != '/' && c != ':';
+    if name.is_empty()
+        || name.len() > LONGEST
+        || !name.chars().all(plain)
+        || [".", "..", "lo"].contains(&name)
+    {
+        return Err(Error::invalid(
+            "network.interface.name",
+            format!("{name:?} cannot name an interface (1 to {LONGEST} characters, no space, '/' or ':')"),
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+/// A hardware address that one device can have.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn mac(field: &'static str, text: &str) -> Result<Mac> {
+    let mac: Mac = text
+        .parse()
+        .map_err(|error| Error::invalid(field, format!("{text:?}: {error}")))?;
+    if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
+        return Err(Error::invalid(field, format!("{mac} is no single device's")));
+    }
+    Ok(mac)
+}
+
+/// A plain address.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn ip(field: &'static str, text: &str) -> Result<IpAddr> {
+    text.parse()
+        .map_err(|_| Error::invalid(field, format!("{text:?} is not an IP address")))
+}
+
+/// One that may be absent.
+fn optional(field: &'static str, text: &str) -> Result<Option<IpAddr>> {
+    match text {
+        "" => Ok(None),
+        text => ip(field, text).map(Some),
+    }
+}
+
+/// An address with its network: `10.1.2.3/24`.
+fn ip_and_prefix(field: &'static str, text: &str) -> Result<(IpAddr, u8)> {
+    let wrong = || Error::invalid(field, format!("{text:?} is not of the form <address>/<bits>"));
+    let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
+    let address = ip(field, address)?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    match bits.parse() {
+        Ok(bits) if bits <= most && !text.contains('+') => Ok((address, bits)),
+        _ => Err(wrong()),
+    }
+}
+
+fn same_family(field: &'static str, one: IpAddr, other: Option<IpAddr>) -> Result<()> {
+    match other {
+        Some(other) if other.is_ipv4() != one.is_ipv4() => Err(Error::invalid(
+            field,
+            format!("{other} is not of the family of {one}"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn small(field: &'static str, number: u32) -> Result<u8> {
+    u8::try_from(number).map_err(|_| Error::invalid(field, format!("{number} is more than 255")))
+}
+
+/// An address of an interface.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn address(words: &AddressWords<'_>) -> Result<netlink::Address> {
+    let (ip, prefix) = ip_and_prefix("network.address.ip", words.ip)?;
+    let peer = optional("network.address.peer", words.peer)?;
+    same_family("network.address.peer", ip, peer)?;
+    let broadcast = optional("network.address.broadcast", words.broadcast)?;
+    same_family("network.address.broadcast", ip, broadcast)?;
+    Ok(netlink::Address {
+        index: 0,
+        ip,
+        prefix,
+        peer,
+        broadcast: match broadcast {
+            None => None,
+            Some(IpAddr::V4(broadcast)) => Some(broadcast),
+            Some(IpAddr::V6(_)) => {
+                return Err(Error::invalid(
+                    "network.address.broadcast",
+                    "IPv6 has no broadcast",
+                ));
+            }
+        },
+        scope: small("network.address.scope", words.scope)?,
+        // The host has asked already whether somebody else has it, and sends the routes.
+        flags: AddressFlags::NO_DAD.and(AddressFlags::NO_PREFIX_ROUTE),
+    })
+}
+
+/// A route.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn route(words: &RouteWords<'_>) -> Result<(String, netlink::Route)> {
+    const DESTINATION: &str = "network.route.destination";
+    let (destination, prefix) = ip_and_prefix(DESTINATION, words.destination)?;
+    if network_of(destination, prefix) != destination {
+        return Err(Error::invalid(
+            DESTINATION,
+            format!("{}: bits are set behind the first {prefix}", words.destination),
+        ));
+    }
+    let source = optional("network.route.source", words.source)?;
+    same_family("network.route.source", destination, source)?;
+    let route = netlink::Route {
+        kind: RouteKind::Unicast,
+        destination,
+        prefix,
+        gateway: optional("network.route.gateway", words.gateway)?,
+        index: 0,
+        multipath: false,
+        source,
+        metric: words.metric,
+        mtu: words.mtu,
+        scope: small("network.route.scope", words.scope)?,
+        protocol: small("network.route.protocol", words.protocol)?,
+        on_link: words.on_link,
+    };
+    Ok((name(words.device)?, route))
+}
+
+/// The address with all bits behind the first `prefix` cleared.
+fn network_of(ip: IpAddr, prefix: u8) -> IpAddr {
+    let prefix = u32::from(prefix);
+    match ip {
+        IpAddr::V4(ip) => {
+            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+            Ipv4Addr::from(u32::from(ip) & mask).into()
+        }
+        IpAddr::V6(ip) => {
+            let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+            Ipv6Addr::from(u128::from(ip) & mask).into()
+        }
+    }
+}
+
+/// A permanent neighbour.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn neighbour(address: &str, hardware: &str, device: &str) -> Result<(String, netlink::Neighbour)> {
+    let neighbour = netlink::Neighbour {
+        index: 0,
+        ip: ip("network.neighbour.ip", address)?,
+        mac: mac("network.neighbour.mac", hardware)?,
+    };
+    Ok((name(device)?, neighbour))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn refused<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn addresses_are_read_with_their_network() {
+        let words = AddressWords {
+            ip: "10.1.2.3/24",
+            broadcast: "10.1.2.255",
+            ..AddressWords::default()
+        };
+        let read = address(&words).unwrap();
+        assert_eq!((read.ip.to_string().as_str(), read.prefix), ("10.1.2.3", 24));
+        assert!(read.flags.has(AddressFlags::NO_PREFIX_ROUTE));
+        for (ip, peer, broadcast) in [
+            ("10.1.2.3", "", ""),
+            ("10.1.2.3/33", "", ""),
+            ("10.1.2.3/+8", "", ""),
+            ("10.1.2.3/", "", ""),
+            ("10.1.2/24", "", ""),
+            ("fd00::1/129", "", ""),
+            ("fd00::1/64", "10.0.0.1", ""),
+            ("fd00::1/64", "", "fd00::2"),
+            ("10.1.2.3/24", "", "x"),
+        ] {
+            let words = AddressWords {
+                ip,
+                peer,
+                broadcast,
+                scope: 0,
+            };
+            let error = refused(address(&words));
+            assert!(error.starts_with("network.address."), "{words:?}: {error}");
+        }
+        let scope = AddressWords { scope: 256, ..words };
+        assert!(refused(address(&scope)).contains("256"));
+    }
+
+    #[test]
+    fn routes_are_read_with_their_device() {
+        let words = RouteWords {
+            destination: "0.0.0.0/0",
+            gateway: "fe80::1",
+            device: "eth0",
+            source: "10.1.2.3",
+            metric: 5,
+            ..RouteWords::default()
+        };
+        let (device, read) = route(&words).unwrap();
+        assert_eq!((device.as_str(), read.prefix, read.metric), ("eth0", 0, 5));
+        assert_eq!(
+            read.gateway,
+            Some("fe80::1".parse().unwrap()),
+            "the other family's"
+        );
+        for (part, wrong) in [
+            (
+                "destination",
+                RouteWords {
+                    destination: "10.0.0.1/8",
+                    ..words
+                },
+            ),
+            (
+                "destination",
+                RouteWords {
+                    destination: "fd00::/x",
+                    ..words
+                },
+            ),
+            (
+                "gateway",
+                RouteWords {
+                    gateway: "gw",
+                    ..words
+                },
+            ),
+            (
+                "source",
+                RouteWords {
+                    source: "fd00::1",
+                    ..words
+                },
+            ),
+            ("name", RouteWords { device: "", ..words }),
+            (
+                "protocol",
+                RouteWords {
+                    protocol: 1000,
+                    ..words
+                },
+            ),
+        ] {
+            let error = refused(route(&wrong));
+            assert!(error.contains(part), "{wrong:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn names_are_those_that_the_kernel_takes() {
+        for good in ["eth0", "net-1", "a", "0123456789abcde", "eth0.100", "x@y"] {
+            assert_eq!(name(good).unwrap(), good);
+        }
+        for bad in [
+            "",
+            "0123456789abcdef",
+            "a b",
+            "a/b",
+            ".",
+            "..",
+            "lo",
+            "a:1",
+            "ä",
+            "a\0",
+            "a\n",
+        ] {
+            assert!(refused(name(bad)).contains("interface"), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_hardware_address_is_one_devices() {
+        mac("mac", "02:00:00:00:00:01").unwrap();
+        for bad in [
+            "01:00:5e:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+            "02:00",
+        ] {
+            assert!(refused(mac("mac", bad)).starts_with("mac: "), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_are_used_once() {
+        let interface = Interface {
+            name: "eth0".into(),
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mtu: None,
+            up: true,
+            no_ipv6: false,
+            addresses: vec![],
+        };
+        let of = |interfaces| Network {
+            interfaces,
+            ..Network::default()
+        };
+        of(vec![interface.clone()]).check().unwrap();
+        let twice = of(vec![interface.clone(), interface.clone()]);
+        assert!(refused(twice.check()).contains("same name"));
+        assert!(of(vec![interface; 65]).check().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in ".*") {
+            let _ = address(&AddressWords { ip: &text, ..AddressWords::default() });
+            let _ = route(&RouteWords { destination: &text, device: &text, ..RouteWords::default() });
+            let _ = neighbour(&text, &text, &text);
+        }
+
+        #[test]
+        fn a_network_has_no_bits_behind_it(octets in any::<[u8; 16]>(), prefix in 0_u8..=128) {
+            let network = network_of(octets.into(), prefix);
+            prop_assert_eq!(network_of(network, prefix), network);
+            let words = format!("{network}/{prefix}");
+            route(&RouteWords { destination: &words, device: "eth0", ..RouteWords::default() }).unwrap();
+        }
+    }
+}

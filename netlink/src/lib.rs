@@ -1,0 +1,22 @@
+//! The part of rtnetlink (rtnetlink(7), linux/rtnetlink.h) that the two ends of a sandbox's network need: the host reads a
+//! network namespace and connects it to taps, the guest makes what the host has read.
+//!
+//! One request at a time, each answered by the kernel before the call returns: no event loop, no thread. What a socket sees
+//! and changes is the network namespace of the thread that opened it. This crate must not know of guests, taps or sandboxes.
+
+mod address;
+mod error;
+mod link;
+mod message;
+mod neighbour;
+mod route;
+mod socket;
+mod sys;
+mod traffic;
+
+pub use address::{Address, AddressFlags};
+pub use error::{Error, Result};
+pub use link::{Link, LinkChange, LinkKind, Mac, Macvtap};
+pub use neighbour::Neighbour;
+pub use route::{Route, RouteKind};
+pub use socket::Socket;

@@ -1,0 +1,231 @@
+//! Routes (`RTM_*ROUTE`, linux/rtnetlink.h): those of the main table that lead to one device, or nowhere.
+
+use std::net::IpAddr;
+
+use crate::error::Result;
+use crate::message::{Nest, Request, attributes, family, find, ip, octets, u32_at, unspecified};
+use crate::socket::{Mode, Socket};
+
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_PRIORITY: u16 = 6;
+const RTA_PREFSRC: u16 = 7;
+const RTA_METRICS: u16 = 8;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_VIA: u16 = 18;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+
+const RT_TABLE_MAIN: u8 = 254;
+
+const RTM_F_CLONED: u32 = 0x200;
+const RTNH_F_ONLINK: u32 = 4;
+
+/// Bytes of `struct rtmsg`.
+const BODY: usize = 12;
+
+/// What happens to packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteKind {
+    /// They are sent.
+    Unicast,
+    /// They are dropped, silently or with one answer or another.
+    Refused,
+    /// Anything else that the main table can hold.
+    Other,
+}
+
+/// A route of the main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// What happens.
+    pub kind: RouteKind,
+    /// Network.
+    pub destination: IpAddr,
+    /// Its leading bits.
+    pub prefix: u8,
+    /// Next hop; may be of the other family.
+    pub gateway: Option<IpAddr>,
+    /// Number of the device that it leads to; 0: none, or several.
+    pub index: u32,
+    /// It leads to several next hops.
+    pub multipath: bool,
+    /// Source address of our own packets.
+    pub source: Option<IpAddr>,
+    /// Preference, lower first.
+    pub metric: u32,
+    /// Largest packet, bytes; 0: the device's.
+    pub mtu: u32,
+    /// How far it reaches: 0 everywhere, 253 on the link (`RT_SCOPE_*`). Always 0 for IPv6.
+    pub scope: u8,
+    /// Who made it (`RTPROT_*`): 2 the kernel, 3 an administrator at boot, 9 a router.
+    pub protocol: u8,
+    /// The next hop is on the link, though no address says so.
+    pub on_link: bool,
+}
+
+impl Route {
+    /// `body` is a `struct rtmsg` and what follows. `None`: of no interest here.
+    fn parse(body: &[u8]) -> Option<Self> {
+        let flags = u32_at(body, 8)?;
+        let attrs = body.get(BODY..)?;
+        let table = find(attrs, RTA_TABLE)
+            .and_then(|value| u32_at(value, 0))
+            .unwrap_or_else(|| u32::from(body[4]));
+        if table != u32::from(RT_TABLE_MAIN) || flags & RTM_F_CLONED != 0 {
+            return None;
+        }
+        let mut route = Self {
+            kind: match body[7] {
+                libc::RTN_UNICAST => RouteKind::Unicast,
+                libc::RTN_BLACKHOLE | libc::RTN_UNREACHABLE | libc::RTN_PROHIBIT => RouteKind::Refused,
+                _ => RouteKind::Other,
+            },
+            destination: unspecified(body[0])?,
+            prefix: body[1],
+            gateway: None,
+            index: 0,
+            multipath: false,
+            source: None,
+            metric: 0,
+            mtu: 0,
+            scope: body[6],
+            protocol: body[5],
+            on_link: flags & RTNH_F_ONLINK != 0,
+        };
+        for (kind, value) in attributes(attrs) {
+            match kind {
+                RTA_DST => route.destination = ip(value)?,
+                RTA_OIF => route.index = u32_at(value, 0)?,
+                RTA_GATEWAY => route.gateway = ip(value),
+                // struct rtvia: a family of two bytes, an address.
+                RTA_VIA => route.gateway = ip(value.get(2..)?),
+                RTA_PRIORITY => route.metric = u32_at(value, 0)?,
+                RTA_PREFSRC => route.source = ip(value),
+                RTA_METRICS => route.mtu = find(value, RTAX_MTU).and_then(|mtu| u32_at(mtu, 0)).unwrap_or(0),
+                RTA_MULTIPATH => route.multipath = true,
+                _ => {}
+            }
+        }
+        Some(route)
+    }
+
+    fn request(&self) -> Request {
+        let mut body = [0; BODY];
+        body[0] = family(self.destination);
+        body[1] = self.prefix;
+        body[4] = RT_TABLE_MAIN;
+        body[5] = self.protocol;
+        body[6] = self.scope;
+        body[7] = libc::RTN_UNICAST;
+        if self.on_link {
+            body[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
+        }
+        let mut request = Request::new(RTM_NEWROUTE, Mode::Append.flags(), &body)
+            .with(RTA_DST, &octets(self.destination))
+            .with(RTA_OIF, &self.index.to_ne_bytes());
+        match self.gateway {
+            Some(gateway) if family(gateway) == body[0] => {
+                request = request.with(RTA_GATEWAY, &octets(gateway));
+            }
+            Some(gateway) => {
+                let mut via = u16::from(family(gateway)).to_ne_bytes().to_vec();
+                via.extend(octets(gateway));
+                request = request.with(RTA_VIA, &via);
+            }
+            None => {}
+        }
+        if let Some(source) = self.source {
+            request = request.with(RTA_PREFSRC, &octets(source));
+        }
+        if self.metric != 0 {
+            request = request.with(RTA_PRIORITY, &self.metric.to_ne_bytes());
+        }
+        if self.mtu != 0 {
+            let metrics = Nest::default().with(RTAX_MTU, &self.mtu.to_ne_bytes());
+            request = request.with_nest(RTA_METRICS, metrics);
+        }
+        request
+    }
+}
+
+impl Socket {
+    /// The main table, IPv4 and IPv6, in the kernel's order.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn routes(&mut self) -> Result<Vec<Route>> {
+        self.dump(RTM_GETROUTE, &[0; BODY], Route::parse)
+    }
+
+    /// Adds a unicast route beside those of the same destination. One that is there already is success.
+    ///
+    /// # Errors
+    /// The kernel's: ENETUNREACH for a next hop that is on no link, EINVAL for a source address that is not ours.
+    pub fn put_route(&mut self, route: &Route) -> Result<()> {
+        match self.request(route.request()) {
+            Err(error) if error.number == libc::EEXIST => Ok(()),
+            result => result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_can_be_read_back() {
+        let default = Route {
+            kind: RouteKind::Unicast,
+            destination: "0.0.0.0".parse().unwrap(),
+            prefix: 0,
+            gateway: Some("10.1.2.1".parse().unwrap()),
+            index: 2,
+            multipath: false,
+            source: Some("10.1.2.3".parse().unwrap()),
+            metric: 100,
+            mtu: 1400,
+            scope: 0,
+            protocol: 3,
+            on_link: true,
+        };
+        let mixed = Route {
+            gateway: Some("fe80::1".parse().unwrap()),
+            ..default.clone()
+        };
+        let link = Route {
+            destination: "fd00::".parse().unwrap(),
+            prefix: 64,
+            gateway: None,
+            source: None,
+            mtu: 0,
+            metric: 256,
+            on_link: false,
+            protocol: 2,
+            ..default.clone()
+        };
+        for route in [default, mixed, link] {
+            let bytes = route.request().finish(1);
+            assert_eq!(Route::parse(&bytes[16..]), Some(route));
+        }
+    }
+
+    #[test]
+    fn other_tables_and_cached_routes_are_of_no_interest() {
+        let body = |table: u8, flags: u32| {
+            let mut body = [libc::AF_INET as u8, 0, 0, 0, table, 2, 0, 1, 0, 0, 0, 0];
+            body[8..].copy_from_slice(&flags.to_ne_bytes());
+            body
+        };
+        assert!(Route::parse(&body(RT_TABLE_MAIN, 0)).is_some());
+        assert_eq!(Route::parse(&body(255, 0)), None);
+        assert_eq!(Route::parse(&body(RT_TABLE_MAIN, RTM_F_CLONED)), None);
+        let in_attribute = Request::new(24, 0, &body(252, 0)).with(RTA_TABLE, &1000_u32.to_ne_bytes());
+        assert_eq!(Route::parse(&in_attribute.finish(1)[16..]), None);
+    }
+}

@@ -1,0 +1,190 @@
+//! A pod's network, from its namespace on the host to the virtual machine: what is in the namespace is read, every interface
+//! is connected to a tap of the machine's, and what the guest is to be told follows from what was read. All of it is undone
+//! by [`Attached::release`], and by [`clean_up_dead`] from a record alone.
+//!
+//! The namespace's own interfaces keep their names, addresses and routes: whoever made them finds them as they were.
+//! It must not know the guest beyond the messages of the protocol, nor any hypervisor driver.
+
+mod connect;
+mod namespace;
+mod scan;
+mod sys;
+mod tap;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use agent_protocol as p;
+use hypervisor::Device;
+use netlink::Socket;
+
+use connect::Connection;
+pub(crate) use connect::Model;
+use namespace::Namespace;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::NetworkRecord;
+
+/// A network namespace whose interfaces are the virtual machine's.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    namespace: Namespace,
+    model: Option<Model>,
+    queues: u32,
+    connections: Vec<Connection>,
+    guest: p::Network,
+    left_out: Vec<String>,
+}
+
+/// What a later look at a namespace has found.
+#[derive(Debug)]
+pub(crate) struct Appeared {
+    /// To be plugged.
+    pub(crate) devices: Vec<Device>,
+    /// To be told to the guest, once they are.
+    pub(crate) guest: p::Network,
+}
+
+/// Connects every interface of the namespace at this path. `queues` is for each interface, at most as many as the machine has
+/// processors. Without a model nothing is connected, and the namespace is only held.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is no such namespace, [`ErrorKind::InvalidArgument`] when the path is something else or
+/// the host's own, [`ErrorKind::Unsupported`] for an interface that cannot be connected. Nothing is left then.
+pub(crate) async fn attach(namespace: &Path, model: Option<Model>, queues: u32) -> Result<Attached> {
+    let mut attached = Attached {
+        namespace: Namespace::open(namespace)?,
+        model,
+        queues: queues.clamp(1, connect::MAX_QUEUES),
+        connections: Vec::new(),
+        guest: p::Network::default(),
+        left_out: Vec::new(),
+    };
+    let appeared = attached.look_again().await?;
+    attached.guest = appeared.guest;
+    Ok(attached)
+}
+
+impl Attached {
+    /// The network cards of the virtual machine, in the order of the interfaces.
+    pub(crate) fn devices(&self) -> Vec<Device> {
+        self.connections.iter().map(Connection::device).collect()
+    }
+
+    /// What the guest is to be told.
+    pub(crate) fn guest(&self) -> &p::Network {
+        &self.guest
+    }
+
+    /// What the guest is not told, because it cannot be: one text for each route or rule.
+    pub(crate) fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// The namespace, for processes that are to be in it.
+    pub(crate) fn namespace(&self) -> Arc<OwnedFd> {
+        self.namespace.descriptor()
+    }
+
+    /// What is needed to undo it without us.
+    pub(crate) fn record(&self) -> NetworkRecord {
+        let mut record = self.namespace.record();
+        for connection in &self.connections {
+            connection.add_to(&mut record);
+        }
+        record
+    }
+
+    /// Connects what has appeared in the namespace since the last look.
+    ///
+    /// # Errors
+    /// As [`attach`]; what was connected before stays.
+    pub(crate) async fn look_again(&mut self) -> Result<Appeared> {
+        let Some(model) = self.model else {
+            return Ok(Appeared {
+                devices: Vec::new(),
+                guest: p::Network::default(),
+            });
+        };
+        let known: BTreeSet<u32> = self.connections.iter().flat_map(Connection::links).collect();
+        let (queues, path) = (self.queues, self.namespace.path().to_owned());
+        let look = move || {
+            let mut kernel = open()?;
+            let view = view::of(&scan::read(&mut kernel)?, &known)?;
+            let made = connect::all(&mut kernel, &view.interfaces, model, queues)?;
+            Ok((view, made))
+        };
+        let unwanted = |(_, made): (view::View, Vec<Connection>)| {
+            if let Ok(mut kernel) = Socket::open() {
+                let _ = connect::undo(&mut kernel, made);
+            }
+        };
+        let (view, made) = self
+            .namespace
+            .run(look, unwanted)
+            .await
+            .map_err(|error| error.while_doing(format!("network namespace {}", path.display())))?;
+        let devices = made.iter().map(Connection::device).collect();
+        self.connections.extend(made);
+        self.left_out.extend(view.left_out);
+        Ok(Appeared {
+            devices,
+            guest: view.guest,
+        })
+    }
+
+    /// Gives the namespace's interfaces back. A namespace that is gone took everything with it. Idempotent.
+    ///
+    /// # Errors
+    /// The first thing that cannot be undone; the rest is.
+    pub(crate) async fn release(&mut self) -> Result<()> {
+        let connections = std::mem::take(&mut self.connections);
+        if connections.is_empty() {
+            return Ok(());
+        }
+        let undo = move || connect::undo(&mut open()?, connections);
+        self.namespace.run(undo, drop).await
+    }
+}
+
+/// Without a release, as when the runtime itself is torn down.
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let connections = std::mem::take(&mut self.connections);
+        if !connections.is_empty() {
+            // Nobody is left to tell of a failure.
+            let _ = self
+                .namespace
+                .run_now(move || connect::undo(&mut open()?, connections));
+        }
+    }
+}
+
+/// Undoes what a dead owner has left in a namespace, if that is still there.
+///
+/// # Errors
+/// What cannot be undone.
+pub(crate) async fn clean_up_dead(record: &NetworkRecord) -> Result<()> {
+    let Some(namespace) = Namespace::of(record)? else {
+        return Ok(());
+    };
+    let record = record.clone();
+    let undo = move || connect::undo_recorded(&mut open()?, &record);
+    namespace.run(undo, drop).await
+}
+
+/// A socket to the network namespace of this thread.
+fn open() -> Result<Socket> {
+    Socket::open().map_err(refused("open a socket to the kernel's rtnetlink"))
+}
+
+/// What to make of a request that the kernel refuses.
+fn refused(what: impl std::fmt::Display) -> impl FnOnce(netlink::Error) -> Error {
+    let context = format!("cannot {what}");
+    move |cause| Error::caused(ErrorKind::Internal, context, cause)
+}

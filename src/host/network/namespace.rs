@@ -1,0 +1,191 @@
+//! A network namespace of the host, and work inside it: on a thread that lives only for that, because a namespace is a thread's,
+//! and ours must never wander into a pod's.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::deadlines;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::NetworkRecord;
+
+/// Bytes of stack of a thread that makes a few requests to the kernel.
+const STACK: usize = 256 * 1024;
+
+/// A network namespace that exists as long as this does.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    path: PathBuf,
+    fd: Arc<OwnedFd>,
+    /// Device and inode numbers: which one it is, whatever its path.
+    identity: (u64, u64),
+}
+
+impl Namespace {
+    /// The one at this path; not the host's own.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let refused = |kind, why: &str| {
+            Error::new(
+                kind,
+                format!("{} is {why}; name the pod's network namespace", path.display()),
+            )
+        };
+        let opened = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path);
+        let file = opened.map_err(|cause| {
+            let kind = match cause.kind() {
+                io::ErrorKind::NotFound => ErrorKind::NotFound,
+                _ => ErrorKind::InvalidArgument,
+            };
+            Error::caused(
+                kind,
+                format!(
+                    "the network namespace {} cannot be opened (is it removed already?)",
+                    path.display()
+                ),
+                cause,
+            )
+        })?;
+        let own = identity(Path::new("/proc/thread-self/ns/net"))?;
+        let namespace = Self {
+            path: path.to_owned(),
+            identity: identity_of(&file, path)?,
+            fd: Arc::new(file.into()),
+        };
+        // Every namespace of the kernel's is on one device; this tells others that may have the same inode number.
+        if namespace.identity.0 != own.0 {
+            return Err(refused(ErrorKind::InvalidArgument, "not a namespace"));
+        }
+        if namespace.identity == own {
+            return Err(refused(
+                ErrorKind::InvalidArgument,
+                "the host's own, whose interfaces a virtual machine must not take",
+            ));
+        }
+        Ok(namespace)
+    }
+
+    /// The one of a record. `None`: it is gone.
+    pub(super) fn of(record: &NetworkRecord) -> Result<Option<Self>> {
+        let namespace = match Self::open(&record.namespace) {
+            Ok(namespace) => namespace,
+            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::InvalidArgument) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let same = namespace.identity == (record.device, record.inode);
+        Ok(same.then_some(namespace))
+    }
+
+    /// Where it was found.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The namespace itself.
+    pub(super) fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
+    }
+
+    fn failed(&self) -> Error {
+        Error::new(
+            ErrorKind::Internal,
+            format!("the work in network namespace {} has failed", self.path.display()),
+        )
+    }
+
+    /// Its part of a record.
+    pub(super) fn record(&self) -> NetworkRecord {
+        NetworkRecord {
+            namespace: self.path.clone(),
+            device: self.identity.0,
+            inode: self.identity.1,
+            redirected: Vec::new(),
+            made: Vec::new(),
+        }
+    }
+
+    /// Does something inside, and waits for it where nothing else can go on.
+    pub(super) fn run_now(&self, work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+        let (fd, path) = (Arc::clone(&self.fd), self.path.clone());
+        let thread = start(move || enter(&fd, &path).and_then(|()| work()))?;
+        thread.join().unwrap_or_else(|_| Err(self.failed()))
+    }
+
+    /// Does something inside. If nobody waits for what comes of it any more, that is given to `unwanted`, inside as well.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+        unwanted: impl FnOnce(T) + Send + 'static,
+    ) -> Result<T> {
+        let (fd, path) = (Arc::clone(&self.fd), self.path.clone());
+        let (answer, answered) = oneshot::channel();
+        let body = move || {
+            let result = enter(&fd, &path).and_then(|()| work());
+            if let Err(Ok(value)) = answer.send(result) {
+                unwanted(value);
+            }
+        };
+        start(body)?;
+        match timeout(deadlines::NETWORK, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(self.failed()),
+            Err(_) => Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!(
+                    "the kernel is busy with network namespace {} for longer than {:?}",
+                    self.path.display(),
+                    deadlines::NETWORK
+                ),
+            )),
+        }
+    }
+}
+
+/// Starts a thread that ends with this.
+fn start<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+    thread::Builder::new()
+        .name("network".into())
+        .stack_size(STACK)
+        .spawn(body)
+        .map_err(|cause| Error::caused(ErrorKind::Internal, "cannot start a thread", cause))
+}
+
+fn enter(fd: impl AsFd, path: &Path) -> Result<()> {
+    move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|cause| {
+        let (kind, why) = match cause {
+            rustix::io::Errno::INVAL => (ErrorKind::InvalidArgument, "is not a network namespace"),
+            _ => (ErrorKind::Internal, "cannot be entered (is this root?)"),
+        };
+        Error::caused(kind, format!("{} {why}", path.display()), cause)
+    })
+}
+
+fn identity(path: &Path) -> Result<(u64, u64)> {
+    let metadata = std::fs::metadata(path).map_err(|cause| unreadable(path, cause))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn identity_of(file: &File, path: &Path) -> Result<(u64, u64)> {
+    let metadata = file.metadata().map_err(|cause| unreadable(path, cause))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn unreadable(path: &Path, cause: io::Error) -> Error {
+    Error::caused(
+        ErrorKind::Internal,
+        format!("cannot examine {}", path.display()),
+        cause,
+    )
+}

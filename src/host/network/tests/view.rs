@@ -1,0 +1,298 @@
+//! From a scan to the guest's settings, case by case.
+
+use std::collections::BTreeSet;
+
+use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, Route, RouteKind};
+
+use super::super::view::{Scan, View, Way, of};
+
+fn link(index: u32, name: &str) -> Link {
+    Link {
+        index,
+        name: name.into(),
+        kind: LinkKind::Other("veth".into()),
+        ethernet: true,
+        loopback: false,
+        up: true,
+        mac: Some(Mac([2, 0, 0, 0, 0, index as u8])),
+        mtu: 1500,
+        master: None,
+    }
+}
+
+fn address(index: u32, ip: &str, prefix: u8) -> Address {
+    Address {
+        index,
+        ip: ip.parse().unwrap(),
+        prefix,
+        peer: None,
+        broadcast: None,
+        scope: 0,
+        flags: AddressFlags::PERMANENT,
+    }
+}
+
+fn route(index: u32, destination: &str, prefix: u8, gateway: &str) -> Route {
+    Route {
+        kind: RouteKind::Unicast,
+        destination: destination.parse().unwrap(),
+        prefix,
+        gateway: gateway.parse().ok(),
+        index,
+        multipath: false,
+        source: None,
+        metric: 0,
+        mtu: 0,
+        scope: 0,
+        protocol: 3,
+        on_link: false,
+    }
+}
+
+fn seen(scan: &Scan) -> View {
+    of(scan, &BTreeSet::new()).unwrap()
+}
+
+#[test]
+fn which_links_are_connected() {
+    type Change = fn(&mut Link);
+    let cases: [(&str, Change, bool, Option<Way>); 9] = [
+        ("a veth", |_| {}, false, Some(Way::Model)),
+        (
+            "a card",
+            |link| link.kind = LinkKind::Device,
+            false,
+            Some(Way::Model),
+        ),
+        ("the loopback device", |link| link.loopback = true, true, None),
+        ("a port of a bridge", |link| link.master = Some(7), true, None),
+        (
+            "what is down, without address",
+            |link| link.up = false,
+            false,
+            None,
+        ),
+        (
+            "what is down, with an address",
+            |link| link.up = false,
+            true,
+            Some(Way::Model),
+        ),
+        (
+            "a tunnel that nobody has set up",
+            |link| {
+                link.ethernet = false;
+                link.mac = None;
+            },
+            false,
+            None,
+        ),
+        (
+            "a tap that somebody uses",
+            |link| {
+                link.kind = LinkKind::Tap {
+                    queues: 1,
+                    multi_queue: false,
+                }
+            },
+            true,
+            Some(Way::Model),
+        ),
+        (
+            "a tap that waits, though it is down and a port",
+            |link| {
+                link.kind = LinkKind::Tap {
+                    queues: 0,
+                    multi_queue: true,
+                };
+                link.up = false;
+                link.master = Some(7);
+            },
+            false,
+            Some(Way::Itself { multi_queue: true }),
+        ),
+    ];
+    for (what, change, addressed, expected) in cases {
+        let mut one = link(2, "eth0");
+        change(&mut one);
+        let scan = Scan {
+            links: vec![one],
+            addresses: addressed
+                .then(|| address(2, "10.0.0.2", 24))
+                .into_iter()
+                .collect(),
+            ..Scan::default()
+        };
+        let view = seen(&scan);
+        assert_eq!(view.interfaces.first().map(|i| i.way), expected, "{what}");
+        assert_eq!(view.guest.interfaces.len(), view.interfaces.len(), "{what}");
+    }
+}
+
+#[test]
+fn interfaces_are_in_the_order_of_their_numbers_and_known_ones_are_left_out() {
+    let scan = Scan {
+        links: vec![link(9, "c"), link(3, "a"), link(4, "b")],
+        ..Scan::default()
+    };
+    let names = |view: View| -> Vec<_> { view.guest.interfaces.into_iter().map(|i| i.name).collect() };
+    assert_eq!(names(seen(&scan)), ["a", "b", "c"]);
+    assert_eq!(names(of(&scan, &[3, 9].into()).unwrap()), ["b"]);
+}
+
+#[test]
+fn which_addresses_the_guest_is_told() {
+    let with = |ip, flags| Address {
+        flags,
+        ..address(2, ip, 64)
+    };
+    let permanent = AddressFlags::PERMANENT;
+    let cases = [
+        (with("10.0.0.2", AddressFlags::default()), true),
+        (with("10.0.0.3", AddressFlags::SECONDARY), true),
+        (with("fd00::2", permanent), true),
+        (with("fe80::2", permanent), true),
+        (with("fd00::3", AddressFlags::default()), false),
+        (with("fd00::4", permanent.and(AddressFlags::SECONDARY)), false),
+        (with("fd00::5", permanent.and(AddressFlags::DAD_FAILED)), false),
+    ];
+    for (address, expected) in cases {
+        let scan = Scan {
+            links: vec![link(2, "eth0")],
+            addresses: vec![address.clone()],
+            ..Scan::default()
+        };
+        assert_eq!(
+            !seen(&scan).guest.interfaces[0].addresses.is_empty(),
+            expected,
+            "{address:?}"
+        );
+    }
+    let peered = Address {
+        peer: Some("10.0.0.1".parse().unwrap()),
+        broadcast: Some("10.0.0.255".parse().unwrap()),
+        scope: 253,
+        ..address(2, "10.0.0.2", 32)
+    };
+    let scan = Scan {
+        links: vec![link(2, "eth0")],
+        addresses: vec![peered],
+        ..Scan::default()
+    };
+    let told = &seen(&scan).guest.interfaces[0].addresses[0];
+    assert_eq!(
+        (
+            told.ip.as_str(),
+            told.peer.as_str(),
+            told.broadcast.as_str(),
+            told.scope
+        ),
+        ("10.0.0.2/32", "10.0.0.1", "10.0.0.255", 253)
+    );
+}
+
+#[test]
+fn routes_to_gateways_come_first_and_the_rest_keep_their_order() {
+    let announced = Route {
+        protocol: 9,
+        ..route(2, "::", 0, "fe80::1")
+    };
+    let multipath = Route {
+        index: 0,
+        multipath: true,
+        ..route(0, "10.9.0.0", 16, "")
+    };
+    let refused = Route {
+        kind: RouteKind::Refused,
+        ..route(0, "10.8.0.0", 16, "")
+    };
+    let scan = Scan {
+        links: vec![
+            link(2, "eth0"),
+            Link {
+                up: false,
+                ..link(3, "down")
+            },
+        ],
+        routes: vec![
+            route(2, "0.0.0.0", 0, "169.254.1.1"),
+            route(2, "169.254.1.1", 32, ""),
+            route(3, "10.1.0.0", 16, ""),
+            announced,
+            multipath,
+            refused,
+            route(2, "10.2.0.0", 16, "169.254.1.1"),
+            route(2, "10.3.0.0", 16, ""),
+        ],
+        ..Scan::default()
+    };
+    let view = seen(&scan);
+    let told: Vec<_> = view.guest.routes.iter().map(|r| r.destination.as_str()).collect();
+    assert_eq!(
+        told,
+        ["169.254.1.1/32", "10.3.0.0/16", "0.0.0.0/0", "10.2.0.0/16"]
+    );
+    assert!(view.guest.routes.iter().all(|route| route.device == "eth0"));
+    assert_eq!(
+        view.left_out,
+        [
+            "the route to 10.9.0.0/16 has several next hops",
+            "the route to 10.8.0.0/16 leads to no interface"
+        ]
+    );
+    assert!(of(&scan, &[2].into()).unwrap().left_out.is_empty(), "told once");
+}
+
+#[test]
+fn every_property_of_a_route_is_told() {
+    let full = Route {
+        source: Some("10.0.0.2".parse().unwrap()),
+        metric: 5,
+        mtu: 1400,
+        scope: 253,
+        protocol: 2,
+        on_link: true,
+        ..route(2, "10.1.0.0", 16, "fe80::1")
+    };
+    let scan = Scan {
+        links: vec![link(2, "eth0")],
+        routes: vec![full],
+        neighbours: vec![
+            Neighbour {
+                index: 2,
+                ip: "fe80::1".parse().unwrap(),
+                mac: Mac([0xee; 6]),
+            },
+            Neighbour {
+                index: 7,
+                ip: "10.0.0.1".parse().unwrap(),
+                mac: Mac([0xee; 6]),
+            },
+        ],
+        no_ipv6: [2].into(),
+        ..Scan::default()
+    };
+    let guest = seen(&scan).guest;
+    let told = &guest.routes[0];
+    assert_eq!(
+        (
+            told.gateway.as_str(),
+            told.source.as_str(),
+            told.metric,
+            told.mtu,
+            told.scope,
+            told.protocol,
+            told.on_link
+        ),
+        ("fe80::1", "10.0.0.2", 5, 1400, 253, 2, true)
+    );
+    assert_eq!(guest.neighbours.len(), 1, "only behind what is connected");
+    assert_eq!(
+        (
+            guest.neighbours[0].mac.as_str(),
+            guest.neighbours[0].device.as_str()
+        ),
+        ("ee:ee:ee:ee:ee:ee", "eth0")
+    );
+    assert!(guest.interfaces[0].no_ipv6);
+}

@@ -1,0 +1,230 @@
+//! From what is in a network namespace to what is connected of it, and what the guest is told. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent_protocol as p;
+use core::net::IpAddr;
+use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, Route, RouteKind};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// `RTPROT_RA`: a router has announced it, and will to the guest.
+const ANNOUNCED: u8 = 9;
+
+/// What is in a network namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Scan {
+    pub(super) links: Vec<Link>,
+    pub(super) addresses: Vec<Address>,
+    /// The main table.
+    pub(super) routes: Vec<Route>,
+    /// The permanent ones.
+    pub(super) neighbours: Vec<Neighbour>,
+    /// Numbers of the links on which IPv6 is switched off.
+    pub(super) no_ipv6: BTreeSet<u32>,
+}
+
+/// An interface to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Interface {
+    /// Number of the link.
+    pub(super) index: u32,
+    /// Its name, also in the guest.
+    pub(super) name: String,
+    /// Its address, also in the guest.
+    pub(super) mac: Mac,
+    /// Bytes.
+    pub(super) mtu: u32,
+    /// How.
+    pub(super) way: Way,
+}
+
+/// How an interface is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// By whatever the administrator prefers.
+    Model,
+    /// It is a tap that somebody has made for a virtual machine.
+    Itself {
+        /// It can have several queues.
+        multi_queue: bool,
+    },
+}
+
+/// What follows from a scan.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct View {
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) guest: p::Network,
+    /// What the guest is not told, in words.
+    pub(super) left_out: Vec<String>,
+}
+
+/// What to connect, and what to tell the guest. `known` are numbers of links that are connected, or ours.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for an interface with an address that carries no Ethernet frames.
+pub(super) fn of(scan: &Scan, known: &BTreeSet<u32>) -> Result<View> {
+    let mut view = View::default();
+    let mut names = BTreeMap::new();
+    let mut links: Vec<_> = scan
+        .links
+        .iter()
+        .filter(|link| !known.contains(&link.index))
+        .collect();
+    links.sort_by_key(|link| link.index);
+    for link in links {
+        let addresses: Vec<_> = scan
+            .addresses
+            .iter()
+            .filter(|address| address.index == link.index)
+            .collect();
+        let Some(interface) = interface(link, &addresses)? else {
+            continue;
+        };
+        let no_ipv6 = scan.no_ipv6.contains(&link.index);
+        view.guest.interfaces.push(p::Interface {
+            name: link.name.clone(),
+            mac: interface.mac.to_string(),
+            mtu: link.mtu,
+            up: true,
+            no_ipv6,
+            addresses: addresses.into_iter().filter_map(told_address).collect(),
+            ..Default::default()
+        });
+        view.interfaces.push(interface);
+        names.insert(link.index, link.name.as_str());
+    }
+    routes(scan, known, &names, &mut view);
+    view.guest.neighbours = scan
+        .neighbours
+        .iter()
+        .filter_map(|neighbour| Some(told_neighbour(neighbour, names.get(&neighbour.index)?)))
+        .collect();
+    Ok(view)
+}
+
+/// Whether and how a link is connected.
+fn interface(link: &Link, addresses: &[&Address]) -> Result<Option<Interface>> {
+    let way = match link.kind {
+        LinkKind::Tap {
+            queues: 0,
+            multi_queue,
+        } => Way::Itself { multi_queue },
+        LinkKind::Tap { .. } | LinkKind::Device | LinkKind::Other(_) => Way::Model,
+    };
+    // The port of a bridge is connected by its bridge; what is down is nobody's, unless it waits for us.
+    let of_use = match way {
+        Way::Itself { .. } => true,
+        Way::Model => link.master.is_none() && (link.up || !addresses.is_empty()),
+    };
+    if link.loopback || !of_use {
+        return Ok(None);
+    }
+    match link.mac.filter(|_| link.ethernet) {
+        Some(mac) => Ok(Some(Interface {
+            index: link.index,
+            name: link.name.clone(),
+            mac,
+            mtu: link.mtu,
+            way,
+        })),
+        // Tunnels that every new namespace has, and nobody has set up.
+        None if addresses.is_empty() => Ok(None),
+        None => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "the interface {} carries no Ethernet frames and cannot be given to a virtual machine; use another kind of \
+                 interface, or internetworking_model = \"none\"",
+                link.name
+            ),
+        )),
+    }
+}
+
+/// An address, unless the guest finds or makes it by itself.
+fn told_address(address: &Address) -> Option<p::Address> {
+    let flags = address.flags;
+    let not_ours = match address.ip {
+        IpAddr::V4(_) => false,
+        // Announced by a router, made for privacy, or somebody else's.
+        IpAddr::V6(_) => {
+            !flags.has(AddressFlags::PERMANENT)
+                || flags.has(AddressFlags::SECONDARY)
+                || flags.has(AddressFlags::DAD_FAILED)
+        }
+    };
+    (!not_ours).then(|| p::Address {
+        ip: format!("{}/{}", address.ip, address.prefix),
+        peer: words(address.peer),
+        broadcast: words(address.broadcast),
+        scope: u32::from(address.scope),
+        ..Default::default()
+    })
+}
+
+fn words(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+/// The routes through interfaces that are connected. Those to the gateways first, because the kernel refuses a gateway
+/// that it cannot reach; the others keep their order, which decides among equals.
+fn routes(scan: &Scan, known: &BTreeSet<u32>, names: &BTreeMap<u32, &str>, view: &mut View) {
+    let told: Vec<_> = scan
+        .routes
+        .iter()
+        .filter(|route| route.protocol != ANNOUNCED)
+        .filter_map(|route| match (route.kind, names.get(&route.index)) {
+            (RouteKind::Unicast, Some(name)) => Some((route, *name)),
+            // Told before, or its interface is not connected.
+            (RouteKind::Unicast, None) if route.index != 0 => None,
+            _ => {
+                // On a second look they would be news for nobody.
+                if known.is_empty() {
+                    view.left_out.push(left_out(route));
+                }
+                None
+            }
+        })
+        .collect();
+    let (through, direct): (Vec<_>, Vec<_>) =
+        told.into_iter().partition(|(route, _)| route.gateway.is_some());
+    view.guest.routes = direct
+        .into_iter()
+        .chain(through)
+        .map(|(route, name)| told_route(route, name))
+        .collect();
+}
+
+fn left_out(route: &Route) -> String {
+    let why = if route.multipath {
+        "has several next hops"
+    } else {
+        "leads to no interface"
+    };
+    format!("the route to {}/{} {why}", route.destination, route.prefix)
+}
+
+fn told_route(route: &Route, device: &str) -> p::Route {
+    p::Route {
+        destination: format!("{}/{}", route.destination, route.prefix),
+        gateway: words(route.gateway),
+        device: device.to_owned(),
+        source: words(route.source),
+        metric: route.metric,
+        mtu: route.mtu,
+        scope: u32::from(route.scope),
+        protocol: u32::from(route.protocol),
+        on_link: route.on_link,
+        ..Default::default()
+    }
+}
+
+fn told_neighbour(neighbour: &Neighbour, device: &str) -> p::Neighbour {
+    p::Neighbour {
+        ip: neighbour.ip.to_string(),
+        mac: neighbour.mac.to_string(),
+        device: device.to_owned(),
+        ..Default::default()
+    }
+}

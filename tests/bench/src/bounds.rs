@@ -1,0 +1,108 @@
+//! How good a figure is: the bounds of the project's benchmark matrix. Pure.
+//!
+//! A ratio is judged by the upper end of its interval, never by itself, and never by milliseconds.
+
+use crate::report::Figure;
+
+/// What of a figure has bounds.
+#[derive(Debug, Clone, Copy)]
+enum Bounded {
+    /// The ratio.
+    Ratio,
+    /// Our own value, which does not depend on the machine.
+    Ours,
+}
+
+/// By id: at most so much for "must", "good" and "best".
+const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
+    ("B5", Bounded::Ratio, [0.15, 0.07, 0.03]),
+    ("B6", Bounded::Ratio, [0.05, 0.05, 0.05]),
+    ("B7", Bounded::Ratio, [0.8, 0.5, 0.35]),
+    ("B7.private_dirty", Bounded::Ratio, [0.8, 0.5, 0.35]),
+    ("B8", Bounded::Ours, [6.0, 6.0, 6.0]),
+    ("B8.slope", Bounded::Ours, [0.0, 0.0, 0.0]),
+    ("B12", Bounded::Ratio, [3.0, 1.5, 1.0]),
+    ("B15", Bounded::Ratio, [0.3, 0.3, 0.3]),
+];
+
+/// How good a figure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grade {
+    /// As good as anybody could ask.
+    Best,
+    /// As good as we want to be.
+    Good,
+    /// As good as it must be.
+    Passes,
+    /// Worse than that.
+    Fails,
+}
+
+impl Grade {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Best => "best",
+            Self::Good => "good",
+            Self::Passes => "passes",
+            Self::Fails => "FAILS",
+        }
+    }
+}
+
+/// The grade of a figure. None where it has no bounds. A ratio that could not be computed fails.
+pub fn grade(figure: &Figure) -> Option<Grade> {
+    let (_, bounded, [must, good, best]) = BOUNDS.iter().find(|(id, ..)| *id == figure.id)?;
+    let value = match bounded {
+        Bounded::Ratio => figure.high.unwrap_or(f64::INFINITY),
+        Bounded::Ours => figure.ours,
+    };
+    Some(match value {
+        value if value <= *best => Grade::Best,
+        value if value <= *good => Grade::Good,
+        value if value <= *must => Grade::Passes,
+        _ => Grade::Fails,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statistics::Ratio;
+
+    fn figure(id: &str, ours: f64, ratio: Option<(f64, f64)>) -> Figure {
+        let ratio = ratio.map(|(value, high)| Ratio {
+            value,
+            low: value,
+            high,
+        });
+        Figure::new(id, "", "", &[ours], &[1.0], ratio)
+    }
+
+    #[test]
+    fn the_end_of_the_interval_decides() {
+        for (id, ours, ratio, expected) in [
+            ("B5", 9.0, Some((0.02, 0.03)), Some(Grade::Best)),
+            ("B5", 9.0, Some((0.02, 0.031)), Some(Grade::Good)),
+            ("B5", 9.0, Some((0.02, 0.15)), Some(Grade::Passes)),
+            ("B5", 9.0, Some((0.02, 0.151)), Some(Grade::Fails)),
+            ("B5", 9.0, Some((-0.1, -0.05)), Some(Grade::Best)),
+            ("B5", 9.0, None, Some(Grade::Fails)),
+            ("B8", 6.0, Some((2.0, 2.0)), Some(Grade::Best)),
+            ("B8", 6.5, Some((0.1, 0.1)), Some(Grade::Fails)),
+            ("B8.slope", 0.0, None, Some(Grade::Best)),
+            ("B8.slope", 0.1, None, Some(Grade::Fails)),
+            ("B3", 9.0, Some((20.0, 30.0)), None),
+            ("B5.from_shim_start", 9.0, Some((20.0, 30.0)), None),
+        ] {
+            assert_eq!(grade(&figure(id, ours, ratio)), expected, "{id} {ours} {ratio:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_in_their_order() {
+        for (id, _, [must, good, best]) in BOUNDS {
+            assert!(must >= good && good >= best, "{id}");
+        }
+    }
+}

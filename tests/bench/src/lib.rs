@@ -1,0 +1,147 @@
+//! The benchmarks: our runtime against runc, our virtual machines against bare ones, our shim against the Go shim, all in one
+//! run, by turns. What is told is ratios with the interval that chance leaves them; milliseconds are of this machine alone.
+//!
+//! Stands on the harness of the end-to-end tests and sees our programs as that does, from outside.
+
+pub mod bare;
+pub mod bed;
+pub mod bounds;
+mod cold;
+pub mod deadlines;
+mod exec;
+pub mod host;
+mod overhead;
+pub mod report;
+mod shims;
+pub mod split;
+pub mod statistics;
+
+use anyhow::{Result, ensure};
+use e2e::cell::Inside;
+
+use bed::Bed;
+use host::Host;
+use report::{Missing, Results};
+
+/// How many samples are kept; one more is taken first, and dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amount {
+    /// Of what starts virtual machines.
+    pub cold: usize,
+    /// Of what is done in a container that runs.
+    pub warm: usize,
+    /// Of 64 MiB of output.
+    pub output: usize,
+    /// Containers of each runtime that are alive when memory is measured.
+    pub alive: usize,
+    /// Pods whose shim's threads are counted.
+    pub pods: usize,
+}
+
+impl Amount {
+    /// For figures to be published.
+    pub const FULL: Self = Self {
+        cold: 15,
+        warm: 30,
+        output: 15,
+        alive: 6,
+        pods: 3,
+    };
+
+    /// To see that everything works: the figures mean little.
+    pub const QUICK: Self = Self {
+        cold: 2,
+        warm: 3,
+        output: 1,
+        alive: 2,
+        pods: 1,
+    };
+}
+
+/// Figures that are measured together, and how.
+struct Benchmark {
+    ids: &'static [&'static str],
+    what: &'static str,
+    run: fn(&Bed, &Amount, &mut Results) -> Result<()>,
+}
+
+const ALL: &[Benchmark] = &[
+    Benchmark {
+        ids: &["B3", "B6"],
+        what: "cold starts, ours and runc's",
+        run: cold::run,
+    },
+    Benchmark {
+        ids: &["B5", "B15"],
+        what: "cold starts, ours and bare QEMU's, and ends",
+        run: overhead::run,
+    },
+    Benchmark {
+        ids: &["B7"],
+        what: "memory of shims",
+        run: shims::memory,
+    },
+    Benchmark {
+        ids: &["B8"],
+        what: "threads of shims",
+        run: shims::threads,
+    },
+    Benchmark {
+        ids: &["B12"],
+        what: "further processes in a container",
+        run: exec::latency,
+    },
+    Benchmark {
+        ids: &["B16"],
+        what: "64 MiB of output",
+        run: exec::throughput,
+    },
+];
+
+/// The ids of all figures.
+pub fn ids() -> impl Iterator<Item = &'static str> {
+    ALL.iter().flat_map(|benchmark| benchmark.ids).copied()
+}
+
+/// Runs the benchmarks for these ids, all without any. `tell` is told what is being done.
+///
+/// What can't be measured is in the results as such; the rest is measured all the same.
+///
+/// # Errors
+/// An id is unknown, or nothing can be measured at all.
+pub fn run(cell: Inside, amount: &Amount, wanted: &[String], tell: impl Fn(&str)) -> Result<Results> {
+    for id in wanted {
+        let all: Vec<_> = ids().collect();
+        ensure!(
+            all.contains(&id.as_str()),
+            "there is no figure {id}; there are {}",
+            all.join(", ")
+        );
+    }
+    let mut results = Results {
+        host: Host::here()?,
+        ..Default::default()
+    };
+    let bed = Bed::new(cell)?;
+    results.condition(
+        "order",
+        "by turns in one process, the first of each dropped; page cache warm",
+    );
+    for benchmark in ALL {
+        let is_wanted = |id: &&str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == id);
+        if !benchmark.ids.iter().any(is_wanted) {
+            continue;
+        }
+        tell(&format!("{}: {}", benchmark.ids.join(", "), benchmark.what));
+        if let Err(error) = (benchmark.run)(&bed, amount, &mut results) {
+            tell(&format!("{}: {error:#}", benchmark.ids.join(", ")));
+            results.missing.push(Missing {
+                ids: benchmark.ids.iter().map(|&id| id.into()).collect(),
+                why: format!("{error:#}"),
+            });
+        }
+    }
+    results.host.finish()?;
+    bed.close()?;
+    Ok(results)
+}

@@ -1,0 +1,42 @@
+//! What the subcommands that run containers begin with: everything built, and this program again in a cell.
+
+use std::env;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use e2e::cell::{self, Cell};
+use e2e::parts::Target;
+
+use crate::deps::{self, Purpose};
+use crate::program::Program;
+use crate::steps::Steps;
+use crate::{Workspace, guest};
+
+/// Builds what is not up to date, and does the same subcommand in a cell. The exit code is the one that it has there.
+///
+/// # Errors
+/// Something can't be installed, built or started.
+pub fn set(steps: &Steps, purposes: &[Purpose], then: &str) -> Result<ExitCode> {
+    let workspace = Workspace::here();
+    steps.next("packages and tools");
+    deps::packages(purposes)?;
+    deps::tools(&workspace, deps::DAEMONS)?;
+    steps.next("guest image");
+    guest::build(&workspace, None, false)?;
+    steps.next("programs");
+    Program::cargo()
+        .args(["build", "--release", "--package", "shim"])
+        .dir(workspace.root())
+        .run()?;
+    steps.next(then);
+    cell::outlive_interrupt()?;
+    let cell = Cell::new(&Target::here().cache())?;
+    let status = cell
+        .command()?
+        .args(env::args_os().skip(1))
+        .status()
+        .context("start a cell: setpriv, unshare");
+    cell.close()?;
+    let code = status?.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
