@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: build run test bench install uninstall guest check fmt
+.PHONY: build run test test-cri bench install uninstall guest check fmt
 
 build:
 	cargo build --workspace
@@ -12,6 +12,10 @@ run:
 
 test:
 	cargo xtask test
+
+# Pods, through the CRI. RUNTIME=runc|kata for that runtime alone.
+test-cri:
+	cargo test --package e2e --test cri -- $(if $(RUNTIME),$(RUNTIME)::)
 
 bench:
 	cargo xtask bench

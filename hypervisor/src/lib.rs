@@ -19,4 +19,5 @@ mod supervisor;
 
 pub use driver::{Boot, Exit, ExitReason, Hotplug, Hypervisor, Vm, VmRecord, VmReport};
 pub use error::{Error, ErrorKind};
+pub use probe::{Choice, choose as choose_accelerator};
 pub use spec::{Capabilities, Device, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};

@@ -9,7 +9,8 @@ use protobuf::well_known_types::any::Any;
 /// they are its default for every runtime.
 const TYPES: [&str; 2] = ["runtimeoptions.v1.Options", "cri.runtimeoptions.v1.Options"];
 
-/// Field `config_path` of the message, as a tag: number 2, length-delimited.
+/// Field `config_path` of the message, as a tag: number 2, length-delimited. (Field 3 is containerd's own table of options
+/// as TOML, for runtimes that have their configuration there; ours is a file.)
 const CONFIG_PATH: u32 = 2 << 3 | 2;
 
 /// The configuration file that runtime options name, if they are options of ours and name one.

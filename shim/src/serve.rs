@@ -1,5 +1,6 @@
 //! The server: its life from the listening socket that it is given to its end, when nothing is left of it.
 
+use std::collections::HashMap;
 use std::env;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -33,6 +34,9 @@ use crate::{connections, deadlines};
 /// same.
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
+
+/// The sandbox API of containerd 2, which is not there: every call of it is answered so.
+const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 
 /// Connections that wait to be accepted; as many as std asks for.
 const BACKLOG: i32 = 128;
@@ -98,6 +102,13 @@ fn raise_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
+fn no_methods() -> ttrpc::asynchronous::Service {
+    ttrpc::asynchronous::Service {
+        methods: HashMap::new(),
+        streams: HashMap::new(),
+    }
+}
+
 /// A server that runs.
 struct Life {
     pod: Arc<Pod>,
@@ -150,6 +161,8 @@ impl Life {
         if let Some(same) = create_task(service).remove(V3) {
             services.insert(V2.to_owned(), same);
         }
+        // Without it, its calls would be answered as wrong ones.
+        services.insert(SANDBOX.to_owned(), no_methods());
         listener
             .set_nonblocking(true)
             .context("cannot prepare the socket")?;
@@ -209,6 +222,8 @@ impl Life {
         };
         // A client that keeps its connection does not keep us.
         let _ = timeout(deadlines::DISCONNECT, closed).await;
+        // Each has its own deadlines.
+        self.pod.loggers_end().await;
     }
 }
 

@@ -60,6 +60,16 @@ impl Process {
             .unwrap_or_default()
     }
 
+    /// Closes its streams: it could not be started, and whoever would read its output waits for the end of it.
+    pub(super) fn disconnect(&mut self) {
+        self.streams = None;
+    }
+
+    /// Whether its streams wait to be connected.
+    pub(super) fn is_unconnected(&self) -> bool {
+        self.streams.is_some()
+    }
+
     /// Connects its streams, once it exists in the guest. `first` is called when its first output has come.
     pub(super) fn connect(&mut self, target: &Target, first: impl Fn(Duration) + Clone + Send + 'static) {
         let Some(streams) = self.streams.take() else {

@@ -292,6 +292,9 @@ impl Task {
                     }
                     Err(error) => {
                         task.happened(Some(&id), Step::StartFailed);
+                        if let Ok(process) = task.process(Some(&id)) {
+                            process.disconnect();
+                        }
                         Err(error.into())
                     }
                 };
@@ -301,7 +304,16 @@ impl Task {
     }
 
     fn exec_request(&mut self, id: &ExecId) -> Result<p::ExecProcessRequest> {
-        self.process(Some(id))?;
+        let process = self.process(Some(id))?;
+        if process.state == State::Added && !process.is_unconnected() {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!(
+                    "container {}: process {id} could not be started; delete it and add another",
+                    self.id
+                ),
+            ));
+        }
         self.vm_runs()?;
         if self.init.state != State::Running {
             return Err(Error::new(

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::fifo::{self, Holder, Keeper};
+use super::fifo::{self, Keeper};
 use super::{Input, Output, Stdio, sys};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -114,8 +114,8 @@ impl Sink {
 #[derive(Debug)]
 pub(crate) struct Source {
     from: Descriptor,
-    /// Of a named pipe.
-    _holder: Option<Holder>,
+    /// The other end of a named pipe.
+    _open: Option<OwnedFd>,
 }
 
 impl Source {
@@ -124,20 +124,20 @@ impl Source {
             Input::Null => return Ok(None),
             Input::Fifo(path) => (
                 path.display().to_string(),
-                fifo::open_to_read(&path).map(|(fd, holder)| (fd, Some(holder))),
+                fifo::open_for_input(&path).map(|(fd, open)| (fd, Some(open))),
             ),
             Input::Descriptor(fd) => ("the descriptor".to_owned(), Ok((fd, None))),
         };
         opened
-            .and_then(|(fd, _holder)| {
+            .and_then(|(fd, _open)| {
                 let from = Descriptor::new(fd, Interest::READABLE)?;
-                Ok(Some(Self { from, _holder }))
+                Ok(Some(Self { from, _open }))
             })
             .map_err(|cause| cannot_open("stdin", &name, cause))
     }
 
-    /// Waits for input and takes up to `max` bytes of it; empty: its end. A named pipe has none: its writers come and go.
-    /// Takes nothing when it is cancelled.
+    /// Waits for input and takes up to `max` bytes of it; empty: it has ended, which a named pipe never does by itself. Takes
+    /// nothing when it is cancelled.
     pub(crate) async fn read(&self, max: usize) -> io::Result<Vec<u8>> {
         self.from.io(Interest::READABLE, |fd| take(fd, max)).await
     }

@@ -1,11 +1,8 @@
-//! Named pipes, whose other sides may come, go, and come back.
+//! A named pipe that output is written to, and whose reader may come, go, and come back.
 //!
-//! One that output is written to we keep open for reading as well: so a write never fails for want of a reader, and what nobody has read yet stays
+//! We keep it open for reading as well: so a write never fails for want of a reader, and what nobody has read yet stays
 //! in the pipe. At the end the reader must get an end of file, which it does when we are the last to let go; but not
 //! before there is a reader, or what is in the pipe would be lost with it (containerd may be restarting just then).
-//!
-//! One that input is read from we keep open for writing as well: so a client that goes is no end of input, and another can
-//! attach. The end comes by a call.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -24,27 +21,25 @@ use super::sys;
 #[derive(Debug)]
 pub(super) struct Keeper(OwnedFd);
 
-/// Our own writing end.
-#[derive(Debug)]
-pub(super) struct Holder(#[expect(dead_code, reason = "it is enough that it is open")] OwnedFd);
-
 /// Opens a pipe for writing, without waiting for a reader.
 pub(super) fn open_to_write(path: &Path) -> io::Result<(OwnedFd, Keeper)> {
-    let (keeper, writer) = open_both(path)?;
-    Ok((writer, Keeper(keeper)))
+    let keeper = open_to_read(path)?;
+    let writer = options().write(true).open(path)?;
+    Ok((checked(writer)?, Keeper(keeper)))
+}
+
+/// Opens a pipe for input, without waiting for a writer, and for writing as well: the end of one writer is not the end of
+/// the input. Clients come and go (one detaches, another one attaches, containerd is restarted), and say when there will be
+/// no more.
+pub(super) fn open_for_input(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
+    let reader = open_to_read(path)?;
+    let writer = options().write(true).open(path)?;
+    Ok((reader, checked(writer)?))
 }
 
 /// Opens a pipe for reading, without waiting for a writer.
-pub(super) fn open_to_read(path: &Path) -> io::Result<(OwnedFd, Holder)> {
-    let (reader, holder) = open_both(path)?;
-    Ok((reader, Holder(holder)))
-}
-
-/// The reading end comes first: without one there is no opening for writing without waiting.
-fn open_both(path: &Path) -> io::Result<(OwnedFd, OwnedFd)> {
-    let reader = checked(options().read(true).open(path)?)?;
-    let writer = checked(options().write(true).open(path)?)?;
-    Ok((reader, writer))
+fn open_to_read(path: &Path) -> io::Result<OwnedFd> {
+    checked(options().read(true).open(path)?)
 }
 
 fn options() -> OpenOptions {

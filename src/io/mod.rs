@@ -34,8 +34,8 @@ pub enum Input {
     /// Nothing.
     #[default]
     Null,
-    /// A named pipe that clients write, who may come and go; opened without blocking. End of input comes by `close_stdin`
-    /// alone.
+    /// A named pipe that clients write, one after the other; opened without blocking. The end of input comes by
+    /// `close_stdin` alone.
     Fifo(PathBuf),
     /// An open descriptor.
     Descriptor(OwnedFd),

@@ -243,27 +243,36 @@ async fn dropping_a_pump_that_waits_for_its_reader_closes_the_pipe() {
 }
 
 #[tokio::test]
-async fn writers_of_input_come_and_go() {
+async fn input_outlives_its_writers_until_it_is_closed() {
     let guest = Guest::new().await;
     let path = guest.fifo("in");
     let mut pump = guest.input(Input::Fifo(path.clone()));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(
+        guest.agent.stdin("c", ""),
+        (vec![], false),
+        "no writer yet is not the end"
+    );
     let data = pattern(300 * 1024);
-    let mut written = 0;
-    for part in data.chunks(100 * 1024) {
-        let (path, part) = (path.clone(), part.to_owned());
-        written += part.len();
+    for times in 1..3 {
+        let (path, written) = (path.clone(), data.clone());
         tokio::task::spawn_blocking(move || {
             let mut writer = OpenOptions::new().write(true).open(path).unwrap();
-            writer.write_all(&part).unwrap();
+            writer.write_all(&written).unwrap();
         })
         .await
         .unwrap();
-        guest.until(|agent| agent.stdin("c", "").0.len() == written).await;
-        assert!(!guest.agent.stdin("c", "").1, "a writer that goes is not the end");
+        guest
+            .until(|agent| agent.stdin("c", "").0.len() == times * data.len())
+            .await;
+        assert!(
+            !guest.agent.stdin("c", "").1,
+            "a client that leaves is not the end"
+        );
     }
     pump.close();
     guest.until(|agent| agent.stdin("c", "").1).await;
-    assert!(guest.agent.stdin("c", "").0 == data);
+    assert!(guest.agent.stdin("c", "").0 == [&data[..], &data[..]].concat());
 }
 
 #[tokio::test]

@@ -14,4 +14,6 @@
 mod bad;
 mod death;
 mod life;
+mod network;
+mod pod;
 mod stand;

@@ -335,6 +335,19 @@ impl Stand {
     }
 }
 
+/// A test that fails must not leave mounts, least of all to whoever removes its directory.
+impl Drop for Stand {
+    fn drop(&mut self) {
+        use rustix::mount::{UnmountFlags, unmount};
+        let ours = self.dir.path().to_str().unwrap();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| point.starts_with(ours)) {
+            let _ = unmount(point, UnmountFlags::DETACH);
+        }
+    }
+}
+
 /// Processes whose command line names a path, but for this one.
 pub fn processes(naming: &Path) -> Vec<(i32, String)> {
     let naming = naming.to_str().unwrap();
@@ -362,7 +375,7 @@ fn busybox(root: &Path) {
     fs::copy("/bin/busybox", root.join("bin/busybox"))
         .unwrap_or_else(|e| panic!("this test needs busybox-static: /bin/busybox: {e}"));
     for tool in [
-        "sh", "cat", "sleep", "echo", "ls", "mkdir", "ln", "touch", "rm", "test", "stat", "uname",
+        "sh", "cat", "sleep", "echo", "ls", "mkdir", "ln", "touch", "rm", "test", "stat", "uname", "ip", "nc",
     ] {
         symlink("busybox", root.join("bin").join(tool)).unwrap();
     }

@@ -154,7 +154,13 @@ impl Pod {
             rootfs,
             stdio,
         };
-        let container = sandbox.create_container(request).await?;
+        let container = match sandbox.create_container(request).await {
+            Ok(container) => container,
+            Err(error) => {
+                self.finish(logger);
+                return Err(error);
+            }
+        };
         let process = Process::new(sandbox.pid(), order.streams, logger);
         let member = Arc::new(Member {
             container: container.clone(),

@@ -53,7 +53,10 @@ impl Pod {
             process: order.process,
             stdio,
         };
-        member.container.exec(request).await?;
+        if let Err(error) = member.container.exec(request).await {
+            self.finish(logger);
+            return Err(error);
+        }
         let pid = self.next_pid.fetch_add(1, Ordering::Relaxed);
         let process = Process::new(pid, order.streams, logger);
         member.execs().insert(order.id.clone(), process);

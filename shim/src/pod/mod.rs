@@ -259,7 +259,7 @@ impl Pod {
         books.closed
     }
 
-    /// Ends everything: creations under way, the sandbox, loggers.
+    /// Ends creations under way, and the sandbox.
     pub async fn close(&self) {
         self.books().closed = true;
         self.closing.send_replace(true);
@@ -273,6 +273,10 @@ impl Pod {
                 self.finish(process.take_logger());
             }
         }
+    }
+
+    /// Returns when every logger has ended.
+    pub async fn loggers_end(&self) {
         let mut loggers = std::mem::take(&mut *self.loggers());
         while loggers.join_next().await.is_some() {}
     }

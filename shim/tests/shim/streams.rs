@@ -1,9 +1,14 @@
 //! Standard streams by every kind of address.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::stand::{Machine, eventually};
+use containerd_shim_protos::api::{ExecProcessRequest, Status};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
+use ttrpc::Code;
+
+use crate::stand::{Machine, eventually, status};
 
 #[tokio::test]
 async fn output_goes_to_a_file() {
@@ -72,9 +77,49 @@ async fn a_logger_that_cannot_be_started_leaves_nothing() {
             request.stdout = "binary:///no/such/logger".into();
         })
         .await;
-    let (_, message) = crate::stand::status(created);
+    let (_, message) = status(created);
     assert!(message.contains("/no/such/logger"), "{message}");
     task.shutdown().await.unwrap();
     server.ended();
+    machine.assert_clean();
+}
+
+/// A named pipe, and the reading end that a client of containerd has.
+fn fifo(machine: &Machine, name: &str) -> (String, std::fs::File) {
+    let path = machine.path(name);
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, &path, FileType::Fifo, mode, 0).unwrap();
+    let reader = open(&path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    rustix::fs::fcntl_setfl(&reader, OFlags::empty()).unwrap();
+    (path.to_str().unwrap().into(), reader.into())
+}
+
+#[tokio::test]
+async fn clients_of_a_process_that_could_not_be_started_get_the_end_of_its_output() {
+    let machine = Machine::new();
+    let (server, task) = machine.created("c1", "sleep 1000").await;
+    task.start("").await.unwrap();
+    let (stdout, mut out) = fifo(&machine, "out");
+    let (stderr, mut err) = fifo(&machine, "err");
+    let spec = |request: &mut ExecProcessRequest| {
+        let spec = request.spec.as_mut().unwrap();
+        let json = String::from_utf8(spec.value.clone()).unwrap();
+        spec.value = json.replace("/bin/sh", "no-such-program").into_bytes();
+        (request.stdout, request.stderr) = (stdout.clone(), stderr.clone());
+    };
+    task.exec_with("e1", "true", spec).await.unwrap();
+    let (code, message) = status(task.start("e1").await);
+    assert_eq!(code, Code::INVALID_ARGUMENT);
+    assert!(message.contains("no-such-program"), "{message}");
+    assert_eq!(task.state("e1").await.unwrap().status.unwrap(), Status::CREATED);
+    // containerd's client waits for this before it deletes the process.
+    let mut got = String::new();
+    out.read_to_string(&mut got).unwrap();
+    err.read_to_string(&mut got).unwrap();
+    assert_eq!(got, "");
+    let (code, message) = status(task.start("e1").await);
+    assert_eq!(code, Code::FAILED_PRECONDITION, "{message}");
+    assert_eq!(task.delete("e1").await.unwrap().exit_status, 255);
+    task.end(&server).await;
     machine.assert_clean();
 }

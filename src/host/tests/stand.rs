@@ -55,6 +55,13 @@ pub(super) struct Stand {
     pub(super) dir: TempDir,
 }
 
+/// A test that fails must not leave mounts, least of all to whoever removes its directory.
+impl Drop for Stand {
+    fn drop(&mut self) {
+        super::super::mount::clear_below(self.dir.path()).unwrap();
+    }
+}
+
 impl Stand {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();

@@ -13,11 +13,14 @@ use crate::program::{Program, Running, search_path};
 use crate::{deadlines, wait};
 
 /// Where containerd keeps what ends with it.
-pub(crate) const STATE: &str = "/run/e2e";
+pub const STATE: &str = "/run/e2e";
+
+/// The plugin that serves the CRI.
+const CRI: &str = "io.containerd.grpc.v1.cri";
 
 /// What an interactive user, or the CRI, would need and a test does not.
 const DISABLED: &[&str] = &[
-    "io.containerd.grpc.v1.cri",
+    CRI,
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.tracing",
     "io.containerd.snapshotter.v1.aufs",
@@ -36,6 +39,8 @@ pub struct Containerd {
     /// Directory of our shim.
     programs: PathBuf,
     environment: Vec<(String, String)>,
+    /// The CRI's part of the configuration; without it there is no CRI.
+    cri: Option<String>,
     running: Option<Running>,
 }
 
@@ -45,18 +50,40 @@ impl Containerd {
     /// # Errors
     /// It does not start.
     pub fn start(cell: &Inside, programs: &Path, environment: Vec<(String, String)>) -> Result<Self> {
-        let mut containerd = Self {
+        Self {
             namespace: cell.tag.clone(),
             directory: cell.directory.clone(),
             programs: programs.to_owned(),
             environment,
+            cri: None,
             running: None,
-        };
+        }
+        .configured_and_started()
+    }
+
+    /// Starts it with the CRI, for which `settings` is a part of its configuration.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_with_cri(cell: &Inside, programs: &Path, settings: &str) -> Result<Self> {
+        Self {
+            // The one that the CRI knows.
+            namespace: "k8s.io".into(),
+            directory: cell.directory.clone(),
+            programs: programs.to_owned(),
+            environment: Vec::new(),
+            cri: Some(settings.to_owned()),
+            running: None,
+        }
+        .configured_and_started()
+    }
+
+    fn configured_and_started(mut self) -> Result<Self> {
         fs::create_dir_all(STATE).with_context(|| format!("create {STATE}"))?;
-        let config = containerd.config();
-        fs::write(&config, containerd.settings()).with_context(|| format!("write {}", config.display()))?;
-        containerd.start_again()?;
-        Ok(containerd)
+        let config = self.config();
+        fs::write(&config, self.settings()).with_context(|| format!("write {}", config.display()))?;
+        self.start_again()?;
+        Ok(self)
     }
 
     /// Starts it after its end.
@@ -172,7 +199,8 @@ impl Containerd {
         })
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
         Path::new(STATE).join("containerd.sock")
     }
 
@@ -188,15 +216,21 @@ impl Containerd {
         let socket = self.socket();
         let socket = socket.display();
         let root = self.directory.join("root");
+        let disabled: Vec<_> = DISABLED
+            .iter()
+            .filter(|&&plugin| plugin != CRI || self.cri.is_none())
+            .collect();
+        let cri = self.cri.as_deref().unwrap_or_default();
         format!(
             "version = 2\n\
              root = {root:?}\n\
              state = \"{STATE}/state\"\n\
-             disabled_plugins = {DISABLED:?}\n\
+             disabled_plugins = {disabled:?}\n\
              [grpc]\n\
              address = \"{socket}\"\n\
              [ttrpc]\n\
-             address = \"{socket}.ttrpc\"\n"
+             address = \"{socket}.ttrpc\"\n\
+             {cri}"
         )
     }
 }

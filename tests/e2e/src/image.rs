@@ -11,8 +11,13 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::{Builder, EntryType, Header};
 
+use crate::pause;
+
 /// The name of the image of busybox in containerd.
 pub const BUSYBOX: &str = "e2e.test/busybox:latest";
+
+/// The name of the image of a pod's first container.
+pub const PAUSE: &str = "e2e.test/pause:latest";
 
 /// busybox, as Debian's package installs it.
 pub const BUSYBOX_PROGRAM: &str = "/bin/busybox";
@@ -131,18 +136,42 @@ pub fn write_busybox(path: &Path) -> Result<()> {
     write(&layer.into_inner()?, BUSYBOX, path)
 }
 
+/// Writes the image of a pod's first container, which has one program, to `path`.
+///
+/// # Errors
+/// It can't be written.
+pub fn write_pause(path: &Path) -> Result<()> {
+    let mut layer = Builder::new(Vec::new());
+    add(&mut layer, "pause", EntryType::Regular, 0o755, &pause::program())?;
+    write_with(
+        &layer.into_inner()?,
+        PAUSE,
+        &json!({ "Entrypoint": ["/pause"] }),
+        path,
+    )
+}
+
 /// Writes an image with this one layer, a tar file, to `path`.
 ///
 /// # Errors
 /// It can't be written.
 pub fn write(layer: &[u8], name: &str, path: &Path) -> Result<()> {
+    let config = json!({ "Env": [PATH], "Cmd": ["/bin/sh"], "WorkingDir": "/" });
+    write_with(layer, name, &config, path)
+}
+
+/// The same, with this as what the image says of its containers.
+///
+/// # Errors
+/// It can't be written.
+pub fn write_with(layer: &[u8], name: &str, config: &Value, path: &Path) -> Result<()> {
     let layer = Blob::new("application/vnd.oci.image.layer.v1.tar", layer.to_vec());
     let config = Blob::json(
         "application/vnd.oci.image.config.v1+json",
         &json!({
             "architecture": "amd64",
             "os": "linux",
-            "config": { "Env": [PATH], "Cmd": ["/bin/sh"], "WorkingDir": "/" },
+            "config": config,
             // The layer is not compressed, so both of its digests are the same.
             "rootfs": { "type": "layers", "diff_ids": [layer.digest()] },
         }),

@@ -11,6 +11,7 @@ pub mod deadlines;
 pub mod debian;
 pub mod image;
 pub mod parts;
+pub mod pause;
 pub mod program;
 pub mod terminal;
 pub mod trace;

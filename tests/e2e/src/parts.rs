@@ -64,6 +64,8 @@ pub enum Part {
     Runc,
     /// busybox, linked statically.
     Busybox,
+    /// What makes the network of pods.
+    CniPlugins,
     /// What makes a root file system of Debian's packages.
     Debootstrap,
     /// Our shim.
@@ -87,6 +89,7 @@ impl Part {
             Self::Containerd => ("containerd", "apt-get install containerd"),
             Self::Runc => ("runc", "apt-get install runc"),
             Self::Busybox => ("busybox", "apt-get install busybox-static"),
+            Self::CniPlugins => ("cni-plugins", "apt-get install containernetworking-plugins"),
             Self::Debootstrap => ("debootstrap", "apt-get install debootstrap"),
             Self::Shim => ("shim", "cargo build --release --package shim"),
             Self::GuestImage => ("guest-image", "cargo xtask guest"),
@@ -103,6 +106,9 @@ impl Part {
             Self::Containerd => vec!["containerd".into(), "ctr".into()],
             Self::Runc => vec!["runc".into(), "containerd-shim-runc-v2".into()],
             Self::Busybox => vec!["busybox".into()],
+            Self::CniPlugins => ["bridge", "host-local", "loopback", "portmap"]
+                .map(|plugin| Path::new("/usr/lib/cni").join(plugin))
+                .into(),
             Self::Debootstrap => vec!["debootstrap".into()],
             Self::Shim => vec![target.programs().join("containerd-shim-kata-v2")],
             Self::GuestImage => vec![target.kernel(), target.initrd()],

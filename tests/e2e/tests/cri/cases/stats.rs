@@ -1,0 +1,259 @@
+//! Statistics, held against a load that is known: within 10 %.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::{deadlines, wait};
+use k8s_cri::v1::{
+    ContainerStats, ContainerStatsFilter, ContainerStatsRequest, ListContainerStatsRequest,
+    ListPodSandboxStatsRequest, PodSandboxStats, PodSandboxStatsFilter, PodSandboxStatsRequest, UInt64Value,
+};
+
+use super::{chapter, processor_time, same};
+use crate::bed::Bed;
+use crate::container::{Container, ContainerSpec};
+use crate::pod::Pod;
+
+chapter!("stats":
+    processor_time_of_a_container,
+    memory_of_a_container,
+    written_files_of_a_container,
+    whom_they_are_of,
+    a_list_of_them,
+    of_a_pod,
+    network_of_a_pod,
+);
+
+fn pod(bed: &mut Bed) -> Result<Arc<Pod>> {
+    bed.shared("stats", |spec| spec)
+}
+
+fn stats(pod: &Pod, container: &Container) -> Result<ContainerStats> {
+    let request = ContainerStatsRequest {
+        container_id: container.id().into(),
+    };
+    let answer = pod.world().cri.call("ContainerStats", async move |mut client| {
+        client.container_stats(request).await
+    })?;
+    answer.stats.context("a container has statistics")
+}
+
+fn pod_stats(pod: &Pod) -> Result<PodSandboxStats> {
+    let request = PodSandboxStatsRequest {
+        pod_sandbox_id: pod.id().into(),
+    };
+    let answer = pod.world().cri.call("PodSandboxStats", async move |mut client| {
+        client.pod_sandbox_stats(request).await
+    })?;
+    answer.stats.context("a pod has statistics")
+}
+
+fn value(value: Option<UInt64Value>) -> u64 {
+    value.unwrap_or_default().value
+}
+
+fn processor(stats: &ContainerStats) -> u64 {
+    value(stats.cpu.unwrap_or_default().usage_core_nano_seconds)
+}
+
+fn memory(stats: &ContainerStats) -> u64 {
+    value(stats.memory.unwrap_or_default().working_set_bytes)
+}
+
+/// Checks that a number is as expected within 10 %.
+fn near(what: &str, got: u64, expected: u64) -> Result<()> {
+    ensure!(
+        got.abs_diff(expected) <= expected / 10,
+        "{what}: {got} instead of {expected}"
+    );
+    Ok(())
+}
+
+/// The container's shell works for about 3 s. Answers how long it really did, in nanoseconds.
+fn work(container: &Container) -> Result<u64> {
+    let script = "end=$(($(cut -d. -f1 /proc/uptime) + 3)); \
+         while test $(cut -d. -f1 /proc/uptime) -lt $end; do for i in $(seq 2000); do :; done; done";
+    Ok(processor_time(container, script)?.as_nanos().try_into()?)
+}
+
+fn processor_time_of_a_container(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let shell = pod.shell()?;
+    let before = processor(&stats(&pod, &shell)?);
+    let worked = work(&shell)?;
+    let after = processor(&stats(&pod, &shell)?);
+    near("processor time", after - before, worked)
+}
+
+fn memory_of_a_container(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let container = pod.start(ContainerSpec::idle())?;
+    let before = memory(&stats(&pod, &container)?);
+    container.sh("dd if=/dev/zero of=/dev/shm/load bs=1M count=48 2>/dev/null")?;
+    let loaded = memory(&stats(&pod, &container)?);
+    near("memory", loaded - before, 48 << 20)?;
+    container.sh("rm /dev/shm/load")?;
+    let freed = memory(&stats(&pod, &container)?);
+    ensure!(freed < before + (5 << 20), "{before} before, {freed} after");
+    container.stop(Duration::ZERO)?;
+    container.remove()
+}
+
+fn written_files_of_a_container(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let container = pod.start(ContainerSpec::script(
+        "dd if=/dev/zero of=/load bs=1M count=12; sync; exec sleep 100000",
+    ))?;
+    // containerd looks once in a second.
+    let mut used = 0;
+    let seen = wait::until("the files are counted", deadlines::GONE, || {
+        used = value(
+            stats(&pod, &container)?
+                .writable_layer
+                .unwrap_or_default()
+                .used_bytes,
+        );
+        Ok((used.abs_diff(12 << 20) < 12 << 20 >> 3).then_some(()))
+    });
+    seen.with_context(|| format!("{used} bytes"))?;
+    container.stop(Duration::ZERO)?;
+    container.remove()
+}
+
+fn whom_they_are_of(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let container = pod.start(ContainerSpec::idle().with(|config| {
+        config.labels.insert("e2e".into(), "stats".into());
+    }))?;
+    let stats = stats(&pod, &container)?;
+    let attributes = stats.attributes.clone().unwrap_or_default();
+    same(&attributes.id, container.id())?;
+    same(&attributes.labels["e2e"], "stats")?;
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_nanos();
+    let then = stats.cpu.unwrap_or_default().timestamp;
+    ensure!(
+        now.abs_diff(u128::try_from(then)?) < 10_000_000_000,
+        "{then} at {now}"
+    );
+    container.stop(Duration::ZERO)?;
+    container.remove()
+}
+
+fn a_list_of_them(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let containers = [
+        pod.start(ContainerSpec::idle())?,
+        pod.start(ContainerSpec::idle())?,
+    ];
+    let request = ListContainerStatsRequest {
+        filter: Some(ContainerStatsFilter {
+            pod_sandbox_id: pod.id().into(),
+            ..Default::default()
+        }),
+    };
+    let answer = bed
+        .world
+        .cri
+        .call("ListContainerStats", async move |mut client| {
+            client.list_container_stats(request).await
+        })?;
+    for container in &containers {
+        let of = |stats: &&ContainerStats| {
+            stats
+                .attributes
+                .as_ref()
+                .is_some_and(|attributes| attributes.id == container.id())
+        };
+        let stats = answer
+            .stats
+            .iter()
+            .find(of)
+            .context("a container is not in the list")?;
+        ensure!(processor(stats) > 0 && memory(stats) > 0, "{stats:?}");
+    }
+    for container in containers {
+        container.stop(Duration::ZERO)?;
+        container.remove()?;
+    }
+    Ok(())
+}
+
+fn of_a_pod(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let shell = pod.shell()?;
+    let read = |pod: &Pod| {
+        let stats = pod_stats(pod)?.linux.context("statistics of Linux")?;
+        let processor = value(stats.cpu.unwrap_or_default().usage_core_nano_seconds);
+        let memory = value(stats.memory.unwrap_or_default().working_set_bytes);
+        anyhow::Ok((processor, memory, stats))
+    };
+    let (processor, memory, _) = read(&pod)?;
+    let worked = work(&shell)?;
+    shell.sh("dd if=/dev/zero of=/dev/shm/load bs=1M count=48 2>/dev/null")?;
+    let (worked_after, loaded, stats) = read(&pod)?;
+    shell.sh("rm /dev/shm/load")?;
+    // What a pod has used is at least what its containers did; of a VM the monitor's own time comes on top.
+    ensure!(
+        worked_after - processor >= worked / 10 * 9,
+        "{} of {worked}",
+        worked_after - processor
+    );
+    ensure!(loaded - memory >= 43 << 20, "{memory} before, {loaded} after");
+    let of = |stats: &ContainerStats| {
+        stats
+            .attributes
+            .as_ref()
+            .is_some_and(|attributes| attributes.id == shell.id())
+    };
+    ensure!(
+        stats.containers.iter().any(of),
+        "a container is not among the pod's: {stats:?}"
+    );
+    let processes = value(stats.process.unwrap_or_default().process_count);
+    ensure!(processes >= 1, "{processes} processes");
+
+    let request = ListPodSandboxStatsRequest {
+        filter: Some(PodSandboxStatsFilter {
+            id: pod.id().into(),
+            ..Default::default()
+        }),
+    };
+    let list = bed
+        .world
+        .cri
+        .call("ListPodSandboxStats", async move |mut client| {
+            client.list_pod_sandbox_stats(request).await
+        })?;
+    ensure!(list.stats.len() == 1, "{list:?}");
+    Ok(())
+}
+
+fn network_of_a_pod(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let read = |pod: &Pod| {
+        let network = pod_stats(pod)?
+            .linux
+            .and_then(|linux| linux.network)
+            .context("a network")?;
+        let interface = network.default_interface.context("an interface")?;
+        anyhow::Ok((value(interface.rx_bytes), value(interface.tx_bytes)))
+    };
+    let server = pod.start(ContainerSpec::script(
+        "nc -ll -p 7002 -e sh -c 'head -c 4194304 | wc -c'",
+    ))?;
+    let (received, sent) = read(&pod)?;
+    crate::network::send(&pod.address()?, 7002, &vec![7; 4 << 20], b"4194304\n")?;
+    let (received_after, sent_after) = read(&pod)?;
+    // Headers are a few percent.
+    near("bytes received", received_after - received, 4 << 20)?;
+    ensure!(
+        sent_after > sent && sent_after - sent < 1 << 20,
+        "{} bytes sent",
+        sent_after - sent
+    );
+    server.stop(Duration::ZERO)?;
+    server.remove()
+}

@@ -1,0 +1,210 @@
+//! A pod's network, from its namespace on the host into the containers of a real guest, and back.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use configuration::{AgentChannel, Config, MachineType, NetworkModel};
+use runtime::{ErrorKind, Sandbox};
+use serde_json::Value;
+
+use crate::pod::{Background, POD, POD6, Pod};
+use crate::stand::{Guest, Stand, code};
+
+const VM: Guest = Guest::Vm(AgentChannel::VirtioSerial);
+
+/// Bytes that go through an echo: many packets, larger than one segment.
+const MUCH: usize = 4 << 20;
+
+fn data(stand: &Stand) -> (std::path::PathBuf, Vec<u8>) {
+    let bytes: Vec<u8> = (0..MUCH / 4)
+        .flat_map(|n| (n as u32).wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    let path = stand.path("data");
+    fs::write(&path, &bytes).unwrap();
+    (path, bytes)
+}
+
+async fn sandbox(stand: &Stand, config: Config, bundle: &Path) -> Sandbox {
+    Sandbox::create(stand.request(config, bundle).0).await.unwrap()
+}
+
+/// What a container sees and can do.
+const PROBE: &str = "ip -o link show eth0; ip -o addr show eth0; ip route; ip -6 route; cat /sys/class/net/eth0/address;\
+    ls /sys/class/net/eth0/queues; busybox ping -c 1 -W 20 10.79.0.1 >/dev/null && echo pinged;\
+    busybox ping -c 1 -W 20 fd00:79::1 >/dev/null && echo pinged six;\
+    echo there and back | nc 198.51.100.7 9000";
+
+async fn a_guest_has_the_pods_network(change: impl Fn(&mut Config), queues: usize) {
+    let Some(stand) = Stand::new(VM) else { return };
+    let pod = Pod::new();
+    let before = pod.picture();
+    let mut config = stand.config();
+    config.runtime.internetworking_model = NetworkModel::TcFilter;
+    change(&mut config);
+    let probe = stand.bundle("probe", PROBE, |spec| pod.name_in(spec));
+    let server = stand.bundle("server", "nc -ll -p 8080 -e cat", |spec| pod.name_in(spec));
+    let sandbox = sandbox(&stand, config, &probe).await;
+
+    let _echo = Background::start(pod.outside(&["nc", "-ll", "-p", "9000", "-e", "cat"]));
+    let (status, out) = stand.run(&sandbox, "probe", &probe).await;
+    for expected in [
+        "inet 10.79.0.2/24",
+        "inet6 fd00:79::2/64",
+        "default via 10.79.0.1 dev eth0",
+        "10.79.0.0/24 dev eth0 scope link",
+        "default via fd00:79::1 dev eth0",
+        "pinged\n",
+        "pinged six\n",
+        "there and back\n",
+    ] {
+        assert!(out.contains(expected), "{expected} is not in {out}");
+    }
+    assert_eq!(status, 0, "{out}");
+    assert_eq!(out.matches("rx-").count(), queues, "{out}");
+    let mac = before.lines().find(|line| line.contains("eth0")).unwrap();
+    let mac = mac
+        .split("link/ether ")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap();
+    assert!(out.contains(&format!("\n{mac}\n")), "{mac} is not in {out}");
+
+    // In, and much of it; the VMM is found in the pod's namespace.
+    let container = stand.started(&sandbox, "server", &server).await;
+    let (path, bytes) = data(&stand);
+    for address in [POD, POD6] {
+        let client = pod.outside(&["nc", address, "8080"]);
+        assert!(pod.echoed(client, &path) == bytes, "{address}: not what was sent");
+    }
+    let of_vmm = fs::metadata(format!("/proc/{}/ns/net", sandbox.pid()))
+        .unwrap()
+        .ino();
+    assert_eq!(of_vmm, fs::metadata(pod.path()).unwrap().ino());
+
+    container.kill(None, 9, true).await.unwrap();
+    assert_eq!(code(&container).await, 137);
+    container.delete().await.unwrap();
+    sandbox.stop().await.unwrap();
+    assert_eq!(pod.picture(), before, "the namespace is as it was");
+    stand.assert_clean();
+}
+
+#[tokio::test]
+async fn by_traffic_control_on_q35_with_a_queue_for_each_processor() {
+    let two = |config: &mut Config| {
+        config.hypervisor.default_vcpus = 2;
+        config.hypervisor.default_maxvcpus = 2;
+    };
+    a_guest_has_the_pods_network(two, 2).await;
+}
+
+#[tokio::test]
+async fn by_traffic_control_on_microvm() {
+    let microvm = |config: &mut Config| config.hypervisor.machine_type = MachineType::Microvm;
+    a_guest_has_the_pods_network(microvm, 1).await;
+}
+
+#[tokio::test]
+async fn by_macvtap_on_q35() {
+    let macvtap = |config: &mut Config| config.runtime.internetworking_model = NetworkModel::Macvtap;
+    a_guest_has_the_pods_network(macvtap, 1).await;
+}
+
+#[tokio::test]
+async fn without_a_model_there_is_only_the_loopback_device() {
+    let Some(stand) = Stand::new(VM) else { return };
+    let pod = Pod::new();
+    let before = pod.picture();
+    let bundle = stand.bundle("c", "ls /sys/class/net; ip -o addr show lo", |spec| {
+        pod.name_in(spec)
+    });
+    let sandbox = sandbox(&stand, stand.config(), &bundle).await;
+    let (_, out) = stand.run(&sandbox, "c", &bundle).await;
+    assert!(out.starts_with("lo\n") && out.contains("127.0.0.1/8"), "{out}");
+    assert_eq!(pod.picture(), before);
+    sandbox.stop().await.unwrap();
+    stand.assert_clean();
+}
+
+#[tokio::test]
+async fn a_guest_that_is_a_process_is_in_the_pods_namespace() {
+    let Some(stand) = Stand::new(Guest::Process) else {
+        return;
+    };
+    let pod = Pod::new();
+    let before = pod.picture();
+    let bundle = stand.bundle("c", "ip -o addr; nc -ll -p 8080 -e cat", |spec| pod.name_in(spec));
+    let mut config = stand.config();
+    config.runtime.internetworking_model = NetworkModel::TcFilter;
+    let sandbox = sandbox(&stand, config, &bundle).await;
+    let container = stand.started(&sandbox, "c", &bundle).await;
+    let (path, bytes) = data(&stand);
+    let client = pod.outside(&["nc", POD, "8080"]);
+    assert!(pod.echoed(client, &path) == bytes);
+    container.kill(None, 9, true).await.unwrap();
+    assert_eq!(code(&container).await, 137);
+    container.delete().await.unwrap();
+    sandbox.stop().await.unwrap();
+    assert_eq!(pod.picture(), before);
+    stand.assert_clean();
+}
+
+#[tokio::test]
+async fn a_namespace_may_go_before_its_sandbox() {
+    let Some(stand) = Stand::new(VM) else { return };
+    let pod = Pod::new();
+    let bundle = stand.bundle("c", "sleep 1000", |spec| pod.name_in(spec));
+    let mut config = stand.config();
+    config.runtime.internetworking_model = NetworkModel::TcFilter;
+    let sandbox = sandbox(&stand, config, &bundle).await;
+    let container = stand.started(&sandbox, "c", &bundle).await;
+    pod.remove_inside();
+    container.kill(None, 9, true).await.unwrap();
+    assert_eq!(code(&container).await, 137);
+    container.delete().await.unwrap();
+    sandbox.stop().await.unwrap();
+    stand.assert_clean();
+}
+
+#[tokio::test]
+async fn a_namespace_that_vanished_is_one_clear_error() {
+    let Some(stand) = Stand::new(VM) else { return };
+    let pod = Pod::new();
+    let path = pod.path();
+    let bundle = stand.bundle("c", "true", |spec| pod.name_in(spec));
+    drop(pod);
+    let mut config = stand.config();
+    config.runtime.internetworking_model = NetworkModel::TcFilter;
+    let error = Sandbox::create(stand.request(config, &bundle).0)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound, "{}", error.chain());
+    assert!(
+        error.chain().contains(path.to_str().unwrap()),
+        "{}",
+        error.chain()
+    );
+    stand.assert_clean();
+}
+
+#[tokio::test]
+async fn something_that_is_no_namespace_is_one_clear_error() {
+    let Some(stand) = Stand::new(Guest::Process) else {
+        return;
+    };
+    let file = stand.path("file");
+    fs::write(&file, "").unwrap();
+    let bundle = stand.bundle("c", "true", |spec: &mut Value| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(serde_json::json!({"type": "network", "path": file}));
+    });
+    let error = Sandbox::create(stand.request(stand.config(), &bundle).0)
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument, "{}", error.chain());
+    stand.assert_clean();
+}
