@@ -9,6 +9,10 @@ pub(crate) const KILL: Duration = Duration::from_secs(3);
 /// uninterruptible one never ends; then its VM is stopped.
 pub(crate) const KILLED: Duration = Duration::from_secs(10);
 
+/// For the output of an ended process to reach the host's ends of its streams before its end is told: there are clients
+/// that stop to read then. A reader that is slow or absent does not hold it up for longer.
+pub(crate) const DELIVERY: Duration = Duration::from_secs(2);
+
 /// For the rest of an ended process's output to be read before it is deleted. A client reads what it wants before it
 /// deletes; this is for the ones that do not.
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);

@@ -12,14 +12,15 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use slog::{Logger, info, o, warn};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::process::{KILLED, Process, UNKNOWN};
 use super::state::{State, Step};
 use super::{Appeal, ExecRequest, ExitStatus, ProcessState, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Opened, Target};
+use crate::io::{Delivery, Opened, Target};
 use crate::sandbox::{Phases, VmEnd};
-use crate::{ContainerId, ExecId};
+use crate::{ContainerId, ExecId, deadlines};
 
 /// Something for the owner to do.
 pub(crate) type Command = Box<dyn FnOnce(&mut Task) + Send>;
@@ -174,10 +175,13 @@ impl Task {
     fn exited(&mut self, exec: Option<&ExecId>, answer: Result<p::WaitProcessResponse, agent_client::Error>) {
         match answer {
             Ok(answer) => {
-                self.happened(exec, Step::Ended);
-                if let Ok(process) = self.process(exec) {
-                    process.ended_as_told(&answer);
-                }
+                let Ok(process) = self.process(exec) else {
+                    return;
+                };
+                process.told(&answer);
+                let deliveries = process.deliveries();
+                let exec = exec.cloned();
+                self.job(delivered(deliveries), move |task, ()| task.ended(exec.as_ref()));
             }
             // The end of the virtual machine is told by its sandbox, once and for all processes.
             Err(error) if error.kind == AgentErrorKind::Unavailable => {}
@@ -188,11 +192,16 @@ impl Task {
                     .is_ok_and(|p| matches!(p.state, State::Deleting { .. })) => {}
             Err(error) => {
                 warn!(self.log, "the exit status is lost"; "process" => self.name(exec), "error" => %error);
-                self.happened(exec, Step::Ended);
-                if let Ok(process) = self.process(exec) {
-                    process.ended(UNKNOWN, SystemTime::now());
-                }
+                self.ended(exec);
             }
+        }
+    }
+
+    /// A process has ended, as the guest has told or for reasons unknown.
+    fn ended(&mut self, exec: Option<&ExecId>) {
+        self.happened(exec, Step::Ended);
+        if let Ok(process) = self.process(exec) {
+            process.ended(UNKNOWN, SystemTime::now());
         }
     }
 
@@ -345,4 +354,14 @@ impl Task {
         self.process(exec.as_ref())?.close_input();
         Ok(())
     }
+}
+
+/// Returns when everything is delivered, or has had the time to be.
+async fn delivered(deliveries: Vec<Delivery>) {
+    let all = async {
+        for mut delivery in deliveries {
+            while delivery.changed().await.is_ok() {}
+        }
+    };
+    let _ = timeout(deadlines::DELIVERY, all).await;
 }
