@@ -30,6 +30,7 @@ use async_trait::async_trait;
 use configuration::Config;
 use futures::future::{FutureExt, select_all};
 use hypervisor::{Hypervisor, VmRecord, VmSpec};
+use oci_spec::runtime::Spec;
 use slog::{Logger, o, warn};
 
 use daemon::Daemon;
@@ -83,7 +84,21 @@ impl Host {
         let sandbox = oci::sandbox(&request.id, &spec, resolv_conf.as_deref())?;
         let abilities = request.hypervisor.capabilities();
         let plan = plan::sandbox(&request.config, &sandbox, &abilities, &|path| path.is_file())?;
+        Self::look_ahead(request, &plan, spec)?;
         Self::new(request, plan)
+    }
+
+    /// The first container is planned, and what it needs of the host is looked for: what can't be is refused here, and not
+    /// after a virtual machine was started for it.
+    fn look_ahead(request: &SandboxRequest, plan: &SandboxPlan, spec: Spec) -> Result<()> {
+        let id = ContainerId::new(request.id.as_str())?;
+        let bundle = bundle::absolute(&request.bundle)?;
+        // A relative root is the caller's to mount, and may have to be made first.
+        let root = spec.root().as_ref().map(|root| root.path().clone());
+        let container = oci::container(&id, spec, bundle, Vec::new())?;
+        let container = plan::container(&request.config, plan, &container)?;
+        share::find_sources(&container, root.is_some_and(|root| root.is_absolute()))
+            .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
 
     /// The host's side of a sandbox that is planned.
