@@ -224,10 +224,8 @@ impl Task {
         let phases = exec.is_none().then(|| self.phases.clone());
         if let Ok(process) = self.process(exec) {
             process.connect(&target, move |took| {
+                let took = phases.as_ref().map_or(took, |phases| phases.first_output(took));
                 info!(log, "first output"; "microseconds" => took.as_micros() as u64);
-                if let Some(phases) = &phases {
-                    phases.record("first output", took);
-                }
             });
         }
     }

@@ -63,6 +63,24 @@ impl Phases {
             "reason" => &self.report.reason);
     }
 
+    /// The first output is there, so long after the request to start. What the start took of that is not counted twice;
+    /// the rest is answered.
+    pub(crate) fn first_output(&self, took: Duration) -> Duration {
+        let start = {
+            let list = self.list.borrow();
+            let start = list.iter().find(|phase| phase.name == "start");
+            // None: it has come before the answer to the request.
+            start.map_or(took, |phase| phase.took)
+        };
+        let rest = took.saturating_sub(start);
+        // A later container's start is none of the phases.
+        if self.record("first output", rest) {
+            rest
+        } else {
+            took
+        }
+    }
+
     /// The phases so far.
     pub(crate) fn list(&self) -> Vec<Phase> {
         self.list.borrow().clone()
@@ -71,5 +89,46 @@ impl Phases {
     /// What runs, and why.
     pub(crate) fn report(&self) -> VmReport {
         VmReport::clone(&self.report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use slog::{Discard, o};
+
+    use super::*;
+
+    fn phases() -> Phases {
+        let report = VmReport {
+            vmm: String::new(),
+            machine: String::new(),
+            accelerator: String::new(),
+            reason: String::new(),
+        };
+        Phases::new(Vec::new(), report, Logger::root(Discard, o!()))
+    }
+
+    fn sum(phases: &Phases) -> Duration {
+        phases.list().iter().map(|phase| phase.took).sum()
+    }
+
+    /// The phases of a start follow each other, so their sum is the whole.
+    #[test]
+    fn the_time_of_the_start_is_not_in_the_first_output_as_well() {
+        let (start, output) = (Duration::from_millis(10), Duration::from_millis(25));
+        let phases = phases();
+        phases.started(start);
+        assert_eq!(phases.first_output(output), output - start);
+        assert_eq!(sum(&phases), output);
+        assert_eq!(phases.first_output(output), output, "of another container");
+        assert_eq!(sum(&phases), output);
+    }
+
+    #[test]
+    fn output_before_the_answer_to_the_start_took_no_time() {
+        let phases = phases();
+        assert_eq!(phases.first_output(Duration::from_millis(9)), Duration::ZERO);
+        phases.started(Duration::from_millis(10));
+        assert_eq!(sum(&phases), Duration::from_millis(10));
     }
 }

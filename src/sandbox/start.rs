@@ -114,6 +114,7 @@ impl Holdings {
         }
         self.step(Step::GuestCreated)?;
         clock.lap("agent");
+        info!(log, "the sandbox is ready");
         Ok(Ready {
             agent,
             vm,

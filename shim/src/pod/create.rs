@@ -51,6 +51,7 @@ impl Pod {
             drop(reply.send(Err(error)));
             return;
         }
+        info!(self.setting.log, "creating"; "container" => %id, "bundle" => %bundle.display());
         let mut closing = self.closing.subscribe();
         let created = tokio::select! {
             // What is there already is not to be forgotten because its caller goes at the same moment.

@@ -10,14 +10,14 @@ use crate::Amount;
 use crate::bare::{self, Sandbox};
 use crate::bed::{Bed, Runtime};
 use crate::report::{Figure, Results};
-use crate::split::{between, milliseconds, time_of};
+use crate::split::{CREATING, between, milliseconds, time_of};
 use crate::statistics::Ratio;
 
 /// One start of ours, in milliseconds.
 struct Ours {
-    /// Of the phases from the request to create to the agent's readiness.
+    /// From the request to create to the agent's readiness.
     ready: f64,
-    /// From the start of the shim's first process to the agent's answer.
+    /// From the start of the shim's first process to the agent's readiness.
     from_shim_start: f64,
     /// The processes that it was made of.
     sandbox: Sandbox,
@@ -52,7 +52,7 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
         }
     }
     results.measured("agent ready, from the request to create", "ms", &ready);
-    results.measured("agent answers, from the shim's start", "ms", &from_shim_start);
+    results.measured("agent ready, from the shim's start", "ms", &from_shim_start);
     results.measured("agent greets, bare QEMU", "ms", &bare);
     results.figures.push(Figure::new(
         "B5",
@@ -96,17 +96,18 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
 fn ours(bed: &Bed, before: Option<&Census>) -> Result<Ours> {
     let id = bed.name("ready");
     let create = milliseconds(bed.start(Runtime::Kata, &[], &id)?);
-    let trace = bed.trace(&id, |_| true)?;
+    bed.trace(&id, |_| true)?;
     // containerd makes the log's pipe just before it starts the shim.
     let log = bed.bundle(&id).join("log");
     let shim_start = fs::metadata(&log)
         .and_then(|log| log.created().or_else(|_| log.modified()))
         .with_context(|| format!("find out when {} was made", log.display()))?;
-    let answered = time_of(&bed.records(&id)?, "the agent answers")?;
+    let records = bed.records(&id)?;
+    let ready = time_of(&records, "the sandbox is ready")?;
     let sandbox = Sandbox::of(bed.process(&id)?)?;
     Ok(Ours {
-        ready: milliseconds(trace.until_ready()),
-        from_shim_start: between(shim_start, answered),
+        ready: between(time_of(&records, CREATING)?, ready),
+        from_shim_start: between(shim_start, ready),
         sandbox,
         removal: removed(bed, &id, create, before)?,
     })

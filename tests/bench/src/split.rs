@@ -8,18 +8,21 @@ use e2e::trace::Trace;
 use serde_json::Value;
 
 /// The parts that nobody measures, by name.
-const BEFORE: &str = "containerd, until the shim serves";
+const BEFORE: &str = "containerd, until the request to create";
 const UNATTRIBUTED: &str = "in no phase";
 const AFTER: &str = "the end, and containerd";
+
+/// The record of a request to create.
+pub const CREATING: &str = "creating";
 
 /// A start, and its end, in parts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Split {
     /// Name, milliseconds; in their order, with what is in no phase. Together they are the whole of `ctr run`.
     pub parts: Vec<(&'static str, f64)>,
-    /// From the shim's first readiness to the first output, milliseconds.
+    /// From the request to create to the first output, milliseconds.
     pub total: f64,
-    /// What no phase explains of it.
+    /// What no phase explains of it; negative where phases overlap.
     pub unattributed: f64,
 }
 
@@ -29,16 +32,16 @@ impl Split {
     /// # Errors
     /// A record is missing.
     pub fn of(records: &[Value], trace: &Trace, client: (SystemTime, SystemTime)) -> Result<Self> {
-        let serving = time_of(records, "serving")?;
+        let creating = time_of(records, CREATING)?;
         let output = time_of(records, "first output")?;
         let mut phases = trace.phases.clone();
         phases.push((
             "first output",
             trace.first_output.context("the container had an output")?,
         ));
-        let mut parts = vec![(BEFORE, between(client.0, serving))];
+        let mut parts = vec![(BEFORE, between(client.0, creating))];
         parts.extend(phases.iter().map(|&(name, took)| (name, milliseconds(took))));
-        let total = between(serving, output);
+        let total = between(creating, output);
         let explained: f64 = parts.iter().skip(1).map(|(_, took)| took).sum();
         let unattributed = total - explained;
         parts.push((UNATTRIBUTED, unattributed));
@@ -79,7 +82,7 @@ pub fn milliseconds(time: Duration) -> f64 {
 mod tests {
     use super::*;
 
-    const LOG: &str = r#"{"msg":"serving","sandbox":"a","ts":"2026-01-01T00:00:00.100Z"}
+    const LOG: &str = r#"{"msg":"creating","sandbox":"a","ts":"2026-01-01T00:00:00.100Z"}
 {"msg":"started","sandbox":"a","spec":1000,"host":9000,"vmm_start":90000,"boot":1700000,"agent":100000,"create":40000,"start":10000,"ts":"2026-01-01T00:00:02.090Z"}
 {"msg":"first output","sandbox":"a","microseconds":10000,"ts":"2026-01-01T00:00:02.100000001Z"}"#;
 
@@ -107,7 +110,7 @@ mod tests {
         let mut records = e2e::trace::records(LOG);
         records.remove(0);
         let error = Split::of(&records, &trace, client()).unwrap_err();
-        assert!(error.to_string().contains("serving"), "{error}");
+        assert!(error.to_string().contains(CREATING), "{error}");
     }
 
     #[test]

@@ -15,9 +15,6 @@ pub const PHASES: &[(&str, &str)] = &[
     ("start", "start"),
 ];
 
-/// The last phase after which the guest waits for containers.
-const READY: &str = "agent ready";
-
 /// What is known of a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
@@ -69,13 +66,6 @@ impl Trace {
             first_output: record("first output").and_then(|record| time(record, "microseconds")),
         })
     }
-
-    /// From the request to create the sandbox until its guest waits for containers.
-    pub fn until_ready(&self) -> Duration {
-        let last = self.phases.iter().position(|(name, _)| *name == READY);
-        let count = last.map_or(0, |last| last + 1);
-        self.phases.iter().take(count).map(|(_, took)| *took).sum()
-    }
 }
 
 /// The records of ours in a log: a line each, JSON.
@@ -106,7 +96,6 @@ time="2026" level=info msg="shim disconnected"
         assert_eq!(trace.phases.len(), PHASES.len());
         assert_eq!(trace.phases[2], ("VMM start", Duration::from_millis(95)));
         assert_eq!(trace.first_output, Some(Duration::from_millis(5)));
-        assert_eq!(trace.until_ready(), Duration::from_micros(2_010_400));
         assert_eq!(Trace::of_sandbox(LOG, "a"), Some(trace));
     }
 
