@@ -197,6 +197,14 @@ impl Pod {
                 "the configuration cannot be used",
                 error,
             )
+        })?
+        .with_annotations(&group::annotations(&order.bundle)?)
+        .map_err(|error| {
+            Error::caused(
+                ErrorKind::InvalidArgument,
+                format!("container {} asks for what it may not have", order.id),
+                error,
+            )
         })?;
         if config.runtime.enable_debug {
             self.setting.verbosity.debug();

@@ -101,7 +101,8 @@ impl Pod {
                 // Changes by itself.
                 let tentative = line.contains("fe80:");
                 if !tentative {
-                    picture.push_str(line.trim_end());
+                    let settled = line.split_whitespace().filter(|word| !changes_by_itself(word));
+                    picture.push_str(&settled.collect::<Vec<_>>().join(" "));
                     picture.push('\n');
                 }
             }
@@ -266,4 +267,9 @@ pub(super) fn threads_inside() -> usize {
     tasks
         .filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "network\n"))
         .count()
+}
+
+/// Words of `ip` that follow the carrier: the kernel notices it in its own time.
+fn changes_by_itself(word: &str) -> bool {
+    word.starts_with('<') || ["UP", "DOWN", "UNKNOWN", "LOWERLAYERDOWN"].contains(&word)
 }
