@@ -115,12 +115,15 @@ impl Host {
         log: &Logger,
     ) -> Result<&'a Attached> {
         let model = network::Model::of(plan.model);
-        let network = network::attach(&plan.namespace, model, plan.queues).await?;
+        // Held first, so that a release waits for what is under way when a start is given up.
+        let network = held
+            .network
+            .insert(Attached::hold(&plan.namespace, model, plan.queues)?);
+        network.connect().await?;
         for what in network.left_out() {
             warn!(log, "{} and is not in the guest", what; "namespace" => %plan.namespace.display());
         }
         held.record.network = Some(network.record());
-        let network = held.network.insert(network);
         held.record.write(held.home.dir())?;
         steps.take()?;
         Ok(network)

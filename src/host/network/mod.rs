@@ -11,7 +11,7 @@ mod scan;
 mod sys;
 mod tap;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod view;
 
 use std::collections::BTreeSet;
@@ -50,27 +50,34 @@ pub(crate) struct Appeared {
     pub(crate) guest: p::Network,
 }
 
-/// Connects every interface of the namespace at this path. `queues` is for each interface, at most as many as the machine has
-/// processors. Without a model nothing is connected, and the namespace is only held.
-///
-/// # Errors
-/// [`ErrorKind::NotFound`] when there is no such namespace, [`ErrorKind::InvalidArgument`] when the path is something else or
-/// the host's own, [`ErrorKind::Unsupported`] for an interface that cannot be connected. Nothing is left then.
-pub(crate) async fn attach(namespace: &Path, model: Option<Model>, queues: u32) -> Result<Attached> {
-    let mut attached = Attached {
-        namespace: Namespace::open(namespace)?,
-        model,
-        queues: queues.clamp(1, connect::MAX_QUEUES),
-        connections: Vec::new(),
-        guest: p::Network::default(),
-        left_out: Vec::new(),
-    };
-    let appeared = attached.look_again().await?;
-    attached.guest = appeared.guest;
-    Ok(attached)
-}
-
 impl Attached {
+    /// Takes hold of the namespace at this path. Nothing is connected yet, and without a model nothing will be. `queues` is for
+    /// each interface, at most as many as the machine has processors.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such namespace, [`ErrorKind::InvalidArgument`] when the path is something
+    /// else or the host's own.
+    pub(crate) fn hold(namespace: &Path, model: Option<Model>, queues: u32) -> Result<Self> {
+        Ok(Self {
+            namespace: Namespace::open(namespace)?,
+            model,
+            queues: queues.clamp(1, connect::MAX_QUEUES),
+            connections: Vec::new(),
+            guest: p::Network::default(),
+            left_out: Vec::new(),
+        })
+    }
+
+    /// Connects every interface of the namespace.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for an interface that cannot be connected, [`ErrorKind::FailedPrecondition`] when another
+    /// machine is. Nothing is connected then, nor when the caller gives up waiting.
+    pub(crate) async fn connect(&mut self) -> Result<()> {
+        self.guest = self.look_again().await?.guest;
+        Ok(())
+    }
+
     /// The network cards of the virtual machine, in the order of the interfaces.
     pub(crate) fn devices(&self) -> Vec<Device> {
         self.connections.iter().map(Connection::device).collect()
@@ -103,7 +110,7 @@ impl Attached {
     /// Connects what has appeared in the namespace since the last look.
     ///
     /// # Errors
-    /// As [`attach`]; what was connected before stays.
+    /// As [`Attached::connect`]; what was connected before stays.
     pub(crate) async fn look_again(&mut self) -> Result<Appeared> {
         let Some(model) = self.model else {
             return Ok(Appeared {
@@ -145,7 +152,8 @@ impl Attached {
     pub(crate) async fn release(&mut self) -> Result<()> {
         let connections = std::mem::take(&mut self.connections);
         if connections.is_empty() {
-            return Ok(());
+            // What somebody has given up on is being undone.
+            return self.namespace.settled().await;
         }
         let undo = move || connect::undo(&mut open()?, connections);
         self.namespace.run(undo, drop).await

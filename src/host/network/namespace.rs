@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::deadlines;
@@ -27,6 +27,8 @@ pub(super) struct Namespace {
     fd: Arc<OwnedFd>,
     /// Device and inode numbers: which one it is, whatever its path.
     identity: (u64, u64),
+    /// Whose turn it is to be inside: one after the other, also when nobody waits for the one any more.
+    turn: Arc<Semaphore>,
 }
 
 impl Namespace {
@@ -61,6 +63,7 @@ impl Namespace {
             path: path.to_owned(),
             identity: identity_of(&file, path)?,
             fd: Arc::new(file.into()),
+            turn: Arc::new(Semaphore::new(1)),
         };
         // Every namespace of the kernel's is on one device; this tells others that may have the same inode number.
         if namespace.identity.0 != own.0 {
@@ -130,26 +133,43 @@ impl Namespace {
         unwanted: impl FnOnce(T) + Send + 'static,
     ) -> Result<T> {
         let (fd, path) = (Arc::clone(&self.fd), self.path.clone());
-        let (answer, answered) = oneshot::channel();
-        let body = move || {
-            let result = enter(&fd, &path).and_then(|()| work());
-            if let Err(Ok(value)) = answer.send(result) {
-                unwanted(value);
-            }
+        let done = async {
+            let turn = self.turn().await?;
+            let (answer, answered) = oneshot::channel();
+            start(move || {
+                let result = enter(&fd, &path).and_then(|()| work());
+                if let Err(Ok(value)) = answer.send(result) {
+                    unwanted(value);
+                }
+                drop(turn);
+            })?;
+            answered.await.unwrap_or_else(|_| Err(self.failed()))
         };
-        start(body)?;
-        match timeout(deadlines::NETWORK, answered).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(self.failed()),
-            Err(_) => Err(Error::new(
+        self.in_time(done).await
+    }
+
+    /// Waits until nobody is inside.
+    pub(super) async fn settled(&self) -> Result<()> {
+        self.in_time(async { self.turn().await.map(drop) }).await
+    }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit> {
+        // It is never closed.
+        let turn = Arc::clone(&self.turn).acquire_owned().await;
+        turn.map_err(|_| self.failed())
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        timeout(deadlines::NETWORK, work).await.unwrap_or_else(|_| {
+            Err(Error::new(
                 ErrorKind::DeadlineExceeded,
                 format!(
                     "the kernel is busy with network namespace {} for longer than {:?}",
                     self.path.display(),
                     deadlines::NETWORK
                 ),
-            )),
-        }
+            ))
+        })
     }
 }
 

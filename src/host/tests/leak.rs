@@ -2,28 +2,34 @@
 
 use std::fs;
 
+use configuration::NetworkModel;
+
+use super::super::network::tests::pod::Pod;
 use super::super::{Host, clean_up_dead};
 use super::stand::{Stand, container, daemons_are_here, plan, virtiofsd, vsock_daemon};
 use crate::error::ErrorKind;
-use crate::model::{BindPlan, ChannelPlan, RootPlan, SandboxPlan, SharePlan};
+use crate::model::{BindPlan, ChannelPlan, NetworkPlan, RootPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Ground, SandboxRequest};
 
 /// With every part that a sandbox of a virtual machine can have.
-fn full(id: &str) -> SandboxPlan {
+fn full(id: &str, pod: &Pod) -> SandboxPlan {
     let share = SharePlan::VirtioFs {
         daemon: virtiofsd(),
         cache: "auto",
     };
-    plan(id, ChannelPlan::DaemonVsock(vsock_daemon()), share)
+    SandboxPlan {
+        network: Some(NetworkPlan {
+            namespace: pod.path(),
+            model: NetworkModel::TcFilter,
+            queues: 2,
+        }),
+        ..plan(id, ChannelPlan::DaemonVsock(vsock_daemon()), share)
+    }
 }
 
 /// Goes through a sandbox's life up to step `left`.
-async fn live(
-    stand: &Stand,
-    request: &SandboxRequest,
-    left: Option<u32>,
-) -> (Host, crate::error::Result<()>) {
-    let mut host = Host::new(request, full("s")).unwrap();
+async fn live(stand: &Full, request: &SandboxRequest, left: Option<u32>) -> (Host, crate::error::Result<()>) {
+    let mut host = Host::new(request, full("s", &stand.pod)).unwrap();
     host.steps.left = left;
     let bind = BindPlan {
         name: "volume".into(),
@@ -48,7 +54,23 @@ async fn live(
     (host, result)
 }
 
-fn stand() -> Option<Stand> {
+/// A stand, with all that a sandbox can be given.
+struct Full {
+    stand: Stand,
+    pod: Pod,
+    /// Of the pod, before anything was done to it.
+    picture: String,
+}
+
+impl std::ops::Deref for Full {
+    type Target = Stand;
+
+    fn deref(&self) -> &Stand {
+        &self.stand
+    }
+}
+
+fn stand() -> Option<Full> {
     if !daemons_are_here() {
         return None;
     }
@@ -57,11 +79,14 @@ fn stand() -> Option<Stand> {
         fs::create_dir(stand.path(name)).unwrap();
         fs::write(stand.path(name).join("kept"), "user's").unwrap();
     }
-    Some(stand)
+    let pod = Pod::new();
+    let picture = pod.picture();
+    Some(Full { stand, pod, picture })
 }
 
-impl Stand {
+impl Full {
     fn assert_kept(&self) {
+        assert_eq!(self.pod.picture(), self.picture, "the pod's network");
         for name in ["root", "volume"] {
             assert_eq!(fs::read(self.path(name).join("kept")).unwrap(), b"user's");
         }
@@ -101,10 +126,11 @@ async fn a_start_that_is_given_up_at_any_time_leaves_nothing() {
     let whole = whole.elapsed();
     host.release().await.unwrap();
     for n in 0..20 {
-        let mut host = Host::new(&request, full("s")).unwrap();
+        let mut host = Host::new(&request, full("s", &stand.pod)).unwrap();
         let _ = tokio::time::timeout(whole * n / 20, host.acquire()).await;
         host.release().await.unwrap();
         stand.assert_clean();
+        stand.assert_kept();
     }
 }
 
@@ -161,6 +187,9 @@ impl Host {
         if let Some(mut held) = self.held.take() {
             // Their parent-death signal.
             held.daemons.clear();
+            if let Some(network) = held.network.take() {
+                network.die();
+            }
         }
     }
 }

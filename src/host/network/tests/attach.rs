@@ -1,7 +1,7 @@
 //! Interfaces that are connected, used and given back.
 
-use super::super::{Attached, Model, attach};
-use super::pod::{ADDRESS, Card, MAC, OUTSIDE, Pod, threads_inside, until};
+use super::super::{Attached, Model};
+use super::pod::{ADDRESS, Card, MAC, OUTSIDE, Pod, attach, threads_inside, until};
 
 async fn attached(pod: &Pod, model: Model, queues: u32) -> Attached {
     attach(&pod.path(), Some(model), queues).await.unwrap()

@@ -4,13 +4,16 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hypervisor::Device;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::super::{Attached, Model};
+use crate::error::Result;
 
 /// Longer than anything here takes on a busy machine.
 pub(super) const SOON: Duration = Duration::from_secs(20);
@@ -19,7 +22,7 @@ pub(super) const MAC: &str = "02:00:00:00:78:02";
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 
-pub(super) struct Pod {
+pub(in crate::host) struct Pod {
     pub(super) inside: String,
     outside: String,
 }
@@ -43,7 +46,7 @@ impl Pod {
     }
 
     /// With a veth, as a CNI plugin leaves it.
-    pub(super) fn new() -> Self {
+    pub(in crate::host) fn new() -> Self {
         let pod = Self::empty();
         let (inside, mac) = (&pod.inside, MAC);
         pod.outside(&format!(
@@ -62,7 +65,7 @@ impl Pod {
         pod
     }
 
-    pub(super) fn path(&self) -> PathBuf {
+    pub(in crate::host) fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.inside)
     }
 
@@ -88,7 +91,7 @@ impl Pod {
     }
 
     /// Everything of the namespace that an owner would miss or wonder about.
-    pub(super) fn picture(&self) -> String {
+    pub(in crate::host) fn picture(&self) -> String {
         let mut picture = String::new();
         for part in [
             "-o link",
@@ -137,6 +140,20 @@ fn tool(program: &str, arguments: &str) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments}: {error}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Connects everything of a namespace.
+pub(super) async fn attach(path: &Path, model: Option<Model>, queues: u32) -> Result<Attached> {
+    let mut attached = Attached::hold(path, model, queues)?;
+    attached.connect().await?;
+    Ok(attached)
+}
+
+impl Attached {
+    /// The taps go, as with a process that is killed, and nothing else does.
+    pub(in crate::host) fn die(mut self) {
+        self.connections.clear();
+    }
 }
 
 /// A network card, as the machine sees it.

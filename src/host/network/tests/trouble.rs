@@ -4,14 +4,9 @@ use std::os::unix::net::UnixListener;
 
 use futures::FutureExt;
 
-use super::super::{Attached, Model, attach, clean_up_dead};
-use super::pod::{ADDRESS, Card, OUTSIDE, Pod, until};
+use super::super::{Attached, Model, clean_up_dead};
+use super::pod::{ADDRESS, Card, OUTSIDE, Pod, attach, until};
 use crate::ErrorKind;
-
-/// The taps go, as with a process that is killed, and nothing else does.
-fn killed(mut attached: Attached) {
-    attached.connections.clear();
-}
 
 #[tokio::test]
 async fn what_is_no_namespace_of_a_pod_is_refused() {
@@ -128,14 +123,11 @@ async fn a_caller_that_gives_up_leaves_nothing() {
     let pod = Pod::new();
     let before = pod.picture();
     for model in [Model::TcFilter, Model::Macvtap] {
+        let mut attached = Attached::hold(&pod.path(), Some(model), 1).unwrap();
         // Begun, and dropped before it could be done.
-        let path = pod.path();
-        let mut attaching = Box::pin(attach(&path, Some(model), 1));
-        assert!((&mut attaching).now_or_never().is_none());
-        drop(attaching);
-        until("nothing is left", || {
-            super::pod::threads_inside() == 0 && pod.picture() == before
-        });
+        assert!(attached.connect().now_or_never().is_none());
+        attached.release().await.unwrap();
+        assert_eq!(pod.picture(), before, "{model:?}");
     }
 }
 
@@ -147,7 +139,7 @@ async fn what_a_dead_owner_left_is_in_nobodys_way() {
         let record = {
             let attached = attach(&pod.path(), Some(model), 1).await.unwrap();
             let record = attached.record();
-            killed(attached);
+            attached.die();
             record
         };
         assert_ne!(pod.picture(), before);
@@ -161,7 +153,8 @@ async fn what_a_dead_owner_left_is_in_nobodys_way() {
     }
     // And without a record.
     let pod = Pod::new();
-    killed(attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap());
+    let dead = attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap();
+    dead.die();
     let mut next = attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap();
     Card::of(&next.devices()[0]).asks_for(ADDRESS, OUTSIDE);
     next.release().await.unwrap();
