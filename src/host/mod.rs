@@ -31,6 +31,7 @@ use configuration::Config;
 use futures::future::{FutureExt, select_all};
 use hypervisor::{Hypervisor, VmRecord, VmSpec};
 use slog::{Logger, o, warn};
+use tokio::net::TcpListener;
 
 use daemon::Daemon;
 use home::Home;
@@ -107,13 +108,13 @@ impl Host {
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
     }
 
-    /// The pod's network.
+    /// The pod's network, and listeners for its localhost.
     async fn network<'a>(
         held: &'a mut Held,
         plan: &NetworkPlan,
         steps: &mut Steps,
         log: &Logger,
-    ) -> Result<&'a Attached> {
+    ) -> Result<(&'a Attached, Vec<TcpListener>)> {
         let model = network::Model::of(plan.model);
         // Held first, so that a release waits for what is under way when a start is given up.
         let network = held
@@ -123,10 +124,17 @@ impl Host {
         for what in network.left_out() {
             warn!(log, "{} and is not in the guest", what; "namespace" => %plan.namespace.display());
         }
+        let localhost = match plan.localhost {
+            true => network.listen().await.unwrap_or_else(|error| {
+                warn!(log, "ports of the guest's localhost cannot be forwarded"; "error" => error.chain());
+                Vec::new()
+            }),
+            false => Vec::new(),
+        };
         held.record.network = Some(network.record());
         held.record.write(held.home.dir())?;
         steps.take()?;
-        Ok(network)
+        Ok((network, localhost))
     }
 
     /// The share, and its device.
@@ -233,9 +241,10 @@ impl Ground for Host {
 
         let mut machine_devices = vec![agents.device, share];
         let mut guest = plan.guest.clone();
-        let mut network_namespace = None;
+        let (mut network_namespace, mut localhost) = (None, Vec::new());
         if let Some(plan) = &plan.network {
-            let network = Self::network(held, plan, steps, log).await?;
+            let network;
+            (network, localhost) = Self::network(held, plan, steps, log).await?;
             network_namespace = Some(network.namespace());
             machine_devices.extend(network.devices());
             guest.network = Some(network.guest().clone()).into();
@@ -258,6 +267,7 @@ impl Ground for Host {
             },
             listener: agents.listener,
             guest,
+            localhost,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {

@@ -134,6 +134,8 @@ pub struct NetworkPlan {
     pub model: NetworkModel,
     /// Queues of each interface.
     pub queues: u32,
+    /// Connections to localhost in the namespace are carried into the guest.
+    pub localhost: bool,
 }
 
 /// The byte stream to the agent.

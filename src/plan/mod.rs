@@ -86,6 +86,7 @@ fn network(
             config.runtime.internetworking_model
         },
         queues: vcpus,
+        localhost: !abilities.guest_is_process,
     })
 }
 

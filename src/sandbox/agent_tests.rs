@@ -99,6 +99,7 @@ impl Ground for Bare {
                 }],
                 ..Default::default()
             },
+            localhost: Vec::new(),
             lost: Box::pin(std::future::pending()),
         })
     }

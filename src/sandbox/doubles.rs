@@ -148,6 +148,7 @@ impl Ground for Counted {
             },
             listener,
             guest: p::CreateSandboxRequest::default(),
+            localhost: Vec::new(),
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)

@@ -8,6 +8,7 @@ use agent_protocol as p;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use hypervisor::{VmRecord, VmSpec};
+use tokio::net::TcpListener;
 
 use crate::ContainerId;
 use crate::container::ContainerRequest;
@@ -43,6 +44,8 @@ pub(crate) struct Acquired {
     pub(crate) listener: Listener,
     /// What the guest is to become, but for clock and entropy.
     pub(crate) guest: p::CreateSandboxRequest,
+    /// Accept connections to the pod's localhost on the host, which are the guest's.
+    pub(crate) localhost: Vec<TcpListener>,
     /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
     pub(crate) lost: BoxFuture<'static, String>,
 }

@@ -5,6 +5,7 @@ mod agent_tests;
 mod custody;
 #[cfg(test)]
 mod doubles;
+mod forward;
 mod ground;
 mod owner;
 mod phases;

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::custody::Custody;
+use super::forward::Forward;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
 use super::{Phases, VmEnd};
@@ -75,8 +76,14 @@ impl Owner {
     pub(super) async fn run(estate: Estate, mut commands: mpsc::Receiver<Command>) {
         let (appeals, mut appealed) = mpsc::channel(4);
         let Ready {
-            agent, vm, mut lost, ..
+            agent,
+            vm,
+            mut lost,
+            localhost,
+            ..
         } = estate.ready;
+        // Ends with the sandbox.
+        let _forward = Forward::start(localhost, &agent, estate.timeouts.request, &estate.log);
         let mut owner = Self {
             id: estate.id,
             state: estate.holdings.state,

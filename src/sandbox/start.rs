@@ -9,6 +9,7 @@ use configuration::AgentConfig;
 use futures::future::BoxFuture;
 use hypervisor::{Boot, Exit, Hypervisor, VmReport};
 use slog::{Logger, info};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -39,6 +40,8 @@ pub(super) struct Ready {
     pub(super) vm: Custody,
     pub(super) report: VmReport,
     pub(super) phases: Vec<Phase>,
+    /// See [`Acquired::localhost`].
+    pub(super) localhost: Vec<TcpListener>,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -70,6 +73,7 @@ impl Holdings {
             vm: spec,
             listener,
             guest,
+            localhost,
             mut lost,
         } = self.ground.acquire().await?;
         self.step(Step::HostAcquired)?;
@@ -119,6 +123,7 @@ impl Holdings {
             vm,
             report,
             phases: clock.phases,
+            localhost,
             lost,
         })
     }

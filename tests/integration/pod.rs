@@ -89,19 +89,6 @@ impl Pod {
         in_namespace(&self.inside, words)
     }
 
-    /// Sends what is in `sent` to an echo at this address, and answers with what has come back.
-    pub fn echoed(&self, mut client: Command, sent: &Path) -> Vec<u8> {
-        let begun = Instant::now();
-        loop {
-            let output = client.stdin(File::open(sent).unwrap()).output().unwrap();
-            // Nobody listens yet.
-            if output.status.success() {
-                return output.stdout;
-            }
-            assert!(begun.elapsed() < SOON, "{client:?}: {output:?}");
-        }
-    }
-
     /// Everything of the namespace that its owner would miss or wonder about.
     pub fn picture(&self) -> String {
         let mut picture = String::new();
@@ -120,6 +107,18 @@ impl Pod {
     pub fn remove_inside(&self) {
         ip(&format!("-n {} link del there", self.outside));
         ip(&format!("netns del {}", self.inside));
+    }
+}
+
+/// Sends what is in `sent` to an echo at this address, and answers with what has come back. That may be nothing yet.
+pub fn echoed(mut client: Command, sent: &Path) -> Vec<u8> {
+    let begun = Instant::now();
+    loop {
+        let output = client.stdin(File::open(sent).unwrap()).output().unwrap();
+        if output.status.success() && !output.stdout.is_empty() {
+            return output.stdout;
+        }
+        assert!(begun.elapsed() < SOON, "{client:?}: {:?}", output.stderr);
     }
 }
 

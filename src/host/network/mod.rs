@@ -5,7 +5,9 @@
 //! The namespace's own interfaces keep their names, addresses and routes: whoever made them finds them as they were.
 //! It must not know the guest beyond the messages of the protocol, nor any hypervisor driver.
 
+mod bpf;
 mod connect;
+mod localhost;
 mod namespace;
 mod scan;
 mod sys;
@@ -22,9 +24,11 @@ use std::sync::Arc;
 use agent_protocol as p;
 use hypervisor::Device;
 use netlink::Socket;
+use tokio::net::TcpListener;
 
 use connect::Connection;
 pub(crate) use connect::Model;
+use localhost::Steering;
 use namespace::Namespace;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -39,6 +43,7 @@ pub(crate) struct Attached {
     connections: Vec<Connection>,
     guest: p::Network,
     left_out: Vec<String>,
+    steering: Option<Steering>,
 }
 
 /// What a later look at a namespace has found.
@@ -65,7 +70,21 @@ impl Attached {
             connections: Vec::new(),
             guest: p::Network::default(),
             left_out: Vec::new(),
+            steering: None,
         })
+    }
+
+    /// Listens for connections to localhost in the namespace, on every port, which are the guest's. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the host's kernel cannot.
+    pub(crate) async fn listen(&mut self) -> Result<Vec<TcpListener>> {
+        let namespace = self.namespace.descriptor();
+        let listen = move || localhost::listen_on_all(&*namespace).map_err(no_forwarding);
+        let (listeners, steering) = self.namespace.run(listen, drop).await?;
+        self.steering = Some(steering);
+        let listeners = listeners.into_iter().map(TcpListener::from_std);
+        listeners.collect::<Result<_, _>>().map_err(no_forwarding)
     }
 
     /// Connects every interface of the namespace.
@@ -150,6 +169,7 @@ impl Attached {
     /// # Errors
     /// The first thing that cannot be undone; the rest is.
     pub(crate) async fn release(&mut self) -> Result<()> {
+        self.steering = None;
         let connections = std::mem::take(&mut self.connections);
         if connections.is_empty() {
             // What somebody has given up on is being undone.
@@ -184,6 +204,14 @@ pub(crate) async fn clean_up_dead(record: &NetworkRecord) -> Result<()> {
     let record = record.clone();
     let undo = move || connect::undo_recorded(&mut open()?, &record);
     namespace.run(undo, drop).await
+}
+
+fn no_forwarding(cause: std::io::Error) -> Error {
+    Error::caused(
+        ErrorKind::Unsupported,
+        "the host's kernel cannot give the guest the connections to the pod's localhost (that needs Linux 5.9, and BPF)",
+        cause,
+    )
 }
 
 /// A socket to the network namespace of this thread.

@@ -22,6 +22,7 @@ fn full(id: &str, pod: &Pod) -> SandboxPlan {
             namespace: pod.path(),
             model: NetworkModel::TcFilter,
             queues: 2,
+            localhost: true,
         }),
         ..plan(id, ChannelPlan::DaemonVsock(vsock_daemon()), share)
     }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hypervisor::Device;
@@ -77,6 +78,16 @@ impl Pod {
         ip(&format!("-n {} {arguments}", self.outside))
     }
 
+    /// Does something inside, on a thread of its own.
+    pub(super) async fn in_inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        in_namespace(self.inside.clone(), work).await
+    }
+
+    /// Does something outside.
+    pub(super) async fn in_outside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        in_namespace(self.outside.clone(), work).await
+    }
+
     /// Moves an interface of the outside to the inside.
     pub(super) fn take(&self, interface: &str) {
         self.outside(&format!("link set {interface} netns {}", self.inside));
@@ -126,6 +137,18 @@ impl Drop for Pod {
             let _ = Command::new("ip").args(["netns", "del", namespace]).output();
         }
     }
+}
+
+async fn in_namespace<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let namespace = File::open(Path::new("/run/netns").join(name)).unwrap();
+    let body = move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    };
+    // Of its own, because it does not come back to our namespace.
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    thread::spawn(move || drop(answer.send(body())));
+    answered.await.unwrap()
 }
 
 fn ip(arguments: &str) -> String {
@@ -273,7 +296,7 @@ pub(super) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + SOON;
     while !condition() {
         assert!(Instant::now() < end, "{what}: not within {SOON:?}");
-        std::thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
     }
 }
 
