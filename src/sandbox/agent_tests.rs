@@ -100,6 +100,7 @@ impl Ground for Bare {
                 ..Default::default()
             },
             localhost: Vec::new(),
+            late: None,
             lost: Box::pin(std::future::pending()),
         })
     }

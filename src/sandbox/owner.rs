@@ -16,6 +16,8 @@ use tokio::time::timeout;
 
 use super::custody::Custody;
 use super::forward::Forward;
+use super::ground::Look;
+use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
 use super::{Phases, VmEnd};
@@ -43,6 +45,8 @@ pub(super) struct Owner {
     state: State,
     agent: Arc<dyn Agent>,
     vm: Custody,
+    /// Looks for interfaces that have appeared, before a container starts.
+    late: Option<Look>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
     timeouts: Timeouts,
@@ -80,6 +84,7 @@ impl Owner {
             vm,
             mut lost,
             localhost,
+            late,
             ..
         } = estate.ready;
         // Ends with the sandbox.
@@ -90,6 +95,7 @@ impl Owner {
             holdings: Some(estate.holdings),
             agent,
             vm,
+            late,
             containers: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
@@ -267,6 +273,7 @@ impl Owner {
     fn appeal(&mut self, appeal: Appeal) {
         match appeal {
             Appeal::ForceStop(reason) => self.stop_vm(VmEnd { reason, killed: true }),
+            Appeal::Starting { done } => self.look_again(done),
             Appeal::Release { id, done } => {
                 let removed = self.remove(&id);
                 if removed.is_ok() {
@@ -275,6 +282,17 @@ impl Owner {
                 drop(done.send(removed));
             }
         }
+    }
+
+    /// Gives the guest what has appeared in the pod's network.
+    fn look_again(&self, done: Reply<()>) {
+        let Some(look) = self.late.clone() else {
+            drop(done.send(Ok(())));
+            return;
+        };
+        let (vm, agent, log) = (self.vm.clone(), Arc::clone(&self.agent), self.log.clone());
+        let connecting = late::connect(look, vm, agent, self.timeouts.request, log);
+        self.job(connecting, |_, connected| drop(done.send(connected)));
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {
@@ -324,6 +342,7 @@ impl Owner {
             timeouts: self.timeouts,
             sandbox: self.appeals.clone(),
             vm: self.end.subscribe(),
+            late: self.late.is_some(),
             phases: self.phases.clone(),
             log: self.log.clone(),
         })

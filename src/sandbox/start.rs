@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::custody::Custody;
-use super::ground::{Acquired, Ground};
+use super::ground::{Acquired, Ground, Look};
 use super::state::{State, Step};
 use super::{Phase, VmEnd};
 use crate::deadlines;
@@ -42,6 +42,8 @@ pub(super) struct Ready {
     pub(super) phases: Vec<Phase>,
     /// See [`Acquired::localhost`].
     pub(super) localhost: Vec<TcpListener>,
+    /// See [`Acquired::late`].
+    pub(super) late: Option<Look>,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -74,6 +76,7 @@ impl Holdings {
             listener,
             guest,
             localhost,
+            late: look_again,
             mut lost,
         } = self.ground.acquire().await?;
         self.step(Step::HostAcquired)?;
@@ -124,6 +127,7 @@ impl Holdings {
             report,
             phases: clock.phases,
             localhost,
+            late: look_again,
             lost,
         })
     }

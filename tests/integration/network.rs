@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use configuration::{AgentChannel, Config, MachineType, NetworkModel};
-use runtime::{ErrorKind, Sandbox};
+use runtime::{Container, ErrorKind, Sandbox};
 use serde_json::Value;
 
 use crate::pod::{Background, POD, POD6, Pod};
@@ -280,4 +280,55 @@ async fn echoed(client: std::process::Command, sent: std::path::PathBuf) -> Vec<
     tokio::task::spawn_blocking(move || crate::pod::echoed(client, &sent))
         .await
         .unwrap()
+}
+
+/// As Docker does since version 26: it puts interfaces into the namespace of the process that it is shown.
+async fn interfaces_appear(config: impl FnOnce(&mut Config)) -> Option<(Stand, Pod, Sandbox, Container)> {
+    let stand = Stand::new(VM)?;
+    let pod = Pod::new();
+    let mut configured = stand.config();
+    configured.runtime.internetworking_model = NetworkModel::TcFilter;
+    config(&mut configured);
+    let script = "ip -o addr; ip route; nc -ll -p 8080 -e cat";
+    let bundle = stand.bundle("c", script, |_| {});
+    let sandbox = sandbox(&stand, configured, &bundle).await;
+    let request = stand.container("c", &bundle, stand.snapshot("c"));
+    let container = sandbox.create_container(request).await.unwrap();
+    pod.moves_to(sandbox.pid());
+    Some((stand, pod, sandbox, container))
+}
+
+#[tokio::test]
+async fn interfaces_that_appear_between_create_and_start_are_plugged() {
+    let Some((stand, pod, sandbox, container)) = interfaces_appear(|_| {}).await else {
+        return;
+    };
+    container.start().await.unwrap();
+    let (path, bytes) = data(&stand);
+    for address in [POD, POD6] {
+        let client = pod.outside(&["nc", address, "8080"]);
+        assert!(
+            echoed(client, path.clone()).await == bytes,
+            "{address}: not what was sent"
+        );
+    }
+    container.kill(None, 9, true).await.unwrap();
+    assert_eq!(code(&container).await, 137);
+    container.delete().await.unwrap();
+    sandbox.stop().await.unwrap();
+    assert!(!pod.cable_is_there(), "the namespace went with its sandbox");
+    stand.assert_clean();
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_be_given_them_says_so() {
+    let microvm = |config: &mut Config| config.hypervisor.machine_type = MachineType::Microvm;
+    let Some((stand, _pod, sandbox, container)) = interfaces_appear(microvm).await else {
+        return;
+    };
+    let error = container.start().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported, "{}", error.chain());
+    assert!(error.chain().contains("q35"), "{}", error.chain());
+    sandbox.stop().await.unwrap();
+    stand.assert_clean();
 }

@@ -7,6 +7,7 @@
 
 mod bpf;
 mod connect;
+mod keeper;
 mod localhost;
 mod namespace;
 mod scan;
@@ -17,9 +18,7 @@ pub(super) mod tests;
 mod view;
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 
 use agent_protocol as p;
 use hypervisor::Device;
@@ -28,10 +27,12 @@ use tokio::net::TcpListener;
 
 use connect::Connection;
 pub(crate) use connect::Model;
+pub(crate) use keeper::Keeper;
 use localhost::Steering;
 use namespace::Namespace;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sandbox::Appeared;
 use crate::store::NetworkRecord;
 
 /// A network namespace whose interfaces are the virtual machine's.
@@ -46,25 +47,19 @@ pub(crate) struct Attached {
     steering: Option<Steering>,
 }
 
-/// What a later look at a namespace has found.
-#[derive(Debug)]
-pub(crate) struct Appeared {
-    /// To be plugged.
-    pub(crate) devices: Vec<Device>,
-    /// To be told to the guest, once they are.
-    pub(crate) guest: p::Network,
-}
-
 impl Attached {
-    /// Takes hold of the namespace at this path. Nothing is connected yet, and without a model nothing will be. `queues` is for
-    /// each interface, at most as many as the machine has processors.
+    /// Takes hold of the namespace at this path, or makes one with nothing but a loopback device. Nothing is connected yet, and
+    /// without a model nothing will be. `queues` is for each interface, at most as many as the machine has processors.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such namespace, [`ErrorKind::InvalidArgument`] when the path is something
     /// else or the host's own.
-    pub(crate) fn hold(namespace: &Path, model: Option<Model>, queues: u32) -> Result<Self> {
+    pub(crate) async fn hold(namespace: Option<&Path>, model: Option<Model>, queues: u32) -> Result<Self> {
         Ok(Self {
-            namespace: Namespace::open(namespace)?,
+            namespace: match namespace {
+                Some(path) => Namespace::open(path)?,
+                None => Namespace::create().await?,
+            },
             model,
             queues: queues.clamp(1, connect::MAX_QUEUES),
             connections: Vec::new(),
@@ -112,18 +107,13 @@ impl Attached {
         &self.left_out
     }
 
-    /// The namespace, for processes that are to be in it.
-    pub(crate) fn namespace(&self) -> Arc<OwnedFd> {
-        self.namespace.descriptor()
-    }
-
-    /// What is needed to undo it without us.
-    pub(crate) fn record(&self) -> NetworkRecord {
-        let mut record = self.namespace.record();
+    /// What is needed to undo it without us. `None`: nothing, because a namespace that we made goes with us.
+    pub(crate) fn record(&self) -> Option<NetworkRecord> {
+        let mut record = self.namespace.record()?;
         for connection in &self.connections {
             connection.add_to(&mut record);
         }
-        record
+        Some(record)
     }
 
     /// Connects what has appeared in the namespace since the last look.
@@ -132,13 +122,10 @@ impl Attached {
     /// As [`Attached::connect`]; what was connected before stays.
     pub(crate) async fn look_again(&mut self) -> Result<Appeared> {
         let Some(model) = self.model else {
-            return Ok(Appeared {
-                devices: Vec::new(),
-                guest: p::Network::default(),
-            });
+            return Ok(Appeared::default());
         };
         let known: BTreeSet<u32> = self.connections.iter().flat_map(Connection::links).collect();
-        let (queues, path) = (self.queues, self.namespace.path().to_owned());
+        let queues = self.queues;
         let look = move || {
             let mut kernel = open()?;
             let view = view::of(&scan::read(&mut kernel)?, &known)?;
@@ -154,7 +141,7 @@ impl Attached {
             .namespace
             .run(look, unwanted)
             .await
-            .map_err(|error| error.while_doing(format!("network namespace {}", path.display())))?;
+            .map_err(|error| error.while_doing(&self.namespace))?;
         let devices = made.iter().map(Connection::device).collect();
         self.connections.extend(made);
         self.left_out.extend(view.left_out);

@@ -57,6 +57,20 @@ pub(super) fn unshare_mounts() -> io::Result<()> {
     Ok(())
 }
 
+/// Moves the calling thread into a new network namespace.
+///
+/// # Errors
+/// The kernel's: EPERM.
+pub(super) fn unshare_network() -> io::Result<()> {
+    // SAFETY: takes no pointers. Open sockets stay where they are; what the thread opens from now on is in the new namespace,
+    // and the thread ends with the work it was made for.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// `union bpf_attr` (linux/bpf.h), of which each command reads its part. What an older kernel does not know is zero.
 #[repr(C, align(8))]
 struct BpfAttributes([u8; 128]);

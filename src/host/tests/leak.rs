@@ -1,6 +1,7 @@
 //! Nothing is left of a start or a container that fails at any of its steps, nor of an owner that dies there.
 
 use std::fs;
+use std::time::Duration;
 
 use configuration::NetworkModel;
 
@@ -19,7 +20,7 @@ fn full(id: &str, pod: &Pod) -> SandboxPlan {
     };
     SandboxPlan {
         network: Some(NetworkPlan {
-            namespace: pod.path(),
+            namespace: Some(pod.path()),
             model: NetworkModel::TcFilter,
             queues: 2,
             localhost: true,
@@ -86,7 +87,12 @@ fn stand() -> Option<Full> {
 }
 
 impl Full {
-    fn assert_kept(&self) {
+    async fn assert_kept(&self) {
+        // What was dropped is given back by its task.
+        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        while self.pod.picture() != self.picture && tokio::time::Instant::now() < end {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(self.pod.picture(), self.picture, "the pod's network");
         for name in ["root", "volume"] {
             assert_eq!(fs::read(self.path(name).join("kept")).unwrap(), b"user's");
@@ -107,7 +113,7 @@ async fn a_failure_at_any_step_leaves_nothing() {
             _ => drop(host),
         }
         stand.assert_clean();
-        stand.assert_kept();
+        stand.assert_kept().await;
         match result {
             Ok(()) => break,
             Err(error) => assert!(error.context.contains("this step"), "{}", error.chain()),
@@ -131,7 +137,7 @@ async fn a_start_that_is_given_up_at_any_time_leaves_nothing() {
         let _ = tokio::time::timeout(whole * n / 20, host.acquire()).await;
         host.release().await.unwrap();
         stand.assert_clean();
-        stand.assert_kept();
+        stand.assert_kept().await;
     }
 }
 
@@ -148,7 +154,7 @@ async fn a_dead_owner_is_cleaned_up_after_whatever_it_had() {
             let refused = clean().await.unwrap_err();
             assert_eq!(refused.kind, ErrorKind::FailedPrecondition, "{refused}");
         }
-        host.die();
+        host.die().await;
         match steps % 2 {
             0 => clean().await.unwrap(),
             // Its id is taken by the next sandbox.
@@ -159,7 +165,7 @@ async fn a_dead_owner_is_cleaned_up_after_whatever_it_had() {
             }
         }
         stand.assert_clean();
-        stand.assert_kept();
+        stand.assert_kept().await;
         if result.is_ok() {
             break;
         }
@@ -173,7 +179,7 @@ async fn a_record_that_cannot_be_read_is_told_and_the_rest_goes() {
     let (request, _events) = stand.request("s");
     let (host, _) = live(&stand, &request, None).await;
     let record = host.held.as_ref().unwrap().home.dir().join("record.json");
-    host.die();
+    host.die().await;
     fs::write(record, "{").unwrap();
     let clean = || clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
     let error = clean().await.unwrap_err();
@@ -184,12 +190,12 @@ async fn a_record_that_cannot_be_read_is_told_and_the_rest_goes() {
 
 impl Host {
     /// As by SIGKILL: what the kernel does then, and nothing else.
-    fn die(mut self) {
+    async fn die(mut self) {
         if let Some(mut held) = self.held.take() {
             // Their parent-death signal.
             held.daemons.clear();
             if let Some(network) = held.network.take() {
-                network.die();
+                network.die().await;
             }
         }
     }

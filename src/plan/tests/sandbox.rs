@@ -238,13 +238,19 @@ fn the_network_is_that_of_the_pods_namespace() {
     let plan = |sandbox: &SandboxConfig, config: &Config, abilities: &Capabilities| {
         super::super::sandbox(config, sandbox, abilities, &all).unwrap()
     };
-    sandbox.network_namespace = None;
+    sandbox.network_namespace = NetworkNamespace::Host;
     assert_eq!(plan(&sandbox, &config, &abilities).network, None);
 
-    sandbox.network_namespace = Some("/run/netns/pod".into());
+    sandbox.network_namespace = NetworkNamespace::New;
+    assert_eq!(
+        plan(&sandbox, &config, &abilities).network.unwrap().namespace,
+        None
+    );
+
+    sandbox.network_namespace = NetworkNamespace::Existing("/run/netns/pod".into());
     let made = plan(&sandbox, &config, &abilities);
     let expected = NetworkPlan {
-        namespace: "/run/netns/pod".into(),
+        namespace: Some("/run/netns/pod".into()),
         model: NetworkModel::TcFilter,
         queues: made.vcpus,
         localhost: true,

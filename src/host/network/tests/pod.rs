@@ -167,7 +167,7 @@ fn tool(program: &str, arguments: &str) -> String {
 
 /// Connects everything of a namespace.
 pub(super) async fn attach(path: &Path, model: Option<Model>, queues: u32) -> Result<Attached> {
-    let mut attached = Attached::hold(path, model, queues)?;
+    let mut attached = Attached::hold(Some(path), model, queues).await?;
     attached.connect().await?;
     Ok(attached)
 }

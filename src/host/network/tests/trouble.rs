@@ -30,7 +30,7 @@ async fn what_is_no_namespace_of_a_pod_is_refused() {
         (
             "/proc/self/ns/uts".into(),
             ErrorKind::InvalidArgument,
-            "not a network namespace",
+            "is something else",
         ),
     ] {
         let error = attach(&path, Some(Model::TcFilter), 1).await.unwrap_err();
@@ -48,7 +48,7 @@ async fn a_namespace_that_is_gone_first_is_no_trouble() {
     for model in [Model::TcFilter, Model::Macvtap] {
         let pod = Pod::new();
         let mut attached = attach(&pod.path(), Some(model), 1).await.unwrap();
-        let record = attached.record();
+        let record = attached.record().unwrap();
         pod.outside("link del there");
         pod.remove_inside();
         attached.release().await.unwrap();
@@ -123,7 +123,7 @@ async fn a_caller_that_gives_up_leaves_nothing() {
     let pod = Pod::new();
     let before = pod.picture();
     for model in [Model::TcFilter, Model::Macvtap] {
-        let mut attached = Attached::hold(&pod.path(), Some(model), 1).unwrap();
+        let mut attached = Attached::hold(Some(&pod.path()), Some(model), 1).await.unwrap();
         // Begun, and dropped before it could be done.
         assert!(attached.connect().now_or_never().is_none());
         attached.release().await.unwrap();
@@ -138,7 +138,7 @@ async fn what_a_dead_owner_left_is_in_nobodys_way() {
         let before = pod.picture();
         let record = {
             let attached = attach(&pod.path(), Some(model), 1).await.unwrap();
-            let record = attached.record();
+            let record = attached.record().unwrap();
             attached.die();
             record
         };
