@@ -34,12 +34,25 @@ pub(crate) struct Task {
     pub(super) timeouts: Timeouts,
     pub(super) sandbox: mpsc::Sender<Appeal>,
     pub(super) vm: watch::Receiver<Option<VmEnd>>,
+    /// The sandbox has to be asked before a start.
+    pub(super) late: bool,
     pub(super) phases: Phases,
     pub(super) init: Process,
     pub(super) execs: HashMap<ExecId, Process>,
     pub(super) jobs: FuturesUnordered<BoxFuture<'static, Command>>,
     pub(super) deleted: bool,
     pub(super) log: Logger,
+}
+
+/// Has the sandbox do what is to be done before a start.
+async fn starting(sandbox: &mpsc::Sender<Appeal>) -> Result<()> {
+    let gone = || Error::new(ErrorKind::Unavailable, "the sandbox is stopped");
+    let (done, answer) = oneshot::channel();
+    sandbox
+        .send(Appeal::Starting { done })
+        .await
+        .map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
 }
 
 impl Task {
@@ -237,18 +250,25 @@ impl Task {
         }
         let begun = Instant::now();
         let (agent, request, limit) = (Arc::clone(&self.agent), self.container(), self.timeouts.request);
+        let sandbox = self.late.then(|| self.sandbox.clone());
         self.job(
-            async move { agent.start_container(request, Some(limit)).await },
-            move |task, answer| {
+            async move {
+                if let Some(sandbox) = sandbox {
+                    starting(&sandbox).await?;
+                }
+                agent.start_container(request, Some(limit)).await?;
+                Ok(())
+            },
+            move |task, answer: Result<()>| {
                 let answer = match answer {
-                    Ok(_) => {
+                    Ok(()) => {
                         task.happened(None, Step::Started);
                         task.phases.started(begun.elapsed());
                         Ok(())
                     }
                     Err(error) => {
                         task.happened(None, Step::StartFailed);
-                        Err(error.into())
+                        Err(error)
                     }
                 };
                 drop(reply.send(answer));

@@ -55,6 +55,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
         },
         sandbox,
         vm: vm.subscribe(),
+        late: false,
         phases: phases.clone(),
         log: log(),
     };
@@ -120,6 +121,7 @@ impl Fixture {
                 done.send(Ok(())).unwrap();
                 None
             }
+            Appeal::Starting { .. } => panic!("nobody said that the network may come late"),
         }
     }
 

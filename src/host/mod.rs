@@ -21,6 +21,7 @@ mod tests;
 mod tree;
 
 use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,21 +30,22 @@ use agent_protocol as p;
 use async_trait::async_trait;
 use configuration::Config;
 use futures::future::{FutureExt, select_all};
-use hypervisor::{Hypervisor, VmRecord, VmSpec};
+use hypervisor::{Device, Hypervisor, VmRecord, VmSpec};
 use oci_spec::runtime::Spec;
 use slog::{Logger, o, warn};
+use tokio::net::TcpListener;
 
 use daemon::Daemon;
 use home::Home;
 pub(crate) use leftovers::clean_up_dead;
-use network::Attached;
+use network::{Attached, Keeper};
 use share::Share;
 use step::Steps;
 
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
-use crate::sandbox::{Acquired, Ground, SandboxRequest};
+use crate::sandbox::{Acquired, Ground, Look, SandboxRequest};
 use crate::store::Record;
 use crate::{ContainerId, SandboxId, oci, plan};
 
@@ -69,7 +71,17 @@ struct Held {
     record: Record,
     share: Option<Share>,
     daemons: Vec<Daemon>,
-    network: Option<Attached>,
+    network: Option<Keeper>,
+}
+
+/// What a pod's network means for its virtual machine.
+#[derive(Default)]
+struct Networked {
+    namespace: Option<Arc<OwnedFd>>,
+    devices: Vec<Device>,
+    guest: Option<p::Network>,
+    localhost: Vec<TcpListener>,
+    late: Option<Look>,
 }
 
 impl Host {
@@ -123,31 +135,48 @@ impl Host {
     }
 
     /// The pod's network.
-    async fn network<'a>(
-        held: &'a mut Held,
+    async fn network(
+        held: &mut Held,
         plan: &NetworkPlan,
         steps: &mut Steps,
         log: &Logger,
-    ) -> Result<&'a Attached> {
+    ) -> Result<Networked> {
         let model = network::Model::of(plan.model);
-        let network = network::attach(&plan.namespace, model, plan.queues).await?;
-        for what in network.left_out() {
-            warn!(log, "{} and is not in the guest", what; "namespace" => %plan.namespace.display());
+        let attached = Attached::hold(plan.namespace.as_deref(), model, plan.queues).await?;
+        // Held first, so that a release waits for what is under way when a start is given up.
+        let keeper = held.network.insert(Keeper::start(attached)).clone();
+        let connected = keeper.connect(plan.localhost).await?;
+        for what in &connected.left_out {
+            warn!(log, "{} and is not in the guest", what);
         }
-        held.record.network = Some(network.record());
-        let network = held.network.insert(network);
+        let localhost = connected.localhost.unwrap_or_else(|error| {
+            warn!(log, "ports of the guest's localhost cannot be forwarded"; "error" => error.chain());
+            Vec::new()
+        });
+        held.record.network = connected.record;
         held.record.write(held.home.dir())?;
         steps.take()?;
-        Ok(network)
+        let namespace = keeper.namespace();
+        // Nobody puts interfaces into a namespace that is there already once its pod is created.
+        let is_new = plan.namespace.is_none() && model.is_some();
+        let late: Option<Look> = is_new.then(|| {
+            let look = move || {
+                let keeper = keeper.clone();
+                async move { keeper.look_again().await }.boxed()
+            };
+            Arc::new(look) as Look
+        });
+        Ok(Networked {
+            namespace: Some(namespace),
+            devices: connected.devices,
+            guest: Some(connected.guest),
+            localhost,
+            late,
+        })
     }
 
     /// The share, and its device.
-    async fn share(
-        held: &mut Held,
-        plan: &SharePlan,
-        steps: &mut Steps,
-        log: &Logger,
-    ) -> Result<hypervisor::Device> {
+    async fn share(held: &mut Held, plan: &SharePlan, steps: &mut Steps, log: &Logger) -> Result<Device> {
         let inert = *plan != SharePlan::Process;
         let dir = held.home.dir().to_owned();
         let share = Share::make(&dir, inert, steps)?;
@@ -176,7 +205,7 @@ impl Held {
     /// Ends the daemons and gives everything back.
     async fn release(&mut self) -> Result<()> {
         let mut result = match self.network.take() {
-            Some(mut network) => network.release().await,
+            Some(network) => network.release().await,
             None => Ok(()),
         };
         for daemon in self.daemons.drain(..).rev() {
@@ -245,13 +274,12 @@ impl Ground for Host {
 
         let mut machine_devices = vec![agents.device, share];
         let mut guest = plan.guest.clone();
-        let mut network_namespace = None;
-        if let Some(plan) = &plan.network {
-            let network = Self::network(held, plan, steps, log).await?;
-            network_namespace = Some(network.namespace());
-            machine_devices.extend(network.devices());
-            guest.network = Some(network.guest().clone()).into();
-        }
+        let network = match &plan.network {
+            Some(plan) => Self::network(held, plan, steps, log).await?,
+            None => Networked::default(),
+        };
+        machine_devices.extend(network.devices);
+        guest.network = network.guest.into();
 
         let mut kernel_params = plan.kernel_params.clone();
         kernel_params.push(agents.kernel_param);
@@ -266,10 +294,12 @@ impl Ground for Host {
                 max_vcpus: plan.max_vcpus,
                 memory: plan.memory.clone(),
                 devices: machine_devices,
-                network_namespace,
+                network_namespace: network.namespace,
             },
             listener: agents.listener,
             guest,
+            localhost: network.localhost,
+            late: network.late,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {

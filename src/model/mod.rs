@@ -39,8 +39,8 @@ pub struct SandboxConfig {
     pub sysctls: BTreeMap<String, String>,
     /// What its workload may use; sizes the virtual machine.
     pub resources: Resources,
-    /// The pod's network namespace on the host, where it has one of its own.
-    pub network_namespace: Option<PathBuf>,
+    /// The pod's network namespace on the host.
+    pub network_namespace: NetworkNamespace,
     /// Where the first container's cgroup would be on the host; the virtual machine's belongs beside it.
     pub cgroup: Option<HostCgroup>,
     /// Annotations of the first container.
@@ -59,6 +59,18 @@ pub enum HostCgroup {
         /// Name of its scope.
         unit: String,
     },
+}
+
+/// A network namespace on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NetworkNamespace {
+    /// The host's own, which a virtual machine cannot share.
+    #[default]
+    Host,
+    /// One that is still to be made. Interfaces may appear in it until a container starts.
+    New,
+    /// One that somebody has made, and mostly has put interfaces into.
+    Existing(PathBuf),
 }
 
 /// What `resolv.conf` says.
@@ -119,7 +131,7 @@ pub struct SandboxPlan {
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.
     pub share: SharePlan,
-    /// The pod's network namespace, and what of it reaches the guest. `None`: the guest has no network.
+    /// The pod's network namespace, and what of it reaches the guest. `None`: it has the host's, and the guest has no network.
     pub network: Option<NetworkPlan>,
     /// The sandbox's part of the conversation with the agent, but for clock and entropy.
     pub guest: p::CreateSandboxRequest,
@@ -128,12 +140,14 @@ pub struct SandboxPlan {
 /// The pod's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPlan {
-    /// Its network namespace on the host, in which the VMM runs.
-    pub namespace: PathBuf,
+    /// Its network namespace on the host, in which the VMM runs. `None`: a new one.
+    pub namespace: Option<PathBuf>,
     /// How the interfaces in it reach the guest.
     pub model: NetworkModel,
     /// Queues of each interface.
     pub queues: u32,
+    /// Connections to localhost in the namespace are carried into the guest.
+    pub localhost: bool,
 }
 
 /// The byte stream to the agent.

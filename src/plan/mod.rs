@@ -21,7 +21,8 @@ use oci_spec::runtime::LinuxResources;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{
-    ChannelPlan, ContainerConfig, ContainerPlan, NetworkPlan, SandboxConfig, SandboxPlan, SharePlan,
+    ChannelPlan, ContainerConfig, ContainerPlan, NetworkNamespace, NetworkPlan, SandboxConfig, SandboxPlan,
+    SharePlan,
 };
 
 /// Plans a sandbox. `exists` tells whether a program of the configuration is there, so that what is missing is passed over
@@ -76,7 +77,11 @@ fn network(
     abilities: &Capabilities,
     vcpus: u32,
 ) -> Option<NetworkPlan> {
-    let namespace = sandbox.network_namespace.clone()?;
+    let namespace = match &sandbox.network_namespace {
+        NetworkNamespace::Host => return None,
+        NetworkNamespace::New => None,
+        NetworkNamespace::Existing(path) => Some(path.clone()),
+    };
     Some(NetworkPlan {
         namespace,
         // A guest that is a process of the host has the pod's network by being in its namespace.
@@ -86,6 +91,7 @@ fn network(
             config.runtime.internetworking_model
         },
         queues: vcpus,
+        localhost: !abilities.guest_is_process,
     })
 }
 

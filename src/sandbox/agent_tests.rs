@@ -99,6 +99,8 @@ impl Ground for Bare {
                 }],
                 ..Default::default()
             },
+            localhost: Vec::new(),
+            late: None,
             lost: Box::pin(std::future::pending()),
         })
     }

@@ -148,6 +148,8 @@ impl Ground for Counted {
             },
             listener,
             guest: p::CreateSandboxRequest::default(),
+            localhost: Vec::new(),
+            late: None,
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)

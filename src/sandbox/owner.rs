@@ -15,6 +15,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::custody::Custody;
+use super::forward::Forward;
+use super::ground::Look;
+use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
 use super::{Phases, VmEnd};
@@ -45,6 +48,8 @@ pub(super) struct Owner {
     state: State,
     agent: Arc<dyn Agent>,
     vm: Custody,
+    /// Looks for interfaces that have appeared, before a container starts.
+    late: Option<Look>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
     timeouts: Timeouts,
@@ -80,14 +85,22 @@ impl Owner {
     pub(super) async fn run(estate: Estate, mut commands: mpsc::Receiver<Command>) {
         let (appeals, mut appealed) = mpsc::channel(4);
         let Ready {
-            agent, vm, mut lost, ..
+            agent,
+            vm,
+            mut lost,
+            localhost,
+            late,
+            ..
         } = estate.ready;
+        // Ends with the sandbox.
+        let _forward = Forward::start(localhost, &agent, estate.timeouts.request, &estate.log);
         let mut owner = Self {
             id: estate.id,
             state: estate.holdings.state,
             holdings: Some(estate.holdings),
             agent,
             vm,
+            late,
             containers: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
@@ -282,6 +295,7 @@ impl Owner {
                     warn!(self.log, "the guest does not obey; others live in it"; "reason" => reason);
                 }
             }
+            Appeal::Starting { done } => self.look_again(done),
             Appeal::Release { id, done } => {
                 let removed = self.remove(&id);
                 if removed.is_ok() {
@@ -291,6 +305,17 @@ impl Owner {
                 drop(done.send(removed));
             }
         }
+    }
+
+    /// Gives the guest what has appeared in the pod's network.
+    fn look_again(&self, done: Reply<()>) {
+        let Some(look) = self.late.clone() else {
+            drop(done.send(Ok(())));
+            return;
+        };
+        let (vm, agent, log) = (self.vm.clone(), Arc::clone(&self.agent), self.log.clone());
+        let connecting = late::connect(look, vm, agent, self.timeouts.request, log);
+        self.job(connecting, |_, connected| drop(done.send(connected)));
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {
@@ -340,6 +365,7 @@ impl Owner {
             timeouts: self.timeouts,
             sandbox: self.appeals.clone(),
             vm: self.end.subscribe(),
+            late: self.late.is_some(),
             phases: self.phases.clone(),
             log: self.log.clone(),
         })

@@ -73,6 +73,16 @@ agent_rpcs! {
     update_container(p::UpdateContainerRequest) -> p::Empty;
     /// Reads the container's cgroup.
     stats_container(p::ContainerRequest) -> p::StatsResponse;
+    /// Connects to a port of the pod's localhost.
+    open_connection(p::OpenConnectionRequest) -> p::OpenConnectionResponse;
+    /// Pulls from it.
+    read_connection(p::ReadConnectionRequest) -> p::ReadConnectionResponse;
+    /// Pushes into it.
+    write_connection(p::WriteConnectionRequest) -> p::WriteConnectionResponse;
+    /// Sends no more.
+    finish_connection(p::ConnectionRequest) -> p::Empty;
+    /// Ends it.
+    close_connection(p::ConnectionRequest) -> p::Empty;
     /// Long poll for events.
     next_events(p::NextEventsRequest) -> p::NextEventsResponse;
 }

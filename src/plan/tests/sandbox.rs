@@ -223,3 +223,49 @@ fn the_guest_becomes_the_pod() {
     );
     assert_eq!(share.mount_point, guest::GUEST_SHARE);
 }
+
+#[test]
+fn the_network_is_that_of_the_pods_namespace() {
+    let spec = oci::load(CALLERS[0].1.as_bytes()).unwrap();
+    let mut sandbox = sandbox_of(&spec);
+    sandbox.resources = Resources {
+        cpu_millis: Some(3000),
+        memory_bytes: None,
+    };
+    let mut config = config();
+    config.runtime.internetworking_model = NetworkModel::TcFilter;
+    let mut abilities = abilities();
+    let plan = |sandbox: &SandboxConfig, config: &Config, abilities: &Capabilities| {
+        super::super::sandbox(config, sandbox, abilities, &all).unwrap()
+    };
+    sandbox.network_namespace = NetworkNamespace::Host;
+    assert_eq!(plan(&sandbox, &config, &abilities).network, None);
+
+    sandbox.network_namespace = NetworkNamespace::New;
+    assert_eq!(
+        plan(&sandbox, &config, &abilities).network.unwrap().namespace,
+        None
+    );
+
+    sandbox.network_namespace = NetworkNamespace::Existing("/run/netns/pod".into());
+    let made = plan(&sandbox, &config, &abilities);
+    let expected = NetworkPlan {
+        namespace: Some("/run/netns/pod".into()),
+        model: NetworkModel::TcFilter,
+        queues: made.vcpus,
+        localhost: true,
+    };
+    assert!(made.vcpus > 1);
+    assert_eq!(made.network, Some(expected.clone()));
+
+    // It is in the namespace itself, and needs nothing connected.
+    abilities.guest_is_process = true;
+    abilities.fs_sharing = true;
+    let of_process = plan(&sandbox, &config, &abilities).network.unwrap();
+    let nothing = NetworkPlan {
+        model: NetworkModel::None,
+        localhost: false,
+        ..expected
+    };
+    assert_eq!(of_process, nothing);
+}
