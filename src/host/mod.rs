@@ -4,6 +4,7 @@
 //! It must not know the guest, nor any hypervisor driver.
 
 mod bundle;
+mod cgroup;
 mod daemon;
 mod devices;
 mod home;
@@ -21,6 +22,7 @@ mod tests;
 mod tree;
 
 use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -41,9 +43,9 @@ use step::Steps;
 
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Acquired, Ground, SandboxRequest};
-use crate::store::Record;
+use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
@@ -69,6 +71,8 @@ struct Held {
     share: Option<Share>,
     daemons: Vec<Daemon>,
     network: Option<Attached>,
+    /// See [`VmSpec::cgroups`].
+    cgroups: Vec<Arc<OwnedFd>>,
 }
 
 impl Host {
@@ -107,6 +111,17 @@ impl Host {
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
     }
 
+    /// The cgroups that processes are to be started in.
+    fn cgroup(held: &mut Held, plan: &CgroupPlan, steps: &mut Steps) -> Result<()> {
+        let (record, dir) = (&mut held.record, held.home.dir());
+        let mut keep = |made: CgroupRecord| {
+            record.cgroup = Some(made);
+            record.write(dir)
+        };
+        held.cgroups = cgroup::make(plan, steps, &mut keep)?;
+        Ok(())
+    }
+
     /// The pod's network.
     async fn network<'a>(
         held: &'a mut Held,
@@ -141,7 +156,8 @@ impl Host {
         match plan {
             SharePlan::Process => Ok(devices::process_share(&shared)),
             SharePlan::VirtioFs { daemon, cache } => {
-                let (daemon, device) = devices::virtiofsd(daemon, cache, &dir, &shared, log).await?;
+                let (daemon, device) =
+                    devices::virtiofsd(daemon, cache, &dir, &shared, &held.cgroups, log).await?;
                 held.took(daemon)?;
                 steps.take()?;
                 Ok(device)
@@ -166,6 +182,10 @@ impl Held {
         };
         for daemon in self.daemons.drain(..).rev() {
             result = result.and(daemon.stop().await);
+        }
+        self.cgroups.clear();
+        if let Some(cgroup) = &self.record.cgroup {
+            result = result.and(cgroup::remove(cgroup).await);
         }
         result.and(self.clear())
     }
@@ -210,6 +230,7 @@ impl Ground for Host {
             share: None,
             daemons: Vec::new(),
             network: None,
+            cgroups: Vec::new(),
         });
         steps.take()?;
         held.record.write(held.home.dir())?;
@@ -219,11 +240,14 @@ impl Ground for Host {
         make_private(&run_dir)?;
         steps.take()?;
 
+        if let Some(cgroup) = &plan.cgroup {
+            Self::cgroup(held, cgroup, steps)?;
+        }
         let share = Self::share(held, &plan.share, steps, log).await?;
         let agents = devices::listen(&dir, &plan.channel)?;
         steps.take()?;
         if let ChannelPlan::DaemonVsock(program) = &plan.channel {
-            let daemon = devices::vsock_daemon(program, &dir, log).await?;
+            let daemon = devices::vsock_daemon(program, &dir, &held.cgroups, log).await?;
             held.took(daemon)?;
             steps.take()?;
         }
@@ -252,6 +276,7 @@ impl Ground for Host {
                 memory: plan.memory.clone(),
                 devices: machine_devices,
                 network_namespace,
+                cgroups: held.cgroups.clone(),
             },
             listener: agents.listener,
             guest,
@@ -304,9 +329,15 @@ impl Ground for Host {
 /// Without a release, as when the runtime itself is torn down.
 impl Drop for Host {
     fn drop(&mut self) {
-        if let Some(held) = self.held.take()
-            && let Err(error) = held.clear()
-        {
+        let Some(mut held) = self.held.take() else {
+            return;
+        };
+        held.daemons.clear();
+        let emptied = match &held.record.cgroup {
+            Some(cgroup) => cgroup::remove_now(cgroup),
+            None => Ok(()),
+        };
+        if let Err(error) = emptied.and(held.clear()) {
             warn!(self.log, "a sandbox that was dropped is not all released"; "error" => error.chain());
         }
     }

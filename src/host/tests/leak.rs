@@ -2,19 +2,22 @@
 
 use std::fs;
 
-use super::super::{Host, clean_up_dead};
+use super::super::{Host, cgroup, clean_up_dead};
 use super::stand::{Stand, container, daemons_are_here, plan, virtiofsd, vsock_daemon};
 use crate::error::ErrorKind;
 use crate::model::{BindPlan, ChannelPlan, RootPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Ground, SandboxRequest};
 
 /// With every part that a sandbox of a virtual machine can have.
-fn full(id: &str) -> SandboxPlan {
+fn planned(stand: &Stand) -> SandboxPlan {
     let share = SharePlan::VirtioFs {
         daemon: virtiofsd(),
         cache: "auto",
     };
-    plan(id, ChannelPlan::DaemonVsock(vsock_daemon()), share)
+    SandboxPlan {
+        cgroup: Some(stand.cgroup()),
+        ..plan("s", ChannelPlan::DaemonVsock(vsock_daemon()), share)
+    }
 }
 
 /// Goes through a sandbox's life up to step `left`.
@@ -23,7 +26,7 @@ async fn live(
     request: &SandboxRequest,
     left: Option<u32>,
 ) -> (Host, crate::error::Result<()>) {
-    let mut host = Host::new(request, full("s")).unwrap();
+    let mut host = Host::new(request, planned(stand)).unwrap();
     host.steps.left = left;
     let bind = BindPlan {
         name: "volume".into(),
@@ -101,7 +104,7 @@ async fn a_start_that_is_given_up_at_any_time_leaves_nothing() {
     let whole = whole.elapsed();
     host.release().await.unwrap();
     for n in 0..20 {
-        let mut host = Host::new(&request, full("s")).unwrap();
+        let mut host = Host::new(&request, planned(&stand)).unwrap();
         let _ = tokio::time::timeout(whole * n / 20, host.acquire()).await;
         host.release().await.unwrap();
         stand.assert_clean();
@@ -145,19 +148,24 @@ async fn a_record_that_cannot_be_read_is_told_and_the_rest_goes() {
     let Some(stand) = stand() else { return };
     let (request, _events) = stand.request("s");
     let (host, _) = live(&stand, &request, None).await;
-    let record = host.held.as_ref().unwrap().home.dir().join("record.json");
+    let held = host.held.as_ref().unwrap();
+    let record = held.home.dir().join("record.json");
+    let cgroups = held.record.cgroup.clone().unwrap();
     host.die();
     fs::write(record, "{").unwrap();
     let clean = || clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
     let error = clean().await.unwrap_err();
     assert!(error.context.contains("record.json"), "{error}");
+    // Nobody else can find these, and nobody is in them.
+    assert!(!stand.cgroups().is_empty());
+    cgroup::remove_now(&cgroups).unwrap();
     stand.assert_clean();
     clean().await.unwrap();
 }
 
 impl Host {
     /// As by SIGKILL: what the kernel does then, and nothing else.
-    fn die(mut self) {
+    pub(super) fn die(mut self) {
         if let Some(mut held) = self.held.take() {
             // Their parent-death signal.
             held.daemons.clear();
