@@ -41,6 +41,12 @@ pub(crate) const DAEMON_READY: Duration = Duration::from_secs(10);
 /// From a VMM's failure to the news that a daemon's end was its cause.
 pub(crate) const DAEMON_NEWS: Duration = Duration::from_millis(100);
 
+/// For the processes that a sandbox has left in its cgroup to be gone after a SIGKILL. As for a daemon.
+pub(crate) const CGROUP_EMPTY: Duration = Duration::from_secs(10);
+
+/// The same, where nothing else can go on meanwhile.
+pub(crate) const CGROUP_EMPTY_NOW: Duration = Duration::from_secs(1);
+
 /// For the network of a sandbox to be read, connected or disconnected: a few dozen requests that the kernel answers at once,
 /// but for its lock, which the end of other network namespaces can hold for seconds.
 pub(crate) const NETWORK: Duration = Duration::from_secs(30);

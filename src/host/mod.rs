@@ -4,6 +4,7 @@
 //! It must not know the guest, nor any hypervisor driver.
 
 mod bundle;
+mod cgroup;
 mod daemon;
 mod devices;
 mod home;
@@ -44,9 +45,9 @@ use step::Steps;
 
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Acquired, Ground, Look, SandboxRequest};
-use crate::store::Record;
+use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
@@ -72,6 +73,8 @@ struct Held {
     share: Option<Share>,
     daemons: Vec<Daemon>,
     network: Option<Keeper>,
+    /// See [`VmSpec::cgroups`].
+    cgroups: Vec<Arc<OwnedFd>>,
 }
 
 /// What a pod's network means for its virtual machine.
@@ -134,6 +137,17 @@ impl Host {
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
     }
 
+    /// The cgroups that processes are to be started in.
+    fn cgroup(held: &mut Held, plan: &CgroupPlan, steps: &mut Steps) -> Result<()> {
+        let (record, dir) = (&mut held.record, held.home.dir());
+        let mut keep = |made: CgroupRecord| {
+            record.cgroup = Some(made);
+            record.write(dir)
+        };
+        held.cgroups = cgroup::make(plan, steps, &mut keep)?;
+        Ok(())
+    }
+
     /// The pod's network.
     async fn network(
         held: &mut Held,
@@ -185,7 +199,8 @@ impl Host {
         match plan {
             SharePlan::Process => Ok(devices::process_share(&shared)),
             SharePlan::VirtioFs { daemon, cache } => {
-                let (daemon, device) = devices::virtiofsd(daemon, cache, &dir, &shared, log).await?;
+                let (daemon, device) =
+                    devices::virtiofsd(daemon, cache, &dir, &shared, &held.cgroups, log).await?;
                 held.took(daemon)?;
                 steps.take()?;
                 Ok(device)
@@ -210,6 +225,10 @@ impl Held {
         };
         for daemon in self.daemons.drain(..).rev() {
             result = result.and(daemon.stop().await);
+        }
+        self.cgroups.clear();
+        if let Some(cgroup) = &self.record.cgroup {
+            result = result.and(cgroup::remove(cgroup).await);
         }
         result.and(self.clear())
     }
@@ -254,6 +273,7 @@ impl Ground for Host {
             share: None,
             daemons: Vec::new(),
             network: None,
+            cgroups: Vec::new(),
         });
         steps.take()?;
         held.record.write(held.home.dir())?;
@@ -263,11 +283,14 @@ impl Ground for Host {
         make_private(&run_dir)?;
         steps.take()?;
 
+        if let Some(cgroup) = &plan.cgroup {
+            Self::cgroup(held, cgroup, steps)?;
+        }
         let share = Self::share(held, &plan.share, steps, log).await?;
         let agents = devices::listen(&dir, &plan.channel)?;
         steps.take()?;
         if let ChannelPlan::DaemonVsock(program) = &plan.channel {
-            let daemon = devices::vsock_daemon(program, &dir, log).await?;
+            let daemon = devices::vsock_daemon(program, &dir, &held.cgroups, log).await?;
             held.took(daemon)?;
             steps.take()?;
         }
@@ -295,6 +318,7 @@ impl Ground for Host {
                 memory: plan.memory.clone(),
                 devices: machine_devices,
                 network_namespace: network.namespace,
+                cgroups: held.cgroups.clone(),
             },
             listener: agents.listener,
             guest,
@@ -349,9 +373,15 @@ impl Ground for Host {
 /// Without a release, as when the runtime itself is torn down.
 impl Drop for Host {
     fn drop(&mut self) {
-        if let Some(held) = self.held.take()
-            && let Err(error) = held.clear()
-        {
+        let Some(mut held) = self.held.take() else {
+            return;
+        };
+        held.daemons.clear();
+        let emptied = match &held.record.cgroup {
+            Some(cgroup) => cgroup::remove_now(cgroup),
+            None => Ok(()),
+        };
+        if let Err(error) = emptied.and(held.clear()) {
             warn!(self.log, "a sandbox that was dropped is not all released"; "error" => error.chain());
         }
     }

@@ -41,7 +41,7 @@ pub struct SandboxConfig {
     pub resources: Resources,
     /// The pod's network namespace on the host.
     pub network_namespace: NetworkNamespace,
-    /// Where the first container's cgroup would be on the host; the virtual machine's belongs beside it.
+    /// Where the first container's cgroup would be on the host: the virtual machine has it.
     pub cgroup: Option<HostCgroup>,
     /// Annotations of the first container.
     pub annotations: BTreeMap<String, String>,
@@ -133,8 +133,21 @@ pub struct SandboxPlan {
     pub share: SharePlan,
     /// The pod's network namespace, and what of it reaches the guest. `None`: it has the host's, and the guest has no network.
     pub network: Option<NetworkPlan>,
+    /// The cgroup of its processes on the host. `None`: they stay where we are.
+    pub cgroup: Option<CgroupPlan>,
     /// The sandbox's part of the conversation with the agent, but for clock and entropy.
     pub guest: p::CreateSandboxRequest,
+}
+
+/// The cgroup of a sandbox's processes on the host, in every hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupPlan {
+    /// A directory that is to be made, below the root of a hierarchy: not absolute, without `.` and `..`.
+    pub path: PathBuf,
+    /// Where somebody has made that directory already, it is left to them and this one below it is used.
+    pub below: String,
+    /// All directories above it are this runtime's own, whichever of its sandboxes has made them.
+    pub is_apart: bool,
 }
 
 /// The pod's network.

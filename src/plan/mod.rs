@@ -1,6 +1,7 @@
 //! Configuration, model and abilities become a plan, or the reason why they can't. Pure: unsupported combinations end here,
 //! before any side effect.
 
+mod cgroup;
 mod channel;
 mod container;
 mod devices;
@@ -66,6 +67,7 @@ pub fn sandbox(
         channel,
         share,
         network: network(config, sandbox, abilities, size.vcpus),
+        cgroup: cgroup::choose(config, sandbox),
         guest: guest::create_sandbox(sandbox),
     })
 }

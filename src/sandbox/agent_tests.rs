@@ -87,6 +87,7 @@ impl Ground for Bare {
                     }),
                 ],
                 network_namespace: None,
+                cgroups: Vec::new(),
             },
             listener,
             guest: p::CreateSandboxRequest {

@@ -145,6 +145,7 @@ impl Ground for Counted {
                 },
                 devices: Vec::new(),
                 network_namespace: None,
+                cgroups: Vec::new(),
             },
             listener,
             guest: p::CreateSandboxRequest::default(),

@@ -151,6 +151,7 @@ impl Hypervisor for Qemu {
             args: line.args,
             fds: line.fds,
             network_namespace: spec.network_namespace,
+            cgroups: spec.cgroups,
         };
         let (process, output) = process::start(program).await?;
         // Ours must be closed, or their end would never be seen.

@@ -6,32 +6,33 @@ use std::time::Duration;
 use configuration::NetworkModel;
 
 use super::super::network::tests::pod::Pod;
-use super::super::{Host, clean_up_dead};
+use super::super::{Host, cgroup, clean_up_dead};
 use super::stand::{Stand, container, daemons_are_here, plan, virtiofsd, vsock_daemon};
 use crate::error::ErrorKind;
 use crate::model::{BindPlan, ChannelPlan, NetworkPlan, RootPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Ground, SandboxRequest};
 
 /// With every part that a sandbox of a virtual machine can have.
-fn full(id: &str, pod: &Pod) -> SandboxPlan {
+fn planned(stand: &Full) -> SandboxPlan {
     let share = SharePlan::VirtioFs {
         daemon: virtiofsd(),
         cache: "auto",
     };
     SandboxPlan {
+        cgroup: Some(stand.cgroup()),
         network: Some(NetworkPlan {
-            namespace: Some(pod.path()),
+            namespace: Some(stand.pod.path()),
             model: NetworkModel::TcFilter,
             queues: 2,
             localhost: true,
         }),
-        ..plan(id, ChannelPlan::DaemonVsock(vsock_daemon()), share)
+        ..plan("s", ChannelPlan::DaemonVsock(vsock_daemon()), share)
     }
 }
 
 /// Goes through a sandbox's life up to step `left`.
 async fn live(stand: &Full, request: &SandboxRequest, left: Option<u32>) -> (Host, crate::error::Result<()>) {
-    let mut host = Host::new(request, full("s", &stand.pod)).unwrap();
+    let mut host = Host::new(request, planned(stand)).unwrap();
     host.steps.left = left;
     let bind = BindPlan {
         name: "volume".into(),
@@ -133,7 +134,7 @@ async fn a_start_that_is_given_up_at_any_time_leaves_nothing() {
     let whole = whole.elapsed();
     host.release().await.unwrap();
     for n in 0..20 {
-        let mut host = Host::new(&request, full("s", &stand.pod)).unwrap();
+        let mut host = Host::new(&request, planned(&stand)).unwrap();
         let _ = tokio::time::timeout(whole * n / 20, host.acquire()).await;
         host.release().await.unwrap();
         stand.assert_clean();
@@ -178,19 +179,24 @@ async fn a_record_that_cannot_be_read_is_told_and_the_rest_goes() {
     let Some(stand) = stand() else { return };
     let (request, _events) = stand.request("s");
     let (host, _) = live(&stand, &request, None).await;
-    let record = host.held.as_ref().unwrap().home.dir().join("record.json");
+    let held = host.held.as_ref().unwrap();
+    let record = held.home.dir().join("record.json");
+    let cgroups = held.record.cgroup.clone().unwrap();
     host.die().await;
     fs::write(record, "{").unwrap();
     let clean = || clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
     let error = clean().await.unwrap_err();
     assert!(error.context.contains("record.json"), "{error}");
+    // Nobody else can find these, and nobody is in them.
+    assert!(!stand.cgroups().is_empty());
+    cgroup::remove_now(&cgroups).unwrap();
     stand.assert_clean();
     clean().await.unwrap();
 }
 
 impl Host {
     /// As by SIGKILL: what the kernel does then, and nothing else.
-    async fn die(mut self) {
+    pub(super) async fn die(mut self) {
         if let Some(mut held) = self.held.take() {
             // Their parent-death signal.
             held.daemons.clear();

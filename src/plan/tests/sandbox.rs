@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::*;
-use crate::model::Resources;
+use crate::model::{CgroupPlan, Resources};
 
 #[test]
 fn the_best_channel_is_taken_and_a_forced_one_is_taken_or_refused() {
@@ -268,4 +268,46 @@ fn the_network_is_that_of_the_pods_namespace() {
         ..expected
     };
     assert_eq!(of_process, nothing);
+}
+
+#[test]
+fn processes_are_in_the_pods_cgroup_or_apart_from_it() {
+    let config = |sandbox_cgroup_only| {
+        let mut config = config();
+        config.runtime.sandbox_cgroup_only = sandbox_cgroup_only;
+        config
+    };
+    let table = [
+        ("/default/one", "default/one"),
+        ("/kubepods/burstable/pod1/a", "kubepods/burstable/pod1/a"),
+        (
+            "kubepods-pod1.slice:cri-containerd:a",
+            "kubepods.slice/kubepods-pod1.slice/cri-containerd-a.scope",
+        ),
+        (":docker:a", "system.slice/docker-a.scope"),
+        ("-.slice::a", "a.scope"),
+    ];
+    for (asked, expected) in table {
+        let spec = spec(&[("/linux/cgroupsPath", json!(asked))]);
+        let planned = |only| {
+            let plan = super::super::sandbox(&config(only), &sandbox_of(&spec), &abilities(), &all).unwrap();
+            plan.cgroup.unwrap()
+        };
+        let pods = CgroupPlan {
+            path: expected.into(),
+            below: "kata_pod".into(),
+            is_apart: false,
+        };
+        let apart = CgroupPlan {
+            path: Path::new("kata_overhead").join(expected),
+            is_apart: true,
+            ..pods.clone()
+        };
+        assert_eq!((planned(true), planned(false)), (pods, apart), "{asked}");
+    }
+    let nameless = sandbox_of(&spec(&[]));
+    for only in [true, false] {
+        let plan = super::super::sandbox(&config(only), &nameless, &abilities(), &all).unwrap();
+        assert_eq!(plan.cgroup, None, "nobody asked for one");
+    }
 }
