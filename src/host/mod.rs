@@ -20,8 +20,8 @@ mod sys;
 mod tests;
 mod tree;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -83,7 +83,7 @@ impl Host {
         let resolv_conf = bundle::resolv_conf(&spec)?;
         let sandbox = oci::sandbox(&request.id, &spec, resolv_conf.as_deref())?;
         let abilities = request.hypervisor.capabilities();
-        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &|path| path.is_file())?;
+        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
         Self::look_ahead(request, &plan, spec)?;
         Self::new(request, plan)
     }
@@ -325,6 +325,11 @@ impl Drop for Host {
             warn!(self.log, "a sandbox that was dropped is not all released"; "error" => error.chain());
         }
     }
+}
+
+/// Whether a path is one of a program.
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 fn make_private(dir: &Path) -> Result<()> {
