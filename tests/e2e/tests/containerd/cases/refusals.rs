@@ -32,8 +32,8 @@ fn refused(what: &str, wanted: &[&str], ask: impl Fn() -> Result<e2e::program::O
     } else {
         AT_ONCE
     };
-    // A machine that is busy with another virtual machine may be slow once.
-    for _ in 0..3 {
+    // A machine that is busy with other virtual machines may be slow now and then.
+    for _ in 0..5 {
         let output = ask()?;
         fastest = fastest.min(output.took);
         let shown = output.to_string();
