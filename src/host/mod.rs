@@ -21,9 +21,9 @@ mod sys;
 mod tests;
 mod tree;
 
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -98,7 +98,7 @@ impl Host {
         let resolv_conf = bundle::resolv_conf(&spec)?;
         let sandbox = oci::sandbox(&request.id, &spec, resolv_conf.as_deref())?;
         let abilities = request.hypervisor.capabilities();
-        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &|path| path.is_file())?;
+        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
         Self::look_ahead(request, &plan, spec)?;
         Self::new(request, plan)
     }
@@ -385,6 +385,11 @@ impl Drop for Host {
             warn!(self.log, "a sandbox that was dropped is not all released"; "error" => error.chain());
         }
     }
+}
+
+/// Whether a path is one of a program.
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 fn make_private(dir: &Path) -> Result<()> {

@@ -26,8 +26,14 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// Asks for a container, and looks whether the refusal comes at once and says all that is `wanted`.
 fn refused(what: &str, wanted: &[&str], ask: impl Fn() -> Result<e2e::program::Output>) -> Result<()> {
     let mut fastest = Duration::MAX;
-    // A machine that is busy with another virtual machine may be slow once.
-    for _ in 0..3 {
+    // `ctr` and containerd take longer than we do to hand over megabytes.
+    let limit = if what.contains("hundred thousand") {
+        AT_ONCE * 3
+    } else {
+        AT_ONCE
+    };
+    // A machine that is busy with other virtual machines may be slow now and then.
+    for _ in 0..5 {
         let output = ask()?;
         fastest = fastest.min(output.took);
         let shown = output.to_string();
@@ -35,7 +41,7 @@ fn refused(what: &str, wanted: &[&str], ask: impl Fn() -> Result<e2e::program::O
         for wanted in wanted {
             ensure!(error.contains(wanted), "{what}: {wanted:?} is not said: {shown}");
         }
-        if fastest <= AT_ONCE {
+        if fastest <= limit {
             return Ok(());
         }
     }
@@ -110,7 +116,6 @@ fn missing_parts(case: &mut Case<'_>) -> Result<()> {
     fs::write(&empty, "")?;
     for key in ["kernel", "initrd", "path", "virtio_fs_daemon"] {
         for wrong in ["/nonexistent/part", &empty.display().to_string()] {
-            // QEMU itself finds out that a kernel is none.
             Configuration::new(case.target())
                 .hypervisor(key, wrong)
                 .write(&path)?;
