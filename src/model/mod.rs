@@ -142,11 +142,11 @@ pub struct SandboxPlan {
 /// The cgroup of a sandbox's processes on the host, in every hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupPlan {
-    /// A directory that is to be made, below the root of a hierarchy: not absolute, without `.` and `..`.
+    /// A directory below the root of a hierarchy: not absolute, without `.` and `..`. Others may have it, and be in it.
     pub path: PathBuf,
-    /// Where somebody has made that directory already, it is left to them and this one below it is used.
-    pub below: String,
-    /// All directories above it are this runtime's own, whichever of its sandboxes has made them.
+    /// Name of the sandbox's own below it. Where it is taken, it gets a number.
+    pub name: String,
+    /// All directories above are this runtime's own, whichever of its sandboxes has made them.
     pub is_apart: bool,
 }
 

@@ -16,6 +16,9 @@ const APART: &str = "kata_overhead";
 ///
 /// `sandbox_cgroup_only` means that what the virtual machine and its daemons cost is the pod's. Without it they are in a tree
 /// of their own, under the name that the pod has in the other one, and no limit of the pod's holds for them.
+///
+/// The processes are not in the directory that is named but below it: others may be named the same one, version 2 wants no
+/// processes where directories are, and what runs in a sandbox's own can be ended without a thought of others.
 pub(super) fn choose(config: &Config, sandbox: &SandboxConfig) -> Option<CgroupPlan> {
     let asked = match sandbox.cgroup.as_ref()? {
         HostCgroup::Path(path) => path.clone(),
@@ -28,7 +31,7 @@ pub(super) fn choose(config: &Config, sandbox: &SandboxConfig) -> Option<CgroupP
             true => Path::new(APART).join(asked),
             false => asked,
         },
-        below: format!("kata_{}", sandbox.id),
+        name: format!("kata_{}", sandbox.id),
         is_apart,
     })
 }

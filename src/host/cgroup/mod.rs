@@ -27,6 +27,9 @@ pub(super) use remove::{remove, remove_now};
 /// How often others may remove or make a directory in the moment that we need it.
 const ATTEMPTS: usize = 16;
 
+/// How many sandboxes may want one name. One is usual; others are of another scope, or left by an owner whose record is lost.
+const NAMES: usize = 64;
+
 /// Longest list of CPUs or memory nodes that is copied, in bytes.
 const LONGEST_LIST: u64 = 64 * 1024;
 
@@ -121,9 +124,16 @@ fn place(plan: &CgroupPlan, hierarchy: Hierarchy, root: OwnedFd) -> Result<Place
         Err(Errno::NOENT) => Ok(false),
         Err(errno) => Err(refused(&hierarchy, path, errno)),
     };
-    let own = match exists(&plan.path)? {
-        true => plan.path.join(&plan.below),
-        false => plan.path.clone(),
+    let mut names = (0..NAMES).map(|n| match n {
+        0 => plan.path.join(&plan.name),
+        n => plan.path.join(format!("{}.{n}", plan.name)),
+    });
+    let own = loop {
+        match names.next() {
+            Some(name) if exists(&name)? => {}
+            Some(name) => break name,
+            None => return Err(refused(&hierarchy, &plan.path.join(&plan.name), Errno::EXIST)),
+        }
     };
     // One that cannot be opened was an error above.
     let parents = hierarchy::parents(&own, plan.is_apart, &|path| exists(path).unwrap_or(true));
@@ -155,7 +165,7 @@ fn insist(
 ) -> Result<OwnedFd> {
     for _ in 0..ATTEMPTS {
         let Some(here) = places.get_mut(at) else { break };
-        match make_in(here, plan) {
+        match make_in(here) {
             Ok(members) => return Ok(members),
             Err(Refused::Failed(errno)) => return Err(refused(&here.hierarchy, &here.own, errno)),
             Err(Refused::Changed) => {}
@@ -176,15 +186,15 @@ fn insist(
     ))
 }
 
-fn make_in(place: &Place, plan: &CgroupPlan) -> Result<OwnedFd, Refused> {
+fn make_in(place: &Place) -> Result<OwnedFd, Refused> {
     let mut dir: Option<OwnedFd> = None;
     let last = place.own.components().count().saturating_sub(1);
     for (at, name) in place.own.iter().enumerate() {
         let above = dir.as_ref().unwrap_or(&place.root);
         match mkdirat(above, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {}
-            // Somebody else's. A directory by the other name can only be left by an earlier sandbox of this id.
-            Err(Errno::EXIST) if at == last && place.own == plan.path => return Err(Refused::Changed),
+            // Somebody else's, who was faster.
+            Err(Errno::EXIST) if at == last => return Err(Refused::Changed),
             Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno.into()),
         }

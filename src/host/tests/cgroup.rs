@@ -67,13 +67,14 @@ async fn a_guest_is_in_it_everywhere_with_what_it_starts_and_leaves_nothing() {
         };
         let mut host = host(&request, cgroup.clone());
         let mut vm = guest(&stand, &mut host, "sleep 600 & exec sleep 600").await;
-        for dir in everywhere(&cgroup.path) {
-            assert!(members(&dir).contains(&vm.pid()), "{}", dir.display());
-            wait_for(&dir, 2).await;
+        let own = everywhere(&cgroup.path.join(&cgroup.name));
+        for dir in &own {
+            assert!(members(dir).contains(&vm.pid()), "{}", dir.display());
+            wait_for(dir, 2).await;
         }
         // Its child outlives it, and is no child of ours.
         vm.stop().await.unwrap();
-        assert_eq!(members(&everywhere(&cgroup.path)[0]).len(), 1);
+        assert_eq!(members(&own[0]).len(), 1);
         host.release().await.unwrap();
         stand.assert_clean();
     }
@@ -85,7 +86,8 @@ async fn a_dead_owners_processes_are_found_by_it() {
     let (request, _events) = stand.request("s");
     let mut host = host(&request, stand.cgroup());
     let mut vm = guest(&stand, &mut host, "sleep 600 & exec sleep 600").await;
-    wait_for(&everywhere(&stand.cgroup().path)[0], 2).await;
+    let cgroup = stand.cgroup();
+    wait_for(&everywhere(&cgroup.path.join(cgroup.name))[0], 2).await;
     vm.stop().await.unwrap();
     host.die().await;
     clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id)
@@ -103,12 +105,13 @@ async fn what_was_there_before_stays() {
     for dir in &theirs {
         fs::create_dir_all(dir).unwrap();
     }
-    // The second time, something of an earlier sandbox is left as well.
+    // The second time, the sandbox's own name is taken as well.
     for left in [false, true] {
-        let own = everywhere(&cgroup.path.join(&cgroup.below));
+        let mut own = everywhere(&cgroup.path.join(&cgroup.name));
         if left {
-            for dir in &own {
-                fs::create_dir(dir).unwrap();
+            for dir in &mut own {
+                fs::create_dir(&*dir).unwrap();
+                dir.set_extension("1");
             }
         }
         let mut host = host(&request, cgroup.clone());
@@ -129,16 +132,14 @@ async fn what_was_there_before_stays() {
 }
 
 #[tokio::test]
-async fn many_share_a_parent_that_comes_and_goes() {
+async fn many_share_a_path_and_a_name_that_come_and_go() {
     let stand = Stand::new();
-    let path = stand.cgroup().path;
     let sandbox = |name: String| {
         let (request, events) = stand.request(&name);
         let mut plan = plan(&name, ChannelPlan::Serial, SharePlan::Process);
         plan.cgroup = Some(CgroupPlan {
-            path: path.with_file_name(&name),
-            below: format!("kata_{name}"),
             is_apart: true,
+            ..stand.cgroup()
         });
         async move {
             for _ in 0..10 {

@@ -123,7 +123,7 @@ impl Stand {
         let name = self.dir.path().file_name().unwrap();
         CgroupPlan {
             path: Path::new(&format!("kata-test{}", name.display())).join("pod/s"),
-            below: "kata_s".into(),
+            name: "kata_s".into(),
             is_apart: false,
         }
     }

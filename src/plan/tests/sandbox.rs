@@ -295,7 +295,7 @@ fn processes_are_in_the_pods_cgroup_or_apart_from_it() {
         };
         let pods = CgroupPlan {
             path: expected.into(),
-            below: "kata_pod".into(),
+            name: "kata_pod".into(),
             is_apart: false,
         };
         let apart = CgroupPlan {
