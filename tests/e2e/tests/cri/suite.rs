@@ -106,7 +106,11 @@ impl Shared {
         let result = self.run_in_bed(runtime, case);
         let outcome = match &result {
             Ok(()) => Outcome::Passed,
-            Err(_) => Outcome::Failed,
+            Err(error) => {
+                // At once as well as at the end, which may be half an hour away.
+                eprintln!("\n{}::{}::{}: {error:#}", runtime.name(), case.chapter, case.name);
+                Outcome::Failed
+            }
         };
         self.table.add(runtime, case, outcome, begin.elapsed());
         result
