@@ -3,11 +3,24 @@
 use std::time::Duration;
 
 /// For the agent to take a SIGKILL. A guest that does not is frozen or hostile; its VM is stopped.
-pub(crate) const KILL: Duration = Duration::from_secs(3);
+pub(crate) const KILL: Duration = Duration::from_secs(5);
+
+/// For the agent to take another signal. It is on its way then all the same, and whoever sent it has a SIGKILL to come.
+pub(crate) const SIGNAL: Duration = Duration::from_secs(5);
+
+/// For the agent to read figures. containerd asks one container after the other, and the next ones wait.
+pub(crate) const STATS: Duration = Duration::from_secs(5);
+
+/// Between two OOM notices of one container. A guest can make up any number of them.
+pub(crate) const OOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// From a SIGKILL that the agent took to the end of the container. Freeing a large process takes its time, an
 /// uninterruptible one never ends; then its VM is stopped.
 pub(crate) const KILLED: Duration = Duration::from_secs(10);
+
+/// For the output of an ended process to reach the host's ends of its streams before its end is told: there are clients
+/// that stop to read then. A reader that is slow or absent does not hold it up for longer.
+pub(crate) const DELIVERY: Duration = Duration::from_secs(2);
 
 /// For the rest of an ended process's output to be read before it is deleted. A client reads what it wants before it
 /// deletes; this is for the ones that do not.
@@ -27,6 +40,12 @@ pub(crate) const DAEMON_READY: Duration = Duration::from_secs(10);
 
 /// From a VMM's failure to the news that a daemon's end was its cause.
 pub(crate) const DAEMON_NEWS: Duration = Duration::from_millis(100);
+
+/// For the processes that a sandbox has left in its cgroup to be gone after a SIGKILL. As for a daemon.
+pub(crate) const CGROUP_EMPTY: Duration = Duration::from_secs(10);
+
+/// The same, where nothing else can go on meanwhile.
+pub(crate) const CGROUP_EMPTY_NOW: Duration = Duration::from_secs(1);
 
 /// For the network of a sandbox to be read, connected or disconnected: a few dozen requests that the kernel answers at once,
 /// but for its lock, which the end of other network namespaces can hold for seconds.

@@ -66,6 +66,17 @@ pub enum Error {
     /// Something did not happen in time.
     #[error("{0} did not happen within {1:?}")]
     Late(String, std::time::Duration),
+    /// Nobody accepts connections there.
+    #[error("nothing listens on port {port} of the pod's localhost: {source}")]
+    NoListener {
+        /// The port.
+        port: u16,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// No connection has this number, or it is closed.
+    #[error("connection {0} is not known")]
+    NoConnection(u64),
     /// A device did not appear.
     #[error("no device {0}")]
     NoDevice(String),
@@ -146,7 +157,11 @@ impl Error {
     /// Kind of this error.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::NoContainer(_) | Self::NoProcess { .. } | Self::NoDevice(_) => Kind::NotFound,
+            Self::NoContainer(_)
+            | Self::NoProcess { .. }
+            | Self::NoDevice(_)
+            | Self::NoListener { .. }
+            | Self::NoConnection(_) => Kind::NotFound,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Invalid { .. } => Kind::InvalidArgument,
             Self::State(_) | Self::NoStream(_) | Self::ShuttingDown => Kind::FailedPrecondition,

@@ -7,6 +7,7 @@
 //! This crate must not know about the host's side: configuration, hypervisors, containerd.
 
 mod arguments;
+mod connection;
 pub mod container;
 mod dial;
 pub mod error;

@@ -178,7 +178,7 @@ settings! {
 
         /// Annotations that a pod may set, by exact name: without `io.katacontainers.config.`, and those of this table
         /// also without `hypervisor.`.
-        enable_annotations: AnnotationNames = ["default_memory", "default_vcpus", "kernel_params"]
+        enable_annotations: AnnotationNames = ["default_memory", "default_vcpus"]
             => enable_annotations: Vec<String>;
 
         /// Programs that a pod may choose as `path`, if `enable_annotations` has `path`.

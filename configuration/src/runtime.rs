@@ -51,7 +51,9 @@ settings! {
         /// Drop the seccomp profiles of containers instead of applying them in the guest.
         disable_guest_seccomp: Flag = false => disable_guest_seccomp: bool, pod "runtime.disable_guest_seccomp";
 
-        /// Put all our host processes into the pod's cgroup, so that what the sandbox costs counts as the pod's.
+        /// Put the VMM and its daemons into the pod's cgroup, so that what the sandbox costs counts as the pod's and the
+        /// pod's limits hold for it: they have to leave room for a VM. Else it is in a cgroup below `kata_overhead`, where
+        /// nothing limits it.
         sandbox_cgroup_only: Flag = true => sandbox_cgroup_only: bool, pod "runtime.sandbox_cgroup_only";
 
         /// Size the VM once, at its creation, from the limits that are known then; else it grows and shrinks with its

@@ -149,6 +149,27 @@ impl Limit {
     }
 }
 
+/// Alarming lines that may be logged at once, where ordinary ones are not; then one a second. A guest can make them up.
+const ALARMS: u64 = 50;
+
+/// Decides which alarming lines an administrator is shown without debugging.
+#[derive(Debug, Default)]
+pub struct Alarms {
+    second: u64,
+    spent: u64,
+}
+
+impl Alarms {
+    /// Whether one that comes at `second` is to be shown.
+    pub fn allow(&mut self, second: u64) -> bool {
+        self.spent = self.spent.saturating_sub(second.saturating_sub(self.second));
+        self.second = second;
+        let allowed = self.spent < ALARMS;
+        self.spent += u64::from(allowed);
+        allowed
+    }
+}
+
 /// Whether a kernel says something in this line that an administrator should see without debugging: the beginnings of
 /// Linux' messages for a panic, an oops and the OOM killer.
 pub fn is_alarming(line: &str) -> bool {

@@ -29,6 +29,9 @@ pub struct VmSpec {
     /// Network namespace that the VMM's process is in; `None`: the caller's. Its network devices are where their taps are,
     /// whatever this is.
     pub network_namespace: Option<Arc<OwnedFd>>,
+    /// `cgroup.procs` of the cgroups that the VMM's process is in, opened for writing: one of each hierarchy. Of the others,
+    /// the caller's.
+    pub cgroups: Vec<Arc<OwnedFd>>,
 }
 
 /// Guest memory.

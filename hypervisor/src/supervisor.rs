@@ -14,7 +14,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::console::{Limit, Lines, Tail, Verdict, is_alarming};
+use crate::console::{Alarms, Limit, Lines, Tail, Verdict, is_alarming};
 use crate::process::{Process, Status};
 use crate::{Error, ErrorKind, Exit, ExitReason, deadlines};
 
@@ -63,6 +63,7 @@ impl Supervised {
             journal: Journal {
                 tail: Tail::default(),
                 limit: Limit::default(),
+                alarms: Alarms::default(),
                 begun: Instant::now(),
                 log,
             },
@@ -203,18 +204,20 @@ fn reason(stopping: bool, announcement: Option<Announcement>, status: Status) ->
 struct Journal {
     tail: Tail,
     limit: Limit,
+    alarms: Alarms,
     begun: Instant,
     log: Logger,
 }
 
 impl Journal {
     fn line(&mut self, source: &'static str, line: String) {
-        match self.limit.judge(self.begun.elapsed().as_secs()) {
+        let second = self.begun.elapsed().as_secs();
+        match self.limit.judge(second) {
             Verdict::Pass { dropped } => {
                 if dropped > 0 {
                     warn!(self.log, "lines of the guest's console were dropped"; "count" => dropped);
                 }
-                if is_alarming(&line) {
+                if is_alarming(&line) && self.alarms.allow(second) {
                     info!(self.log, "{}", line; "source" => source);
                 } else {
                     debug!(self.log, "{}", line; "source" => source);

@@ -47,6 +47,7 @@ macro_rules! conformance {
                 a_program_that_ends_at_once_leaves_nothing
                 a_vmm_gets_only_what_is_meant_for_it
                 a_vmm_is_in_the_network_namespace_it_is_given
+                a_vmm_is_in_the_cgroups_it_is_given
                 no_descriptor_is_lost
                 abilities_are_what_the_capabilities_say
                 a_vmm_dies_with_its_owner

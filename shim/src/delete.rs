@@ -7,7 +7,6 @@
 use std::env;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -23,7 +22,9 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::net::UnixStream;
 use tokio::time::timeout;
+use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
 use crate::arguments::Arguments;
@@ -142,7 +143,10 @@ async fn remove(target: &Target) -> Result<()> {
 
 /// Has the living server give up this container, and end if it was the last one.
 async fn give_up(target: &Target) -> ttrpc::Result<()> {
-    let client = TaskClient::new(Client::connect(&socket::address(&target.socket)).await?);
+    let closed = |error: io::Error| ttrpc::Error::Socket(error.to_string());
+    // Not ttrpc's own way to connect, which may block.
+    let stream = UnixStream::connect(&target.socket).await.map_err(closed)?;
+    let client = TaskClient::new(Client::new(Socket::from(stream)));
     let id = target.id.to_string();
     let context = || context::with_duration(deadlines::GIVE_UP);
     let kill = KillRequest {
@@ -175,14 +179,9 @@ async fn give_up(target: &Target) -> ttrpc::Result<()> {
 }
 
 /// Kills a server that does not answer. Its virtual machine dies with it.
-async fn kill_server(socket: &Path) -> Result<()> {
-    let doing = || {
-        format!(
-            "cannot kill the shim that does not answer at {}",
-            socket.display()
-        )
-    };
-    let server = UnixStream::connect(socket).with_context(doing)?;
+async fn kill_server(path: &Path) -> Result<()> {
+    let doing = || format!("cannot kill the shim that does not answer at {}", path.display());
+    let server = socket::connect(path).with_context(doing)?;
     // Whoever has called listen() last, which is the server itself.
     let pid = socket_peercred(&server).with_context(doing)?.pid;
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).with_context(doing)?;

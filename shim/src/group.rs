@@ -1,5 +1,6 @@
 //! Which sandbox a container belongs to: its bundle's annotations say it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -7,31 +8,42 @@ use std::path::Path;
 use runtime::error::Result;
 use runtime::{Error, ErrorKind, SandboxId, oci};
 
+/// The specification's name in a bundle.
+const CONFIG: &str = "config.json";
+
 /// Id of the sandbox of the container `id` with this bundle: its own, unless it is a later container of a pod. A bundle
 /// without `config.json` is a sandbox's.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`]: `config.json` is no JSON, or a container of a pod does not say of which.
 pub fn of_bundle(bundle: &Path, id: &SandboxId) -> Result<SandboxId> {
-    let path = bundle.join("config.json");
-    let config = match read(&path) {
-        Ok(config) => config,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(id.clone()),
-        Err(error) => {
-            return Err(Error::caused(
-                ErrorKind::InvalidArgument,
-                format!("cannot read {}", path.display()),
-                error,
-            ));
-        }
-    };
-    let sandbox = oci::annotations(&config).and_then(|annotations| oci::sandbox_id(&annotations));
-    match sandbox {
-        Ok(sandbox) => Ok(sandbox.unwrap_or_else(|| id.clone())),
-        Err(error) => Err(Error {
+    let sandbox = annotations(bundle).and_then(|annotations| {
+        let sandbox = oci::sandbox_id(&annotations);
+        sandbox.map_err(|error| Error {
+            context: format!("{}: {}", bundle.join(CONFIG).display(), error.context),
+            ..error
+        })
+    })?;
+    Ok(sandbox.unwrap_or_else(|| id.clone()))
+}
+
+/// The annotations of a bundle; none if it has no `config.json`.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`]: `config.json` is no JSON.
+pub fn annotations(bundle: &Path) -> Result<BTreeMap<String, String>> {
+    let path = bundle.join(CONFIG);
+    match read(&path) {
+        Ok(config) => oci::annotations(&config).map_err(|error| Error {
             context: format!("{}: {}", path.display(), error.context),
             ..error
         }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(Error::caused(
+            ErrorKind::InvalidArgument,
+            format!("cannot read {}", path.display()),
+            error,
+        )),
     }
 }
 

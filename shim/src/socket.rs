@@ -2,12 +2,14 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use sha2::{Digest, Sha256};
 
 /// Where containerd's shims have their sockets.
@@ -63,20 +65,26 @@ pub fn path_of(address: &str) -> Option<PathBuf> {
 /// # Errors
 /// It cannot be known.
 pub fn is_live(path: &Path) -> io::Result<bool> {
-    match UnixStream::connect(path) {
+    match connect(path) {
         Ok(_) => Ok(true),
-        // It listens, but has not come to accept for a while.
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ) =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(error),
+        Err(error) => match error.kind() {
+            // It listens, but has not come to accept for a while.
+            io::ErrorKind::WouldBlock => Ok(true),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(false),
+            _ => Err(error),
+        },
     }
+}
+
+/// Connects without waiting for a place in the listener's queue, as std's streams would. The connection does not block.
+///
+/// # Errors
+/// The system's: WouldBlock when the queue is full.
+pub fn connect(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
 }
 
 /// Creates the socket, for root alone. `None`: somebody listens there already. What a dead server left is replaced.
@@ -192,6 +200,22 @@ mod tests {
         let second = listen(&path).unwrap().unwrap();
         assert!(is_live(&path).unwrap());
         drop(second);
+    }
+
+    #[test]
+    fn a_listener_that_does_not_accept_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _listener = listen(&path).unwrap().unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match connect(&path) {
+                Ok(connection) => waiting.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        assert!(is_live(&path).unwrap());
     }
 
     #[test]

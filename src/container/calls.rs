@@ -7,8 +7,8 @@ use agent_protocol as p;
 use super::Stats;
 use super::state::{State, Step};
 use super::task::{Reply, Task};
-use crate::ExecId;
 use crate::error::{Error, ErrorKind};
+use crate::{ExecId, deadlines};
 
 impl Task {
     pub(super) fn pause(&mut self, reply: Reply<()>) {
@@ -56,7 +56,8 @@ impl Task {
     }
 
     pub(super) fn stats(&mut self, reply: Reply<Stats>) {
-        let (agent, request, limit) = (Arc::clone(&self.agent), self.container(), self.timeouts.request);
+        let (agent, request) = (Arc::clone(&self.agent), self.container());
+        let limit = deadlines::STATS.min(self.timeouts.request);
         self.pass(
             async move { agent.stats_container(request, Some(limit)).await },
             |stats| stats,

@@ -32,6 +32,11 @@ pub(crate) struct Timeouts {
 /// What a container asks of its sandbox.
 #[derive(Debug)]
 pub(crate) enum Appeal {
+    /// A container is about to start: see to it that the guest has the network of its pod.
+    Starting {
+        /// Answered when it has.
+        done: oneshot::Sender<Result<()>>,
+    },
     /// The guest has let go of the container: release what the host holds for it, and its id.
     Release {
         /// Which.
@@ -39,8 +44,13 @@ pub(crate) enum Appeal {
         /// Answered when it is done.
         done: oneshot::Sender<Result<()>>,
     },
-    /// The guest does not obey: end its virtual machine. The text says why.
-    ForceStop(String),
+    /// The guest does not obey: end its virtual machine, unless others live in it.
+    ForceStop {
+        /// Whose end does not come.
+        container: ContainerId,
+        /// What the guest does not do.
+        reason: String,
+    },
 }
 
 /// What a container is made of.
@@ -53,6 +63,8 @@ pub(crate) struct Parts {
     pub(crate) timeouts: Timeouts,
     pub(crate) sandbox: mpsc::Sender<Appeal>,
     pub(crate) vm: watch::Receiver<Option<VmEnd>>,
+    /// The sandbox has to be asked before a start.
+    pub(crate) late: bool,
     pub(crate) phases: Phases,
     pub(crate) log: Logger,
 }
@@ -95,6 +107,7 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
         timeouts: parts.timeouts,
         sandbox: parts.sandbox,
         vm: parts.vm,
+        late: parts.late,
         phases: parts.phases,
         init: Process::new(State::Created, None, parts.streams),
         execs: Default::default(),

@@ -76,7 +76,14 @@ impl Task {
             async move {
                 drain(outputs).await;
                 if call {
-                    forgotten(agent.delete_container(request, Some(limit)).await)?;
+                    match agent.delete_container(request, Some(limit)).await {
+                        Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
+                            let reason = format!("container {id}: the guest does not delete it");
+                            let container = id.clone();
+                            drop(sandbox.send(Appeal::ForceStop { container, reason }).await);
+                        }
+                        answer => forgotten(answer)?,
+                    }
                 }
                 let (done, released) = oneshot::channel();
                 match sandbox.send(Appeal::Release { id, done }).await {

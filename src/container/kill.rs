@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use agent_client::ErrorKind as AgentErrorKind;
 use agent_protocol as p;
-use slog::warn;
 use tokio::time::timeout;
 
 use super::Appeal;
@@ -45,11 +44,8 @@ impl Task {
             all,
             ..Default::default()
         };
-        let limit = if fatal {
-            deadlines::KILL.min(self.timeouts.request)
-        } else {
-            self.timeouts.request
-        };
+        let limit = if fatal { deadlines::KILL } else { deadlines::SIGNAL };
+        let limit = limit.min(self.timeouts.request);
         let last_resort = fatal && exec.is_none();
         let agent = Arc::clone(&self.agent);
         self.job(
@@ -66,6 +62,8 @@ impl Task {
                             task.force_stop(format!("{name}: the guest does not answer to SIGKILL"));
                             Ok(())
                         }
+                        // The signal is on its way. An error here would keep the caller from sending the last one.
+                        AgentErrorKind::DeadlineExceeded => Ok(()),
                         // It ended while the signal was on its way.
                         AgentErrorKind::FailedPrecondition | AgentErrorKind::NotFound => Err(Error::new(
                             ErrorKind::NotFound,
@@ -97,12 +95,12 @@ impl Task {
         );
     }
 
-    fn force_stop(&self, reason: String) {
-        warn!(self.log, "the virtual machine has to be stopped"; "reason" => &reason);
-        let sandbox = self.sandbox.clone();
+    pub(super) fn force_stop(&self, reason: String) {
+        let (sandbox, container) = (self.sandbox.clone(), self.id.clone());
+        let appeal = Appeal::ForceStop { container, reason };
         self.job(
             // No sandbox any more: then there is no virtual machine either.
-            async move { drop(sandbox.send(Appeal::ForceStop(reason)).await) },
+            async move { drop(sandbox.send(appeal).await) },
             |_, ()| {},
         );
     }

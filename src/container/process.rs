@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::state::State;
 use super::{ExitStatus, ProcessState};
-use crate::io::{InputPump, Opened, OutputPump, Target};
+use crate::io::{Delivery, InputPump, Opened, OutputPump, Target};
 
 /// Exit code of a process whose end is not known.
 pub(super) const UNKNOWN: u32 = 255;
@@ -28,6 +28,8 @@ pub(super) struct Process {
     /// When it became known; it can't have ended before.
     since: SystemTime,
     exit: watch::Sender<Option<ExitStatus>>,
+    /// How it has ended as the guest says, while the rest of its output is on its way.
+    told: Option<ExitStatus>,
     /// Until they are connected.
     streams: Option<Opened>,
     input: Option<InputPump>,
@@ -45,6 +47,7 @@ impl Process {
             killed: false,
             since: SystemTime::now(),
             exit: watch::Sender::new(None),
+            told: None,
             streams: Some(streams),
             input: None,
             close_input: false,
@@ -109,22 +112,31 @@ impl Process {
         std::mem::take(&mut self.outputs)
     }
 
+    /// What is left of its output.
+    pub(super) fn deliveries(&self) -> Vec<Delivery> {
+        self.outputs.iter().map(OutputPump::delivery).collect()
+    }
+
     /// It has ended; the first end that is told counts.
     pub(super) fn ended(&mut self, code: u32, at: SystemTime) {
         self.input = None;
+        let end = self.told.unwrap_or(ExitStatus { code, at });
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
-            exit.get_or_insert(ExitStatus { code, at });
+            exit.get_or_insert(end);
             first
         });
     }
 
-    /// It has ended as the guest says: no more than eight bits of code, and a time between its creation and now.
-    pub(super) fn ended_as_told(&mut self, answer: &p::WaitProcessResponse) {
+    /// The guest says how it has ended: no more than eight bits of code, and a time between its creation and now.
+    pub(super) fn told(&mut self, answer: &p::WaitProcessResponse) {
         let told = UNIX_EPOCH + Duration::from_nanos(answer.exited_at_unix_ns.try_into().unwrap_or(0));
         // The host's clock may have been set back.
         let at = told.max(self.since).min(SystemTime::now());
-        self.ended(answer.exit_status & 0xff, at);
+        self.told.get_or_insert(ExitStatus {
+            code: answer.exit_status & 0xff,
+            at,
+        });
     }
 
     pub(super) fn exit(&self) -> Option<ExitStatus> {
@@ -159,11 +171,13 @@ mod tests {
             (0x1_07, i64::MIN, 7),
         ] {
             let mut process = Process::new(State::Running, None, Opened::default());
-            process.ended_as_told(&p::WaitProcessResponse {
+            process.told(&p::WaitProcessResponse {
                 exit_status: status,
                 exited_at_unix_ns: at,
                 ..Default::default()
             });
+            assert_eq!(process.exit(), None, "its output may be on its way");
+            process.ended(UNKNOWN, SystemTime::now());
             let exit = process.exit().unwrap();
             assert_eq!(exit.code, code);
             assert!(exit.at >= now && exit.at <= SystemTime::now(), "{exit:?}");

@@ -12,14 +12,15 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use slog::{Logger, info, o, warn};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::process::{KILLED, Process, UNKNOWN};
 use super::state::{State, Step};
 use super::{Appeal, ExecRequest, ExitStatus, ProcessState, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
-use crate::io::{Opened, Target};
+use crate::io::{Delivery, Opened, Target};
 use crate::sandbox::{Phases, VmEnd};
-use crate::{ContainerId, ExecId};
+use crate::{ContainerId, ExecId, deadlines};
 
 /// Something for the owner to do.
 pub(crate) type Command = Box<dyn FnOnce(&mut Task) + Send>;
@@ -33,12 +34,25 @@ pub(crate) struct Task {
     pub(super) timeouts: Timeouts,
     pub(super) sandbox: mpsc::Sender<Appeal>,
     pub(super) vm: watch::Receiver<Option<VmEnd>>,
+    /// The sandbox has to be asked before a start.
+    pub(super) late: bool,
     pub(super) phases: Phases,
     pub(super) init: Process,
     pub(super) execs: HashMap<ExecId, Process>,
     pub(super) jobs: FuturesUnordered<BoxFuture<'static, Command>>,
     pub(super) deleted: bool,
     pub(super) log: Logger,
+}
+
+/// Has the sandbox do what is to be done before a start.
+async fn starting(sandbox: &mpsc::Sender<Appeal>) -> Result<()> {
+    let gone = || Error::new(ErrorKind::Unavailable, "the sandbox is stopped");
+    let (done, answer) = oneshot::channel();
+    sandbox
+        .send(Appeal::Starting { done })
+        .await
+        .map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?
 }
 
 impl Task {
@@ -174,10 +188,13 @@ impl Task {
     fn exited(&mut self, exec: Option<&ExecId>, answer: Result<p::WaitProcessResponse, agent_client::Error>) {
         match answer {
             Ok(answer) => {
-                self.happened(exec, Step::Ended);
-                if let Ok(process) = self.process(exec) {
-                    process.ended_as_told(&answer);
-                }
+                let Ok(process) = self.process(exec) else {
+                    return;
+                };
+                process.told(&answer);
+                let deliveries = process.deliveries();
+                let exec = exec.cloned();
+                self.job(delivered(deliveries), move |task, ()| task.ended(exec.as_ref()));
             }
             // The end of the virtual machine is told by its sandbox, once and for all processes.
             Err(error) if error.kind == AgentErrorKind::Unavailable => {}
@@ -188,11 +205,16 @@ impl Task {
                     .is_ok_and(|p| matches!(p.state, State::Deleting { .. })) => {}
             Err(error) => {
                 warn!(self.log, "the exit status is lost"; "process" => self.name(exec), "error" => %error);
-                self.happened(exec, Step::Ended);
-                if let Ok(process) = self.process(exec) {
-                    process.ended(UNKNOWN, SystemTime::now());
-                }
+                self.ended(exec);
             }
+        }
+    }
+
+    /// A process has ended, as the guest has told or for reasons unknown.
+    fn ended(&mut self, exec: Option<&ExecId>) {
+        self.happened(exec, Step::Ended);
+        if let Ok(process) = self.process(exec) {
+            process.ended(UNKNOWN, SystemTime::now());
         }
     }
 
@@ -228,18 +250,25 @@ impl Task {
         }
         let begun = Instant::now();
         let (agent, request, limit) = (Arc::clone(&self.agent), self.container(), self.timeouts.request);
+        let sandbox = self.late.then(|| self.sandbox.clone());
         self.job(
-            async move { agent.start_container(request, Some(limit)).await },
-            move |task, answer| {
+            async move {
+                if let Some(sandbox) = sandbox {
+                    starting(&sandbox).await?;
+                }
+                agent.start_container(request, Some(limit)).await?;
+                Ok(())
+            },
+            move |task, answer: Result<()>| {
                 let answer = match answer {
-                    Ok(_) => {
+                    Ok(()) => {
                         task.happened(None, Step::Started);
                         task.phases.started(begun.elapsed());
                         Ok(())
                     }
                     Err(error) => {
                         task.happened(None, Step::StartFailed);
-                        Err(error.into())
+                        Err(error)
                     }
                 };
                 drop(reply.send(answer));
@@ -343,4 +372,14 @@ impl Task {
         self.process(exec.as_ref())?.close_input();
         Ok(())
     }
+}
+
+/// Returns when everything is delivered, or has had the time to be.
+async fn delivered(deliveries: Vec<Delivery>) {
+    let all = async {
+        for mut delivery in deliveries {
+            while delivery.changed().await.is_ok() {}
+        }
+    };
+    let _ = timeout(deadlines::DELIVERY, all).await;
 }

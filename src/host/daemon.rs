@@ -35,12 +35,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one; it inherits `fds` at the numbers that they have here. Cancel safe.
+    /// Starts one in these cgroups; it inherits `fds` at the numbers that they have here. Cancel safe.
     pub(super) async fn start(
         name: &'static str,
         path: &Path,
         args: Vec<OsString>,
         fds: Vec<Arc<OwnedFd>>,
+        cgroups: &[Arc<OwnedFd>],
         log: &Logger,
     ) -> Result<Self> {
         debug!(log, "starting {}", name; "program" => %path.display(), "arguments" => ?args);
@@ -49,6 +50,7 @@ impl Daemon {
             args,
             fds,
             network_namespace: None,
+            cgroups: cgroups.to_vec(),
         };
         let (process, output) = process::start(program).await?;
         let process = Arc::new(process);
@@ -169,7 +171,7 @@ mod tests {
     async fn shell(script: &str) -> Daemon {
         let log = Logger::root(Discard, o!());
         let args = vec!["-c".into(), script.into()];
-        Daemon::start("testd", Path::new("/bin/sh"), args, Vec::new(), &log)
+        Daemon::start("testd", Path::new("/bin/sh"), args, Vec::new(), &[], &log)
             .await
             .unwrap()
     }

@@ -109,7 +109,12 @@ fn random() -> Result<u32> {
 }
 
 /// Starts the daemon that serves vsock, and waits until the VMM can connect to it.
-pub(super) async fn vsock_daemon(program: &Path, dir: &Path, log: &Logger) -> Result<Daemon> {
+pub(super) async fn vsock_daemon(
+    program: &Path,
+    dir: &Path,
+    cgroups: &[Arc<OwnedFd>],
+    log: &Logger,
+) -> Result<Daemon> {
     const NAME: &str = "vhost-device-vsock";
     let failed = |cause: io::Error| {
         Error::caused(
@@ -123,7 +128,7 @@ pub(super) async fn vsock_daemon(program: &Path, dir: &Path, log: &Logger) -> Re
     vm.push(",uds-path=");
     vm.push(dir.join(VSOCK));
     let awaited = Awaited::new(dir, VHOST_SOCKET).map_err(failed)?;
-    let daemon = Daemon::start(NAME, program, vec!["--vm".into(), vm], Vec::new(), log).await?;
+    let daemon = Daemon::start(NAME, program, vec!["--vm".into(), vm], Vec::new(), cgroups, log).await?;
     let ready = async {
         tokio::select! {
             listens = awaited.listens() => listens.map_err(failed),
@@ -150,6 +155,7 @@ pub(super) async fn virtiofsd(
     cache: &str,
     dir: &Path,
     shared: &Path,
+    cgroups: &[Arc<OwnedFd>],
     log: &Logger,
 ) -> Result<(Daemon, Device)> {
     let socket = dir.join(FS_SOCKET);
@@ -183,7 +189,7 @@ pub(super) async fn virtiofsd(
         &files,
     ];
     args.extend(fixed.map(OsString::from));
-    let daemon = Daemon::start("virtiofsd", program, args, vec![listener], log).await?;
+    let daemon = Daemon::start("virtiofsd", program, args, vec![listener], cgroups, log).await?;
     let device = Device::VirtioFs(VirtioFs {
         tag: SHARE_TAG.to_owned(),
         socket,

@@ -3,6 +3,7 @@
 use configuration::Config;
 use hypervisor::{Hypervisor, VmRecord, process};
 
+use super::cgroup;
 use super::clear;
 use super::home::Home;
 use super::network;
@@ -41,6 +42,9 @@ pub(super) async fn clear_dead(home: Home, hypervisor: &dyn Hypervisor) -> Resul
         }
         if let Some(network) = &record.network {
             result = result.and(network::clean_up_dead(network).await);
+        }
+        if let Some(cgroup) = &record.cgroup {
+            result = result.and(cgroup::remove(cgroup).await);
         }
     }
     record.map(drop).and(result).and(clear(&home))

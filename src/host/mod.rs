@@ -4,6 +4,7 @@
 //! It must not know the guest, nor any hypervisor driver.
 
 mod bundle;
+mod cgroup;
 mod daemon;
 mod devices;
 mod home;
@@ -20,8 +21,9 @@ mod sys;
 mod tests;
 mod tree;
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{self, DirBuilder};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,21 +31,23 @@ use agent_protocol as p;
 use async_trait::async_trait;
 use configuration::Config;
 use futures::future::{FutureExt, select_all};
-use hypervisor::{Hypervisor, VmRecord, VmSpec};
+use hypervisor::{Device, Hypervisor, VmRecord, VmSpec};
+use oci_spec::runtime::Spec;
 use slog::{Logger, o, warn};
+use tokio::net::TcpListener;
 
 use daemon::Daemon;
 use home::Home;
 pub(crate) use leftovers::clean_up_dead;
-use network::Attached;
+use network::{Attached, Keeper};
 use share::Share;
 use step::Steps;
 
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
-use crate::sandbox::{Acquired, Ground, SandboxRequest};
-use crate::store::Record;
+use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::sandbox::{Acquired, Ground, Look, SandboxRequest};
+use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
@@ -68,7 +72,19 @@ struct Held {
     record: Record,
     share: Option<Share>,
     daemons: Vec<Daemon>,
-    network: Option<Attached>,
+    network: Option<Keeper>,
+    /// See [`VmSpec::cgroups`].
+    cgroups: Vec<Arc<OwnedFd>>,
+}
+
+/// What a pod's network means for its virtual machine.
+#[derive(Default)]
+struct Networked {
+    namespace: Option<Arc<OwnedFd>>,
+    devices: Vec<Device>,
+    guest: Option<p::Network>,
+    localhost: Vec<TcpListener>,
+    late: Option<Look>,
 }
 
 impl Host {
@@ -82,8 +98,22 @@ impl Host {
         let resolv_conf = bundle::resolv_conf(&spec)?;
         let sandbox = oci::sandbox(&request.id, &spec, resolv_conf.as_deref())?;
         let abilities = request.hypervisor.capabilities();
-        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &|path| path.is_file())?;
+        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
+        Self::look_ahead(request, &plan, spec)?;
         Self::new(request, plan)
+    }
+
+    /// The first container is planned, and what it needs of the host is looked for: what can't be is refused here, and not
+    /// after a virtual machine was started for it.
+    fn look_ahead(request: &SandboxRequest, plan: &SandboxPlan, spec: Spec) -> Result<()> {
+        let id = ContainerId::new(request.id.as_str())?;
+        let bundle = bundle::absolute(&request.bundle)?;
+        // A relative root is the caller's to mount, and may have to be made first.
+        let root = spec.root().as_ref().map(|root| root.path().clone());
+        let container = oci::container(&id, spec, bundle, Vec::new())?;
+        let container = plan::container(&request.config, plan, &container)?;
+        share::find_sources(&container, root.is_some_and(|root| root.is_absolute()))
+            .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
 
     /// The host's side of a sandbox that is planned.
@@ -107,32 +137,60 @@ impl Host {
         share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
     }
 
+    /// The cgroups that processes are to be started in.
+    fn cgroup(held: &mut Held, plan: &CgroupPlan, steps: &mut Steps) -> Result<()> {
+        let (record, dir) = (&mut held.record, held.home.dir());
+        let mut keep = |made: CgroupRecord| {
+            record.cgroup = Some(made);
+            record.write(dir)
+        };
+        held.cgroups = cgroup::make(plan, steps, &mut keep)?;
+        Ok(())
+    }
+
     /// The pod's network.
-    async fn network<'a>(
-        held: &'a mut Held,
+    async fn network(
+        held: &mut Held,
         plan: &NetworkPlan,
         steps: &mut Steps,
         log: &Logger,
-    ) -> Result<&'a Attached> {
+    ) -> Result<Networked> {
         let model = network::Model::of(plan.model);
-        let network = network::attach(&plan.namespace, model, plan.queues).await?;
-        for what in network.left_out() {
-            warn!(log, "{} and is not in the guest", what; "namespace" => %plan.namespace.display());
+        let attached = Attached::hold(plan.namespace.as_deref(), model, plan.queues).await?;
+        // Held first, so that a release waits for what is under way when a start is given up.
+        let keeper = held.network.insert(Keeper::start(attached)).clone();
+        let connected = keeper.connect(plan.localhost).await?;
+        for what in &connected.left_out {
+            warn!(log, "{} and is not in the guest", what);
         }
-        held.record.network = Some(network.record());
-        let network = held.network.insert(network);
+        let localhost = connected.localhost.unwrap_or_else(|error| {
+            warn!(log, "ports of the guest's localhost cannot be forwarded"; "error" => error.chain());
+            Vec::new()
+        });
+        held.record.network = connected.record;
         held.record.write(held.home.dir())?;
         steps.take()?;
-        Ok(network)
+        let namespace = keeper.namespace();
+        // Nobody puts interfaces into a namespace that is there already once its pod is created.
+        let is_new = plan.namespace.is_none() && model.is_some();
+        let late: Option<Look> = is_new.then(|| {
+            let look = move || {
+                let keeper = keeper.clone();
+                async move { keeper.look_again().await }.boxed()
+            };
+            Arc::new(look) as Look
+        });
+        Ok(Networked {
+            namespace: Some(namespace),
+            devices: connected.devices,
+            guest: Some(connected.guest),
+            localhost,
+            late,
+        })
     }
 
     /// The share, and its device.
-    async fn share(
-        held: &mut Held,
-        plan: &SharePlan,
-        steps: &mut Steps,
-        log: &Logger,
-    ) -> Result<hypervisor::Device> {
+    async fn share(held: &mut Held, plan: &SharePlan, steps: &mut Steps, log: &Logger) -> Result<Device> {
         let inert = *plan != SharePlan::Process;
         let dir = held.home.dir().to_owned();
         let share = Share::make(&dir, inert, steps)?;
@@ -141,7 +199,8 @@ impl Host {
         match plan {
             SharePlan::Process => Ok(devices::process_share(&shared)),
             SharePlan::VirtioFs { daemon, cache } => {
-                let (daemon, device) = devices::virtiofsd(daemon, cache, &dir, &shared, log).await?;
+                let (daemon, device) =
+                    devices::virtiofsd(daemon, cache, &dir, &shared, &held.cgroups, log).await?;
                 held.took(daemon)?;
                 steps.take()?;
                 Ok(device)
@@ -161,11 +220,15 @@ impl Held {
     /// Ends the daemons and gives everything back.
     async fn release(&mut self) -> Result<()> {
         let mut result = match self.network.take() {
-            Some(mut network) => network.release().await,
+            Some(network) => network.release().await,
             None => Ok(()),
         };
         for daemon in self.daemons.drain(..).rev() {
             result = result.and(daemon.stop().await);
+        }
+        self.cgroups.clear();
+        if let Some(cgroup) = &self.record.cgroup {
+            result = result.and(cgroup::remove(cgroup).await);
         }
         result.and(self.clear())
     }
@@ -210,6 +273,7 @@ impl Ground for Host {
             share: None,
             daemons: Vec::new(),
             network: None,
+            cgroups: Vec::new(),
         });
         steps.take()?;
         held.record.write(held.home.dir())?;
@@ -219,24 +283,26 @@ impl Ground for Host {
         make_private(&run_dir)?;
         steps.take()?;
 
+        if let Some(cgroup) = &plan.cgroup {
+            Self::cgroup(held, cgroup, steps)?;
+        }
         let share = Self::share(held, &plan.share, steps, log).await?;
         let agents = devices::listen(&dir, &plan.channel)?;
         steps.take()?;
         if let ChannelPlan::DaemonVsock(program) = &plan.channel {
-            let daemon = devices::vsock_daemon(program, &dir, log).await?;
+            let daemon = devices::vsock_daemon(program, &dir, &held.cgroups, log).await?;
             held.took(daemon)?;
             steps.take()?;
         }
 
         let mut machine_devices = vec![agents.device, share];
         let mut guest = plan.guest.clone();
-        let mut network_namespace = None;
-        if let Some(plan) = &plan.network {
-            let network = Self::network(held, plan, steps, log).await?;
-            network_namespace = Some(network.namespace());
-            machine_devices.extend(network.devices());
-            guest.network = Some(network.guest().clone()).into();
-        }
+        let network = match &plan.network {
+            Some(plan) => Self::network(held, plan, steps, log).await?,
+            None => Networked::default(),
+        };
+        machine_devices.extend(network.devices);
+        guest.network = network.guest.into();
 
         let mut kernel_params = plan.kernel_params.clone();
         kernel_params.push(agents.kernel_param);
@@ -251,10 +317,13 @@ impl Ground for Host {
                 max_vcpus: plan.max_vcpus,
                 memory: plan.memory.clone(),
                 devices: machine_devices,
-                network_namespace,
+                network_namespace: network.namespace,
+                cgroups: held.cgroups.clone(),
             },
             listener: agents.listener,
             guest,
+            localhost: network.localhost,
+            late: network.late,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {
@@ -304,12 +373,23 @@ impl Ground for Host {
 /// Without a release, as when the runtime itself is torn down.
 impl Drop for Host {
     fn drop(&mut self) {
-        if let Some(held) = self.held.take()
-            && let Err(error) = held.clear()
-        {
+        let Some(mut held) = self.held.take() else {
+            return;
+        };
+        held.daemons.clear();
+        let emptied = match &held.record.cgroup {
+            Some(cgroup) => cgroup::remove_now(cgroup),
+            None => Ok(()),
+        };
+        if let Err(error) = emptied.and(held.clear()) {
             warn!(self.log, "a sandbox that was dropped is not all released"; "error" => error.chain());
         }
     }
+}
+
+/// Whether a path is one of a program.
+fn is_program(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 fn make_private(dir: &Path) -> Result<()> {

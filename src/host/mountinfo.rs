@@ -16,7 +16,7 @@ pub(super) fn below(mountinfo: &[u8], dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Undoes `\040` and its like.
-fn unescaped(text: &[u8]) -> PathBuf {
+pub(super) fn unescaped(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, after)) = rest.split_first() {

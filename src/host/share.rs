@@ -20,6 +20,10 @@ use crate::guest::ROOTFS;
 use crate::model::{BindPlan, ContainerPlan, RootPlan};
 use crate::sandbox::RootfsMount;
 
+/// What the caller names, in errors.
+const ROOT: &str = "the root file system";
+const SOURCE: &str = "the source of a mount";
+
 /// The share of one sandbox.
 #[derive(Debug)]
 pub(super) struct Share {
@@ -95,7 +99,7 @@ impl Share {
                 let limits = self.limits(false);
                 mount::open_directory(source)
                     .and_then(|source| mount::bind(&source, &root, Bind::Recursive, limits))
-                    .map_err(|cause| theirs("the root file system", source, cause))?;
+                    .map_err(|cause| theirs(ROOT, source, cause))?;
             }
         }
         for bind in &plan.binds {
@@ -128,8 +132,7 @@ impl Share {
 
     fn bind(&self, bind: &BindPlan, dir: &Path) -> Result<()> {
         let target = dir.join(name(&bind.name)?);
-        let source = mount::open_source(&bind.source)
-            .map_err(|cause| theirs("the source of a mount", &bind.source, cause))?;
+        let source = mount::open_source(&bind.source).map_err(|cause| theirs(SOURCE, &bind.source, cause))?;
         let status = rustix::fs::fstat(&source).map_err(|errno| ours(&bind.source, errno.into()))?;
         let made = match rustix::fs::FileType::from_raw_mode(status.st_mode) {
             rustix::fs::FileType::Directory => make_directory(&target),
@@ -141,7 +144,7 @@ impl Share {
             false => Bind::Single,
         };
         mount::bind(&source, &target, depth, self.limits(bind.readonly))
-            .map_err(|cause| theirs("the source of a mount", &bind.source, cause))
+            .map_err(|cause| theirs(SOURCE, &bind.source, cause))
     }
 
     /// Takes a container's files away. Nothing there is success. Nothing is deleted but what was made here: empty
@@ -165,6 +168,19 @@ impl Share {
         self.directories.remove(id);
         Ok(())
     }
+}
+
+/// Looks for everything of the host's that a container is to see: `root` says whether the root file system is already there.
+pub(super) fn find_sources(plan: &ContainerPlan, root: bool) -> Result<()> {
+    if let RootPlan::Directory(source) = &plan.root
+        && root
+    {
+        mount::open_directory(source).map_err(|cause| theirs(ROOT, source, cause))?;
+    }
+    for bind in &plan.binds {
+        mount::open_source(&bind.source).map_err(|cause| theirs(SOURCE, &bind.source, cause))?;
+    }
+    Ok(())
 }
 
 /// A name in one of our directories.

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub(crate) use endpoint::{Opened, Sink, Source};
-pub(crate) use pump::{Input as InputPump, Output as OutputPump, Target};
+pub(crate) use pump::{CHUNK, Delivery, Input as InputPump, Output as OutputPump, Target};
 
 /// The standard streams of one process.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use agent_client::Agent;
 use agent_protocol as p;
 use slog::{Logger, debug, warn};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Sink, Source};
@@ -43,7 +43,14 @@ impl Target {
 
 /// The pump of one output stream.
 #[derive(Debug)]
-pub(crate) struct Output(JoinHandle<()>);
+pub(crate) struct Output {
+    task: JoinHandle<()>,
+    delivery: Delivery,
+}
+
+/// What is left of a stream. The sender goes when nothing is: everything that was written has been handed over to the
+/// host's end, or nobody will do it any more.
+pub(crate) type Delivery = watch::Receiver<()>;
 
 impl Output {
     /// Begins to move a stream. `first` is called when the first output is there.
@@ -53,23 +60,38 @@ impl Output {
         sink: Sink,
         first: impl FnOnce() + Send + 'static,
     ) -> Self {
-        Self(tokio::spawn(move_output(target, stream, sink, first)))
+        let (undelivered, delivery) = watch::channel(());
+        Self {
+            task: tokio::spawn(move_output(target, stream, sink, first, undelivered)),
+            delivery,
+        }
+    }
+
+    /// For waiting until everything is handed over; whether anybody has read it is another matter.
+    pub(crate) fn delivery(&self) -> Delivery {
+        self.delivery.clone()
     }
 
     /// Waits until all output is delivered. Cancel safe.
     pub(crate) async fn drained(&mut self) {
         // A pump is never cancelled while it is waited for, and does not panic.
-        let _ = (&mut self.0).await;
+        let _ = (&mut self.task).await;
     }
 }
 
 impl Drop for Output {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
-async fn move_output(target: Target, stream: p::Stream, sink: Sink, first: impl FnOnce()) {
+async fn move_output(
+    target: Target,
+    stream: p::Stream,
+    sink: Sink,
+    first: impl FnOnce(),
+    undelivered: watch::Sender<()>,
+) {
     let mut sink = Some(sink);
     let mut first = Some(first);
     while let Some(data) = read(&target, stream).await {
@@ -84,6 +106,7 @@ async fn move_output(target: Target, stream: p::Stream, sink: Sink, first: impl 
             sink = None;
         }
     }
+    drop(undelivered);
     if let Some(sink) = sink
         && let Err(error) = sink.close().await
     {

@@ -39,9 +39,9 @@ pub struct SandboxConfig {
     pub sysctls: BTreeMap<String, String>,
     /// What its workload may use; sizes the virtual machine.
     pub resources: Resources,
-    /// The pod's network namespace on the host, where it has one of its own.
-    pub network_namespace: Option<PathBuf>,
-    /// Where the first container's cgroup would be on the host; the virtual machine's belongs beside it.
+    /// The pod's network namespace on the host.
+    pub network_namespace: NetworkNamespace,
+    /// Where the first container's cgroup would be on the host: the virtual machine has it.
     pub cgroup: Option<HostCgroup>,
     /// Annotations of the first container.
     pub annotations: BTreeMap<String, String>,
@@ -59,6 +59,18 @@ pub enum HostCgroup {
         /// Name of its scope.
         unit: String,
     },
+}
+
+/// A network namespace on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NetworkNamespace {
+    /// The host's own, which a virtual machine cannot share.
+    #[default]
+    Host,
+    /// One that is still to be made. Interfaces may appear in it until a container starts.
+    New,
+    /// One that somebody has made, and mostly has put interfaces into.
+    Existing(PathBuf),
 }
 
 /// What `resolv.conf` says.
@@ -119,21 +131,36 @@ pub struct SandboxPlan {
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.
     pub share: SharePlan,
-    /// The pod's network namespace, and what of it reaches the guest. `None`: the guest has no network.
+    /// The pod's network namespace, and what of it reaches the guest. `None`: it has the host's, and the guest has no network.
     pub network: Option<NetworkPlan>,
+    /// The cgroup of its processes on the host. `None`: they stay where we are.
+    pub cgroup: Option<CgroupPlan>,
     /// The sandbox's part of the conversation with the agent, but for clock and entropy.
     pub guest: p::CreateSandboxRequest,
+}
+
+/// The cgroup of a sandbox's processes on the host, in every hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupPlan {
+    /// A directory below the root of a hierarchy: not absolute, without `.` and `..`. Others may have it, and be in it.
+    pub path: PathBuf,
+    /// Name of the sandbox's own below it. Where it is taken, it gets a number.
+    pub name: String,
+    /// All directories above are this runtime's own, whichever of its sandboxes has made them.
+    pub is_apart: bool,
 }
 
 /// The pod's network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkPlan {
-    /// Its network namespace on the host, in which the VMM runs.
-    pub namespace: PathBuf,
+    /// Its network namespace on the host, in which the VMM runs. `None`: a new one.
+    pub namespace: Option<PathBuf>,
     /// How the interfaces in it reach the guest.
     pub model: NetworkModel,
     /// Queues of each interface.
     pub queues: u32,
+    /// Connections to localhost in the namespace are carried into the guest.
+    pub localhost: bool,
 }
 
 /// The byte stream to the agent.

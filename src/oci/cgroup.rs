@@ -11,6 +11,9 @@ const FIELD: &str = "linux.cgroupsPath";
 /// Longest name of a directory.
 const MAX_NAME: usize = 255;
 
+/// Longest path, in bytes: with a hierarchy's root in front and ours behind it is still one that the kernel takes.
+const MAX_PATH: usize = 2048;
+
 /// Reads `linux.cgroupsPath`: systemd's `slice:prefix:name`, or a path.
 pub(super) fn parse(path: &Path) -> Result<Option<HostCgroup>> {
     let text = path.to_string_lossy();
@@ -18,6 +21,12 @@ pub(super) fn parse(path: &Path) -> Result<Option<HostCgroup>> {
         return Ok(None);
     }
     let wrong = |what: &str| invalid(FIELD, format!("{} {what}", shown(&text)));
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(wrong("is longer than 2048 bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(wrong("contains a control character"));
+    }
     let parts: Vec<&str> = text.split(':').collect();
     if let [slice, prefix, name] = parts[..]
         && !text.starts_with('/')
@@ -120,6 +129,9 @@ mod tests {
             "../a.slice:p:n",
             "a.slice:p/..:n",
             "a.slice:p:",
+            "/a\nb",
+            "a.slice:p:n\0",
+            &"/a".repeat(MAX_PATH),
         ] {
             let error = parse(Path::new(bad)).unwrap_err();
             assert!(error.context.contains(FIELD), "{bad}: {}", error.context);

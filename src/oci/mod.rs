@@ -32,7 +32,7 @@ pub use state::{
 pub use {container as container_config, sandbox as sandbox_config};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ContainerConfig, SandboxConfig};
+use crate::model::{ContainerConfig, NetworkNamespace, SandboxConfig};
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, SandboxId};
 
@@ -106,17 +106,19 @@ fn annotations_of(spec: &Spec) -> Annotations {
         .collect()
 }
 
-/// The network namespace that somebody prepared. Docker names `/proc/0/ns/net` for one that does not exist yet.
-fn network_namespace(spec: &Spec) -> Option<PathBuf> {
-    spec.linux()
-        .as_ref()?
-        .namespaces()
-        .iter()
+/// Docker names `/proc/0/ns/net` for a namespace that does not exist yet.
+fn network_namespace(spec: &Spec) -> NetworkNamespace {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces());
+    let network = namespaces
         .flatten()
-        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?
-        .path()
-        .clone()
-        .filter(|path| !path.as_os_str().is_empty() && path.as_os_str() != "/proc/0/ns/net")
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    match network.map(|namespace| namespace.path().clone().unwrap_or_default()) {
+        None => NetworkNamespace::Host,
+        Some(path) if path.as_os_str().is_empty() || path.as_os_str() == "/proc/0/ns/net" => {
+            NetworkNamespace::New
+        }
+        Some(path) => NetworkNamespace::Existing(path),
+    }
 }
 
 /// An error about a field of `config.json`.

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{ContainerType, Dns, Resources};
+use crate::model::{ContainerType, Dns, NetworkNamespace, Resources};
 
 /// Specifications of real callers; `crate::plan` plans the same.
 pub(crate) const CALLERS: [(&str, &str); 5] = [
@@ -94,7 +94,7 @@ fn a_lone_container_is_its_own_sandbox() {
     assert_eq!(sandbox.hostname, "");
     assert_eq!(sandbox.dns, Dns::default());
     assert_eq!(sandbox.shm_size, 64 << 20);
-    assert_eq!(sandbox.network_namespace, None);
+    assert_eq!(sandbox.network_namespace, NetworkNamespace::New);
     let resources = Resources {
         cpu_millis: Some(1500),
         memory_bytes: Some(128 << 20),
@@ -111,7 +111,9 @@ fn a_pod_is_what_its_first_container_and_the_annotations_say() {
     assert_eq!(sandbox.dns.servers, ["10.96.0.10"]);
     assert_eq!(sandbox.shm_size, 0);
     assert_eq!(sandbox.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
-    let namespace = sandbox.network_namespace.unwrap();
+    let NetworkNamespace::Existing(namespace) = sandbox.network_namespace else {
+        panic!("{:?}", sandbox.network_namespace);
+    };
     assert!(namespace.starts_with("/var/run/netns"), "{namespace:?}");
     let resources = Resources {
         cpu_millis: Some(1500),
@@ -121,15 +123,21 @@ fn a_pod_is_what_its_first_container_and_the_annotations_say() {
 }
 
 #[test]
-fn a_network_namespace_that_is_not_there_yet_is_none() {
-    for (path, expected) in [
-        ("/proc/0/ns/net", None),
-        ("", None),
-        ("/proc/7/ns/net", Some("/proc/7/ns/net")),
+fn a_network_namespace_is_the_hosts_or_new_or_somebodys() {
+    use NetworkNamespace::{Existing, Host, New};
+    for (namespaces, expected) in [
+        (json!([{"type": "pid"}]), Host),
+        (json!([{"type": "network"}]), New),
+        (json!([{"type": "network", "path": ""}]), New),
+        (json!([{"type": "network", "path": "/proc/0/ns/net"}]), New),
+        (
+            json!([{"type": "network", "path": "/proc/7/ns/net"}]),
+            Existing("/proc/7/ns/net".into()),
+        ),
     ] {
-        let json = with("/linux/namespaces", json!([{"type": "network", "path": path}]));
+        let json = with("/linux/namespaces", namespaces);
         let sandbox = sandbox(&id(SandboxId::new), &load(&json).unwrap(), None).unwrap();
-        assert_eq!(sandbox.network_namespace, expected.map(PathBuf::from));
+        assert_eq!(sandbox.network_namespace, expected);
     }
 }
 

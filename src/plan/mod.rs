@@ -1,6 +1,7 @@
 //! Configuration, model and abilities become a plan, or the reason why they can't. Pure: unsupported combinations end here,
 //! before any side effect.
 
+mod cgroup;
 mod channel;
 mod container;
 mod devices;
@@ -21,7 +22,8 @@ use oci_spec::runtime::LinuxResources;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{
-    ChannelPlan, ContainerConfig, ContainerPlan, NetworkPlan, SandboxConfig, SandboxPlan, SharePlan,
+    ChannelPlan, ContainerConfig, ContainerPlan, NetworkNamespace, NetworkPlan, SandboxConfig, SandboxPlan,
+    SharePlan,
 };
 
 /// Plans a sandbox. `exists` tells whether a program of the configuration is there, so that what is missing is passed over
@@ -65,6 +67,7 @@ pub fn sandbox(
         channel,
         share,
         network: network(config, sandbox, abilities, size.vcpus),
+        cgroup: cgroup::choose(config, sandbox),
         guest: guest::create_sandbox(sandbox),
     })
 }
@@ -76,7 +79,11 @@ fn network(
     abilities: &Capabilities,
     vcpus: u32,
 ) -> Option<NetworkPlan> {
-    let namespace = sandbox.network_namespace.clone()?;
+    let namespace = match &sandbox.network_namespace {
+        NetworkNamespace::Host => return None,
+        NetworkNamespace::New => None,
+        NetworkNamespace::Existing(path) => Some(path.clone()),
+    };
     Some(NetworkPlan {
         namespace,
         // A guest that is a process of the host has the pod's network by being in its namespace.
@@ -86,6 +93,7 @@ fn network(
             config.runtime.internetworking_model
         },
         queues: vcpus,
+        localhost: !abilities.guest_is_process,
     })
 }
 

@@ -87,6 +87,7 @@ impl Ground for Bare {
                     }),
                 ],
                 network_namespace: None,
+                cgroups: Vec::new(),
             },
             listener,
             guest: p::CreateSandboxRequest {
@@ -99,6 +100,8 @@ impl Ground for Bare {
                 }],
                 ..Default::default()
             },
+            localhost: Vec::new(),
+            late: None,
             lost: Box::pin(std::future::pending()),
         })
     }

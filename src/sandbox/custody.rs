@@ -1,15 +1,21 @@
 //! The custodian of a running virtual machine: a task that owns it, so that many may ask for its end, at any time, and
 //! all get the same answer.
 
-use hypervisor::{Exit, Vm, VmRecord};
+use hypervisor::{Device, Exit, Vm, VmRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What the custodian is asked, and where the answer goes.
+enum Order {
+    Stop(oneshot::Sender<Result<()>>),
+    Plug(Device, oneshot::Sender<Result<()>>),
+}
 
 /// Handle to the custodian. The virtual machine is killed when the last one is dropped.
 #[derive(Debug, Clone)]
 pub(super) struct Custody {
-    stops: mpsc::Sender<oneshot::Sender<Result<()>>>,
+    orders: mpsc::Sender<Order>,
     exited: watch::Receiver<Option<Exit>>,
     pid: u32,
     record: VmRecord,
@@ -18,18 +24,20 @@ pub(super) struct Custody {
 impl Custody {
     /// Takes a virtual machine over.
     pub(super) fn new(mut vm: Box<dyn Vm>) -> Self {
-        let (stops, mut asked) = mpsc::channel::<oneshot::Sender<Result<()>>>(1);
+        let (orders, mut asked) = mpsc::channel::<Order>(1);
         let custody = Self {
-            stops,
+            orders,
             exited: vm.exited(),
             pid: vm.pid(),
             record: vm.record(),
         };
         tokio::spawn(async move {
-            while let Some(reply) = asked.recv().await {
-                // Stopping is idempotent.
-                let answer = vm.stop().await.map_err(Into::into);
-                drop(reply.send(answer));
+            while let Some(order) = asked.recv().await {
+                match order {
+                    // Stopping is idempotent.
+                    Order::Stop(reply) => drop(reply.send(vm.stop().await.map_err(Into::into))),
+                    Order::Plug(device, reply) => drop(reply.send(plug(&mut *vm, device).await)),
+                }
             }
         });
         custody
@@ -39,10 +47,19 @@ impl Custody {
     pub(super) async fn stop(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         // The custodian lives as long as its handles.
-        match self.stops.send(reply).await {
+        match self.orders.send(Order::Stop(reply)).await {
             Ok(()) => answer.await.unwrap_or(Ok(())),
             Err(_) => Ok(()),
         }
+    }
+
+    /// Adds a device.
+    pub(super) async fn plug(&self, device: Device) -> Result<()> {
+        let gone = || Error::new(ErrorKind::Unavailable, "the virtual machine has ended");
+        let (reply, answer) = oneshot::channel();
+        let order = Order::Plug(device, reply);
+        self.orders.send(order).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 
     /// Becomes `Some` when the VMM has ended, whatever the cause.
@@ -58,5 +75,16 @@ impl Custody {
     /// What is needed to reap it without us.
     pub(super) fn record(&self) -> &VmRecord {
         &self.record
+    }
+}
+
+async fn plug(vm: &mut dyn Vm, device: Device) -> Result<()> {
+    match vm.hotplug() {
+        Some(hotplug) => Ok(hotplug.plug(device).await?),
+        None => Err(Error::new(
+            ErrorKind::Unsupported,
+            "a device for the virtual machine has appeared after its start, and it can be given none while it runs; use a \
+             machine with hotplug (machine_type = \"q35\")",
+        )),
     }
 }

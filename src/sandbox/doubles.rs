@@ -145,9 +145,12 @@ impl Ground for Counted {
                 },
                 devices: Vec::new(),
                 network_namespace: None,
+                cgroups: Vec::new(),
             },
             listener,
             guest: p::CreateSandboxRequest::default(),
+            localhost: Vec::new(),
+            late: None,
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)

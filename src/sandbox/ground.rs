@@ -3,11 +3,14 @@
 //!
 //! Must not know how any of it is made; `host` does.
 
+use std::sync::Arc;
+
 use agent_client::Listener;
 use agent_protocol as p;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use hypervisor::{VmRecord, VmSpec};
+use hypervisor::{Device, VmRecord, VmSpec};
+use tokio::net::TcpListener;
 
 use crate::ContainerId;
 use crate::container::ContainerRequest;
@@ -35,6 +38,18 @@ pub(crate) trait Ground: Send {
     async fn release(&mut self) -> Result<()>;
 }
 
+/// Looks once more at the pod's network on the host.
+pub(crate) type Look = Arc<dyn Fn() -> BoxFuture<'static, Result<Appeared>> + Send + Sync>;
+
+/// Interfaces that have appeared in the pod's network.
+#[derive(Debug, Default)]
+pub(crate) struct Appeared {
+    /// To be plugged.
+    pub(crate) devices: Vec<Device>,
+    /// To be told to the guest, once they are.
+    pub(crate) guest: p::Network,
+}
+
 /// What there is before the virtual machine.
 pub(crate) struct Acquired {
     /// The virtual machine to be.
@@ -43,6 +58,10 @@ pub(crate) struct Acquired {
     pub(crate) listener: Listener,
     /// What the guest is to become, but for clock and entropy.
     pub(crate) guest: p::CreateSandboxRequest,
+    /// Accept connections to the pod's localhost on the host, which are the guest's.
+    pub(crate) localhost: Vec<TcpListener>,
+    /// Looks for interfaces that have appeared since; where they may.
+    pub(crate) late: Option<Look>,
     /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
     pub(crate) lost: BoxFuture<'static, String>,
 }

@@ -5,7 +5,9 @@ mod agent_tests;
 mod custody;
 #[cfg(test)]
 mod doubles;
+mod forward;
 mod ground;
+mod late;
 mod owner;
 mod phases;
 mod start;
@@ -22,7 +24,7 @@ use hypervisor::{Hypervisor, VmReport};
 use slog::{o, warn};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use ground::{Acquired, Ground};
+pub(crate) use ground::{Acquired, Appeared, Ground, Look};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent_client::Agent;
 use agent_protocol as p;
@@ -15,6 +15,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::custody::Custody;
+use super::forward::Forward;
+use super::ground::Look;
+use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
 use super::{Phases, VmEnd};
@@ -34,6 +37,9 @@ type Jobs = FuturesUnordered<BoxFuture<'static, Command>>;
 /// Between two questions for events. What the guest has to tell is not urgent, and a hostile one answers all day.
 const EVENT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Events of one answer that are looked at: as many as the agent keeps.
+const MOST_EVENTS: usize = 1024;
+
 /// The owner.
 pub(super) struct Owner {
     id: SandboxId,
@@ -42,6 +48,8 @@ pub(super) struct Owner {
     state: State,
     agent: Arc<dyn Agent>,
     vm: Custody,
+    /// Looks for interfaces that have appeared, before a container starts.
+    late: Option<Look>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
     timeouts: Timeouts,
@@ -50,6 +58,8 @@ pub(super) struct Owner {
     /// Why the virtual machine is being stopped, if it is.
     reason: Option<VmEnd>,
     events: mpsc::Sender<Event>,
+    /// When a container's last OOM notice was passed on.
+    told_oom: BTreeMap<ContainerId, Instant>,
     phases: Phases,
     appeals: mpsc::Sender<Appeal>,
     jobs: Jobs,
@@ -75,19 +85,28 @@ impl Owner {
     pub(super) async fn run(estate: Estate, mut commands: mpsc::Receiver<Command>) {
         let (appeals, mut appealed) = mpsc::channel(4);
         let Ready {
-            agent, vm, mut lost, ..
+            agent,
+            vm,
+            mut lost,
+            localhost,
+            late,
+            ..
         } = estate.ready;
+        // Ends with the sandbox.
+        let _forward = Forward::start(localhost, &agent, estate.timeouts.request, &estate.log);
         let mut owner = Self {
             id: estate.id,
             state: estate.holdings.state,
             holdings: Some(estate.holdings),
             agent,
             vm,
+            late,
             containers: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
             reason: None,
             events: estate.events,
+            told_oom: BTreeMap::new(),
             phases: estate.phases,
             appeals,
             jobs: Jobs::new(),
@@ -238,9 +257,9 @@ impl Owner {
     }
 
     /// Passes on what the guest says has happened to containers that exist; answers with the last sequence number.
-    fn guest_events(&self, after: u64, events: Vec<p::Event>) -> u64 {
+    fn guest_events(&mut self, after: u64, events: Vec<p::Event>) -> u64 {
         let mut last = after;
-        for event in events {
+        for event in events.into_iter().take(MOST_EVENTS) {
             last = last.max(event.sequence);
             let Some(p::event::Kind::Oom(oom)) = event.kind else {
                 continue;
@@ -248,9 +267,16 @@ impl Owner {
             let Ok(id) = ContainerId::new(oom.container_id) else {
                 continue;
             };
-            if self.containers.contains_key(&id)
-                && let Err(error) = self.events.try_send(Event::Oom(id))
-            {
+            let now = Instant::now();
+            let is_new = self
+                .told_oom
+                .get(&id)
+                .is_none_or(|told| now.duration_since(*told) >= deadlines::OOM_PAUSE);
+            if !self.containers.contains_key(&id) || !is_new {
+                continue;
+            }
+            self.told_oom.insert(id.clone(), now);
+            if let Err(error) = self.events.try_send(Event::Oom(id)) {
                 debug!(self.log, "an OOM notice is dropped"; "error" => %error);
             }
         }
@@ -259,15 +285,37 @@ impl Owner {
 
     fn appeal(&mut self, appeal: Appeal) {
         match appeal {
-            Appeal::ForceStop(reason) => self.stop_vm(VmEnd { reason, killed: true }),
+            Appeal::ForceStop { container, reason } => {
+                // A container that can't end (its storage is gone, say) takes its pod along only if it is the pod.
+                let is_alone = self.containers.keys().all(|other| *other == container);
+                if is_alone || container.as_str() == self.id.as_str() {
+                    warn!(self.log, "the virtual machine has to be stopped"; "reason" => &reason);
+                    self.stop_vm(VmEnd { reason, killed: true });
+                } else {
+                    warn!(self.log, "the guest does not obey; others live in it"; "reason" => reason);
+                }
+            }
+            Appeal::Starting { done } => self.look_again(done),
             Appeal::Release { id, done } => {
                 let removed = self.remove(&id);
                 if removed.is_ok() {
                     self.containers.remove(&id);
+                    self.told_oom.remove(&id);
                 }
                 drop(done.send(removed));
             }
         }
+    }
+
+    /// Gives the guest what has appeared in the pod's network.
+    fn look_again(&self, done: Reply<()>) {
+        let Some(look) = self.late.clone() else {
+            drop(done.send(Ok(())));
+            return;
+        };
+        let (vm, agent, log) = (self.vm.clone(), Arc::clone(&self.agent), self.log.clone());
+        let connecting = late::connect(look, vm, agent, self.timeouts.request, log);
+        self.job(connecting, |_, connected| drop(done.send(connected)));
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {
@@ -317,6 +365,7 @@ impl Owner {
             timeouts: self.timeouts,
             sandbox: self.appeals.clone(),
             vm: self.end.subscribe(),
+            late: self.late.is_some(),
             phases: self.phases.clone(),
             log: self.log.clone(),
         })

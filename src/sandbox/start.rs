@@ -9,11 +9,12 @@ use configuration::AgentConfig;
 use futures::future::BoxFuture;
 use hypervisor::{Boot, Exit, Hypervisor, VmReport};
 use slog::{Logger, info};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::custody::Custody;
-use super::ground::{Acquired, Ground};
+use super::ground::{Acquired, Ground, Look};
 use super::state::{State, Step};
 use super::{Phase, VmEnd};
 use crate::deadlines;
@@ -39,6 +40,10 @@ pub(super) struct Ready {
     pub(super) vm: Custody,
     pub(super) report: VmReport,
     pub(super) phases: Vec<Phase>,
+    /// See [`Acquired::localhost`].
+    pub(super) localhost: Vec<TcpListener>,
+    /// See [`Acquired::late`].
+    pub(super) late: Option<Look>,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -70,6 +75,8 @@ impl Holdings {
             vm: spec,
             listener,
             guest,
+            localhost,
+            late: look_again,
             mut lost,
         } = self.ground.acquire().await?;
         self.step(Step::HostAcquired)?;
@@ -120,6 +127,8 @@ impl Holdings {
             vm,
             report,
             phases: clock.phases,
+            localhost,
+            late: look_again,
             lost,
         })
     }

@@ -315,3 +315,25 @@ async fn a_frozen_guest_is_stopped_when_it_does_not_obey() {
     assert_eq!(world.vms.load(std::sync::atomic::Ordering::SeqCst), 0);
     sandbox.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_container_that_does_not_end_leaves_its_neighbours_alone_unless_it_is_the_pods_own() {
+    let (world, sandbox, _events) = started().await;
+    let own = sandbox.create_container(container("s")).await.unwrap();
+    let stuck = sandbox.create_container(container("a")).await.unwrap();
+    for container in [&own, &stuck] {
+        container.start().await.unwrap();
+    }
+    world.agent.hang("signal_process");
+    timeout(SOON, stuck.kill(None, 9, false)).await.unwrap().unwrap();
+    // The appeal was heard before this answer.
+    assert_eq!(own.state(None).await.unwrap().status, Status::Running);
+    assert_eq!(sandbox.containers().await.len(), 2);
+    assert_eq!(world.vms.load(std::sync::atomic::Ordering::SeqCst), 1);
+    timeout(SOON, own.kill(None, 9, false)).await.unwrap().unwrap();
+    for container in [&own, &stuck] {
+        let exit = timeout(SOON, container.wait(None)).await.unwrap().unwrap();
+        assert_eq!(exit.code, 137);
+    }
+    sandbox.stop().await.unwrap();
+}

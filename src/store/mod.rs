@@ -46,6 +46,18 @@ pub(crate) struct Record {
     /// What it has in the pod's network namespace.
     #[serde(default)]
     pub(crate) network: Option<NetworkRecord>,
+    /// Its cgroups on the host.
+    #[serde(default)]
+    pub(crate) cgroup: Option<CgroupRecord>,
+}
+
+/// Cgroups of a sandbox, as absolute paths: those that it has made, or was about to make.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CgroupRecord {
+    /// Every process in one of these is the sandbox's.
+    pub(crate) own: Vec<PathBuf>,
+    /// Directories above, each before those below it. Others may use them by now; then they stay.
+    pub(crate) parents: Vec<PathBuf>,
 }
 
 /// What a sandbox has in a network namespace. Taps are not listed: they go with their owner.
@@ -93,6 +105,7 @@ impl Record {
             vm: None,
             daemons: Vec::new(),
             network: None,
+            cgroup: None,
         }
     }
 

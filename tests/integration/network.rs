@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use configuration::{AgentChannel, Config, MachineType, NetworkModel};
-use runtime::{ErrorKind, Sandbox};
+use runtime::{Container, ErrorKind, Sandbox};
 use serde_json::Value;
 
 use crate::pod::{Background, POD, POD6, Pod};
@@ -77,7 +77,10 @@ async fn a_guest_has_the_pods_network(change: impl Fn(&mut Config), queues: usiz
     let (path, bytes) = data(&stand);
     for address in [POD, POD6] {
         let client = pod.outside(&["nc", address, "8080"]);
-        assert!(pod.echoed(client, &path) == bytes, "{address}: not what was sent");
+        assert!(
+            echoed(client, path.clone()).await == bytes,
+            "{address}: not what was sent"
+        );
     }
     let of_vmm = fs::metadata(format!("/proc/{}/ns/net", sandbox.pid()))
         .unwrap()
@@ -143,7 +146,7 @@ async fn a_guest_that_is_a_process_is_in_the_pods_namespace() {
     let container = stand.started(&sandbox, "c", &bundle).await;
     let (path, bytes) = data(&stand);
     let client = pod.outside(&["nc", POD, "8080"]);
-    assert!(pod.echoed(client, &path) == bytes);
+    assert!(echoed(client, path.clone()).await == bytes);
     container.kill(None, 9, true).await.unwrap();
     assert_eq!(code(&container).await, 137);
     container.delete().await.unwrap();
@@ -206,5 +209,126 @@ async fn something_that_is_no_namespace_is_one_clear_error() {
         .await
         .unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidArgument, "{}", error.chain());
+    stand.assert_clean();
+}
+
+/// Whether a connection ended in an error at the caller's end.
+fn fails(mut client: std::process::Command) -> bool {
+    let output = client.stdin(std::process::Stdio::null()).output().unwrap();
+    !output.status.success() || output.stdout.is_empty()
+}
+
+#[tokio::test]
+async fn ports_of_the_guests_localhost_are_reached_from_the_pods_namespace() {
+    let Some(stand) = Stand::new(VM) else { return };
+    let pod = Pod::new();
+    let mut config = stand.config();
+    config.runtime.internetworking_model = NetworkModel::TcFilter;
+    let name_pod = |spec: &mut Value| pod.name_in(spec);
+    // One for each localhost, and an echo that is on every address.
+    let script = "mkdir /www; echo four >/www/4; echo six >/www/6; httpd -p 127.0.0.1:80 -h /www; httpd -p [::1]:8086 -h /www;\
+                  nc -ll -p 9000 -e cat";
+    let bundle = stand.bundle("server", script, name_pod);
+    let sandbox = sandbox(&stand, config, &bundle).await;
+    let container = stand.started(&sandbox, "server", &bundle).await;
+
+    let (path, bytes) = data(&stand);
+    let clients = |words: [&str; 3]| pod.inside(&words);
+    let (first, second) = (
+        clients(["nc", "127.0.0.1", "9000"]),
+        clients(["nc", "::1", "9000"]),
+    );
+    let path_of_second = path.clone();
+    let (first, second) = tokio::join!(echoed(first, path), echoed(second, path_of_second),);
+    assert!(first == bytes && second == bytes, "not what was sent");
+
+    // Whichever localhost is dialled, and whichever the program listens on.
+    for (url, expected) in [
+        ("http://127.0.0.1:80/4", "four\n"),
+        ("http://[::1]:80/4", "four\n"),
+        ("http://[::1]:8086/6", "six\n"),
+        ("http://127.0.0.1:8086/6", "six\n"),
+    ] {
+        let mut client = pod.inside(&["wget", "-q", "-O", "-", url]);
+        let output = tokio::task::spawn_blocking(move || client.output().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            expected,
+            "{url}: {output:?}"
+        );
+    }
+    let nobody = pod.inside(&["wget", "-q", "-O", "-", "http://127.0.0.1:7/"]);
+    assert!(tokio::task::spawn_blocking(move || fails(nobody)).await.unwrap());
+    // The host's own localhost is none of it.
+    assert!(std::net::TcpStream::connect("127.0.0.1:9000").is_err());
+
+    container.kill(None, 9, true).await.unwrap();
+    assert_eq!(code(&container).await, 137);
+    container.delete().await.unwrap();
+    sandbox.stop().await.unwrap();
+    assert!(
+        fails(pod.inside(&["nc", "127.0.0.1", "9000"])),
+        "it has ended with the sandbox"
+    );
+    stand.assert_clean();
+}
+
+/// [`Pod::echoed`] beside the sandbox's own work.
+async fn echoed(client: std::process::Command, sent: std::path::PathBuf) -> Vec<u8> {
+    tokio::task::spawn_blocking(move || crate::pod::echoed(client, &sent))
+        .await
+        .unwrap()
+}
+
+/// As Docker does since version 26: it puts interfaces into the namespace of the process that it is shown.
+async fn interfaces_appear(config: impl FnOnce(&mut Config)) -> Option<(Stand, Pod, Sandbox, Container)> {
+    let stand = Stand::new(VM)?;
+    let pod = Pod::new();
+    let mut configured = stand.config();
+    configured.runtime.internetworking_model = NetworkModel::TcFilter;
+    config(&mut configured);
+    let script = "ip -o addr; ip route; nc -ll -p 8080 -e cat";
+    let bundle = stand.bundle("c", script, |_| {});
+    let sandbox = sandbox(&stand, configured, &bundle).await;
+    let request = stand.container("c", &bundle, stand.snapshot("c"));
+    let container = sandbox.create_container(request).await.unwrap();
+    pod.moves_to(sandbox.pid());
+    Some((stand, pod, sandbox, container))
+}
+
+#[tokio::test]
+async fn interfaces_that_appear_between_create_and_start_are_plugged() {
+    let Some((stand, pod, sandbox, container)) = interfaces_appear(|_| {}).await else {
+        return;
+    };
+    container.start().await.unwrap();
+    let (path, bytes) = data(&stand);
+    for address in [POD, POD6] {
+        let client = pod.outside(&["nc", address, "8080"]);
+        assert!(
+            echoed(client, path.clone()).await == bytes,
+            "{address}: not what was sent"
+        );
+    }
+    container.kill(None, 9, true).await.unwrap();
+    assert_eq!(code(&container).await, 137);
+    container.delete().await.unwrap();
+    sandbox.stop().await.unwrap();
+    assert!(!pod.cable_is_there(), "the namespace went with its sandbox");
+    stand.assert_clean();
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_be_given_them_says_so() {
+    let microvm = |config: &mut Config| config.hypervisor.machine_type = MachineType::Microvm;
+    let Some((stand, _pod, sandbox, container)) = interfaces_appear(microvm).await else {
+        return;
+    };
+    let error = container.start().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported, "{}", error.chain());
+    assert!(error.chain().contains("q35"), "{}", error.chain());
+    sandbox.stop().await.unwrap();
     stand.assert_clean();
 }

@@ -79,6 +79,35 @@ impl Pod {
         namespaces.push(json!({"type": "network", "path": self.path()}));
     }
 
+    /// Moves the interface to the network namespace of a process, and sets it up there.
+    pub fn moves_to(&self, pid: u32) {
+        ip(&format!("-n {} link set eth0 netns {pid}", self.inside));
+        let there = |arguments: &str| {
+            let status = Command::new("nsenter")
+                .args([&format!("--net=/proc/{pid}/ns/net"), "ip"])
+                .args(arguments.split(' '))
+                .status();
+            assert!(status.unwrap().success(), "{arguments}");
+        };
+        there("link set eth0 up");
+        there(&format!("addr add {POD}/24 dev eth0"));
+        there(&format!("addr add {POD6}/64 dev eth0 nodad"));
+        there(&format!("route add default via {OUTSIDE}"));
+    }
+
+    /// Whether the outside's end of the cable exists: both ends go with the namespace of one.
+    pub fn cable_is_there(&self) -> bool {
+        let begun = Instant::now();
+        // A namespace is taken apart some time after its last user has gone.
+        while ip(&format!("-n {} link", self.outside)).contains("there@") {
+            if begun.elapsed() > SOON {
+                return true;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        false
+    }
+
     /// A program of busybox's in the outside.
     pub fn outside(&self, words: &[&str]) -> Command {
         in_namespace(&self.outside, words)
@@ -87,19 +116,6 @@ impl Pod {
     /// A program of busybox's in the pod's own namespace on the host.
     pub fn inside(&self, words: &[&str]) -> Command {
         in_namespace(&self.inside, words)
-    }
-
-    /// Sends what is in `sent` to an echo at this address, and answers with what has come back.
-    pub fn echoed(&self, mut client: Command, sent: &Path) -> Vec<u8> {
-        let begun = Instant::now();
-        loop {
-            let output = client.stdin(File::open(sent).unwrap()).output().unwrap();
-            // Nobody listens yet.
-            if output.status.success() {
-                return output.stdout;
-            }
-            assert!(begun.elapsed() < SOON, "{client:?}: {output:?}");
-        }
     }
 
     /// Everything of the namespace that its owner would miss or wonder about.
@@ -120,6 +136,18 @@ impl Pod {
     pub fn remove_inside(&self) {
         ip(&format!("-n {} link del there", self.outside));
         ip(&format!("netns del {}", self.inside));
+    }
+}
+
+/// Sends what is in `sent` to an echo at this address, and answers with what has come back. That may be nothing yet.
+pub fn echoed(mut client: Command, sent: &Path) -> Vec<u8> {
+    let begun = Instant::now();
+    loop {
+        let output = client.stdin(File::open(sent).unwrap()).output().unwrap();
+        if output.status.success() && !output.stdout.is_empty() {
+            return output.stdout;
+        }
+        assert!(begun.elapsed() < SOON, "{client:?}: {:?}", output.stderr);
     }
 }
 

@@ -375,7 +375,8 @@ fn busybox(root: &Path) {
     fs::copy("/bin/busybox", root.join("bin/busybox"))
         .unwrap_or_else(|e| panic!("this test needs busybox-static: /bin/busybox: {e}"));
     for tool in [
-        "sh", "cat", "sleep", "echo", "ls", "mkdir", "ln", "touch", "rm", "test", "stat", "uname", "ip", "nc",
+        "sh", "cat", "sleep", "echo", "ls", "mkdir", "ln", "touch", "rm", "test", "stat", "uname", "ip",
+        "nc", "httpd",
     ] {
         symlink("busybox", root.join("bin").join(tool)).unwrap();
     }

@@ -1,6 +1,6 @@
 //! The `Agent` trait: one method per RPC of `agent.proto`, in its order.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use agent_protocol as p;
 use async_trait::async_trait;
@@ -20,11 +20,13 @@ macro_rules! agent_rpcs {
         #[async_trait]
         impl Agent for crate::TtrpcAgent {
             $(async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error> {
-                let started = Instant::now();
-                self.client.$name(crate::ttrpc_agent::context(deadline), &request).await.map_err(|error| {
-                    let late = deadline.is_some_and(|deadline| started.elapsed() >= deadline);
-                    Error::from_ttrpc(stringify!($name), error, late)
-                })
+                let client = self.client.clone();
+                // A call that is given up goes on by itself: ttrpc closes the connection when a request is cancelled, or late,
+                // while it is being written, and with it goes every container.
+                let call = tokio::spawn(async move {
+                    client.$name(crate::ttrpc_agent::context(), &request).await
+                });
+                crate::ttrpc_agent::answer(stringify!($name), call, deadline).await
             })*
         }
     };
@@ -71,6 +73,16 @@ agent_rpcs! {
     update_container(p::UpdateContainerRequest) -> p::Empty;
     /// Reads the container's cgroup.
     stats_container(p::ContainerRequest) -> p::StatsResponse;
+    /// Connects to a port of the pod's localhost.
+    open_connection(p::OpenConnectionRequest) -> p::OpenConnectionResponse;
+    /// Pulls from it.
+    read_connection(p::ReadConnectionRequest) -> p::ReadConnectionResponse;
+    /// Pushes into it.
+    write_connection(p::WriteConnectionRequest) -> p::WriteConnectionResponse;
+    /// Sends no more.
+    finish_connection(p::ConnectionRequest) -> p::Empty;
+    /// Ends it.
+    close_connection(p::ConnectionRequest) -> p::Empty;
     /// Long poll for events.
     next_events(p::NextEventsRequest) -> p::NextEventsResponse;
 }

@@ -54,8 +54,8 @@ impl Error {
         Self { kind, call, message }
     }
 
-    /// `late`: the deadline of the call has passed, which ttrpc itself tells only as text.
-    pub(crate) fn from_ttrpc(call: &'static str, error: ttrpc::Error, late: bool) -> Self {
+    /// The error of a call that has ended; deadlines are not ttrpc's to keep.
+    pub(crate) fn from_ttrpc(call: &'static str, error: ttrpc::Error) -> Self {
         use ttrpc::Code;
         match error {
             ttrpc::Error::RpcStatus(status) => {
@@ -77,7 +77,6 @@ impl Error {
                 call,
                 "the connection to the guest is closed",
             ),
-            _ if late => Self::new(ErrorKind::DeadlineExceeded, call, "no answer in time"),
             other => Self::new(ErrorKind::Unavailable, call, other.to_string()),
         }
     }
@@ -99,16 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_ends_at_its_deadline_is_late_and_any_other_end_is_a_lost_connection() {
-        let ended = || ttrpc::Error::Others("whatever the words".into());
-        assert_eq!(
-            Error::from_ttrpc("x", ended(), true).kind,
-            ErrorKind::DeadlineExceeded
-        );
-        assert_eq!(
-            Error::from_ttrpc("x", ended(), false).kind,
-            ErrorKind::Unavailable
-        );
+    fn an_end_without_a_status_is_a_lost_connection() {
+        let ended = ttrpc::Error::Others("whatever the words".into());
+        assert_eq!(Error::from_ttrpc("x", ended).kind, ErrorKind::Unavailable);
     }
 
     #[test]
@@ -119,7 +111,7 @@ mod tests {
             (ttrpc::Code::FAILED_PRECONDITION, ErrorKind::FailedPrecondition),
             (ttrpc::Code::UNKNOWN, ErrorKind::Internal),
         ] {
-            let error = Error::from_ttrpc("x", ttrpc::Error::RpcStatus(ttrpc::get_status(code, "m")), true);
+            let error = Error::from_ttrpc("x", ttrpc::Error::RpcStatus(ttrpc::get_status(code, "m")));
             assert_eq!(error.kind, kind);
         }
     }

@@ -588,6 +588,52 @@ impl Agent for FakeAgent {
         .await
     }
 
+    async fn open_connection(
+        &self,
+        _: p::OpenConnectionRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::OpenConnectionResponse, Error> {
+        // Nothing listens here.
+        self.answer("open_connection", limit, |_| Some(Err(ErrorKind::NotFound)))
+            .await
+    }
+
+    async fn read_connection(
+        &self,
+        _: p::ReadConnectionRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::ReadConnectionResponse, Error> {
+        self.answer("read_connection", limit, |_| Some(Err(ErrorKind::NotFound)))
+            .await
+    }
+
+    async fn write_connection(
+        &self,
+        _: p::WriteConnectionRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::WriteConnectionResponse, Error> {
+        self.answer("write_connection", limit, |_| Some(Err(ErrorKind::NotFound)))
+            .await
+    }
+
+    async fn finish_connection(
+        &self,
+        _: p::ConnectionRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("finish_connection", limit, |_| Err(ErrorKind::NotFound))
+            .await
+    }
+
+    async fn close_connection(
+        &self,
+        _: p::ConnectionRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::Empty, Error> {
+        self.empty("close_connection", limit, |_| Err(ErrorKind::NotFound))
+            .await
+    }
+
     async fn next_events(
         &self,
         _: p::NextEventsRequest,

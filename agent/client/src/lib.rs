@@ -8,6 +8,7 @@
 mod agent;
 mod error;
 mod fake;
+mod frames;
 mod listener;
 mod ttrpc_agent;
 

@@ -172,8 +172,8 @@ pub(super) fn load_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -
     check(result as libc::c_int)
 }
 
-/// Loads an eBPF program for device access and puts it in force for a cgroup. It lives as long as the cgroup does.
-pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+/// Loads an eBPF program for device access.
+pub(super) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
     // Of `union bpf_attr` in linux/bpf.h, the part that BPF_PROG_LOAD needs.
     #[repr(C)]
     struct Load {
@@ -184,19 +184,8 @@ pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[Instructi
         log: [u64; 2],
         version_and_flags: u64,
     }
-    // The part of BPF_PROG_ATTACH.
-    #[repr(C)]
-    struct Attach {
-        target_fd: i32,
-        attach_bpf_fd: i32,
-        attach_type: u32,
-        attach_flags: u32,
-    }
     const BPF_PROG_LOAD: libc::c_int = 5;
-    const BPF_PROG_ATTACH: libc::c_int = 8;
     const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-    const BPF_CGROUP_DEVICE: u32 = 6;
-    const BPF_F_ALLOW_MULTI: u32 = 2;
     let load = Load {
         prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
         insn_cnt: u32::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?,
@@ -209,7 +198,23 @@ pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[Instructi
     let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
     check(fd as libc::c_int)?;
     // SAFETY: the kernel has just made this descriptor for us.
-    let loaded = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Loads an eBPF program for device access and puts it in force for a cgroup. It lives as long as the cgroup does.
+pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    // Of `union bpf_attr`, the part of BPF_PROG_ATTACH.
+    #[repr(C)]
+    struct Attach {
+        target_fd: i32,
+        attach_bpf_fd: i32,
+        attach_type: u32,
+        attach_flags: u32,
+    }
+    const BPF_PROG_ATTACH: libc::c_int = 8;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+    let loaded = load_device_program(program)?;
     let attach = Attach {
         target_fd: cgroup.as_raw_fd(),
         attach_bpf_fd: loaded.as_raw_fd(),

@@ -158,12 +158,7 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: p::WriteStdinRequest,
     ) -> Answer<p::WriteStdinResponse> {
-        if request.data.len() > p::MAX_CHUNK {
-            return Err(status(Error::invalid(
-                "data",
-                format!("more than {} bytes", p::MAX_CHUNK),
-            )));
-        }
+        translate::check_chunk(&request.data).map_err(status)?;
         let written = self
             .sandbox
             .write(request.container_id, request.exec_id, &request.data)
@@ -226,6 +221,65 @@ impl Agent for Rpc {
         request: p::ContainerRequest,
     ) -> Answer<p::StatsResponse> {
         self.sandbox.stats(request.container_id).await.map_err(status)
+    }
+
+    async fn open_connection(
+        &self,
+        _: &TtrpcContext,
+        request: p::OpenConnectionRequest,
+    ) -> Answer<p::OpenConnectionResponse> {
+        let port = translate::port(request.port).map_err(status)?;
+        let opened = self.sandbox.open_connection(port, request.ipv6_first).await;
+        Ok(p::OpenConnectionResponse {
+            connection: opened.map_err(status)?,
+            ..Default::default()
+        })
+    }
+
+    async fn read_connection(
+        &self,
+        _: &TtrpcContext,
+        request: p::ReadConnectionRequest,
+    ) -> Answer<p::ReadConnectionResponse> {
+        let max = translate::chunk(request.max).map_err(status)?;
+        let connection = self
+            .sandbox
+            .connection(request.connection)
+            .await
+            .map_err(status)?;
+        let data = connection.read(max).await.map_err(status)?;
+        Ok(p::ReadConnectionResponse {
+            eof: data.is_empty(),
+            data,
+            ..Default::default()
+        })
+    }
+
+    async fn write_connection(
+        &self,
+        _: &TtrpcContext,
+        request: p::WriteConnectionRequest,
+    ) -> Answer<p::WriteConnectionResponse> {
+        translate::check_chunk(&request.data).map_err(status)?;
+        let connection = self
+            .sandbox
+            .connection(request.connection)
+            .await
+            .map_err(status)?;
+        let written = connection.write(&request.data).await;
+        Ok(p::WriteConnectionResponse {
+            open: written.map_err(status)?,
+            ..Default::default()
+        })
+    }
+
+    async fn finish_connection(&self, _: &TtrpcContext, request: p::ConnectionRequest) -> Answer<p::Empty> {
+        let connection = self.sandbox.connection(request.connection).await;
+        done(connection.and_then(|connection| connection.finish()))
+    }
+
+    async fn close_connection(&self, _: &TtrpcContext, request: p::ConnectionRequest) -> Answer<p::Empty> {
+        done(self.sandbox.close_connection(request.connection).await)
     }
 
     async fn next_events(

@@ -159,6 +159,25 @@ pub fn chunk(max: u32) -> Result<usize> {
     }
 }
 
+/// Refuses more data than one call may carry.
+pub fn check_chunk(data: &[u8]) -> Result<()> {
+    if data.len() <= p::MAX_CHUNK {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "data",
+        format!("more than {} bytes", p::MAX_CHUNK),
+    ))
+}
+
+/// A TCP port.
+pub fn port(port: u32) -> Result<u16> {
+    match u16::try_from(port) {
+        Ok(0) | Err(_) => Err(Error::invalid("port", format!("{port} is not a TCP port"))),
+        Ok(port) => Ok(port),
+    }
+}
+
 /// Which output.
 pub fn stream(stream: EnumOrUnknown<p::Stream>) -> Result<Stream> {
     match stream.enum_value() {

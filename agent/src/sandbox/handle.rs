@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::{ContainerRequest, ExecRequest, Phase, Sandbox, SandboxRequest};
+use crate::connection::{self, Connection};
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::network::{self, Network};
@@ -333,6 +334,38 @@ impl Handle {
     /// [`Error::NoContainer`].
     pub async fn stats(&self, id: String) -> Result<StatsResponse> {
         self.call(async move |sandbox| sandbox.stats(&id)).await
+    }
+
+    /// Connects to a port of the pod's localhost; the answer is the connection's number.
+    ///
+    /// # Errors
+    /// [`Error::NoListener`]; [`Error::State`] when too many are open.
+    pub async fn open_connection(&self, port: u16, ipv6_first: bool) -> Result<u64> {
+        self.call(async |sandbox| sandbox.begin_connect()).await?;
+        let stream = connection::open(port, ipv6_first).await?;
+        self.call(async move |sandbox| {
+            sandbox.begin_connect()?;
+            Ok(sandbox.connections.add(stream))
+        })
+        .await
+    }
+
+    /// An open connection.
+    ///
+    /// # Errors
+    /// [`Error::NoConnection`].
+    pub async fn connection(&self, number: u64) -> Result<Connection> {
+        self.call(async move |sandbox| sandbox.connections.get(number))
+            .await
+    }
+
+    /// Ends a connection.
+    ///
+    /// # Errors
+    /// [`Error::NoConnection`].
+    pub async fn close_connection(&self, number: u64) -> Result<()> {
+        self.call(async move |sandbox| sandbox.connections.close(number))
+            .await
     }
 
     /// Waits for events after this sequence number.

@@ -22,6 +22,7 @@ use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use slog::{Logger, warn};
 use tokio::sync::{mpsc, watch};
 
+use crate::connection::Connections;
 use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
@@ -114,6 +115,7 @@ pub struct Sandbox {
     phase: watch::Sender<Phase>,
     mounts: Vec<Mounted>,
     containers: BTreeMap<String, Entry>,
+    connections: Connections,
     /// Ids of containers that are being made or taken apart.
     busy: watch::Sender<BTreeSet<String>>,
     events: Log,
@@ -148,6 +150,7 @@ impl Sandbox {
             phase,
             mounts: Vec::new(),
             containers: BTreeMap::new(),
+            connections: Connections::default(),
             busy: watch::Sender::default(),
             events: Log::default(),
             memory: MemoryWatch::new()?,
@@ -251,6 +254,17 @@ impl Sandbox {
         Err(Error::Unsupported(
             "a network of its own (the agent is a process in somebody else's)".to_owned(),
         ))
+    }
+
+    /// Whether one more connection to localhost may be opened.
+    fn begin_connect(&self) -> Result<()> {
+        self.ready()?;
+        if !self.owns_network {
+            return Err(Error::Unsupported(
+                "a connection to the localhost of a host (the agent is a process in its network)".to_owned(),
+            ));
+        }
+        self.connections.check()
     }
 
     /// Whether this may be added to the network now.
@@ -470,11 +484,12 @@ impl Sandbox {
     }
 
     /// From now on nothing is created. Answers with the ids that are being worked on.
-    fn begin_destroy(&self) -> watch::Receiver<BTreeSet<String>> {
+    fn begin_destroy(&mut self) -> watch::Receiver<BTreeSet<String>> {
         // A second destruction finds nothing to do, and must not seem to begin again.
         if *self.phase.borrow() != Phase::Destroyed {
             self.phase.send_replace(Phase::Ending);
         }
+        self.connections.close_all();
         self.busy.subscribe()
     }
 

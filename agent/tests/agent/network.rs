@@ -10,8 +10,8 @@ use crate::support::{SOON, Sandbox};
 
 /// Two network namespaces. In the first are two devices with the wrong names: the one that is called "eth0" is to be
 /// "net1", whose address is 10.77.1.2, and the other way round. Their other ends are in the second.
-struct Cables {
-    inside: String,
+pub struct Cables {
+    pub inside: String,
     outside: String,
 }
 
@@ -19,7 +19,7 @@ const ETH0: &str = "02:00:00:00:77:01";
 const NET1: &str = "02:00:00:00:77:02";
 
 impl Cables {
-    fn lay() -> Self {
+    pub fn lay() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(
             "kata-agent-{}-{}",

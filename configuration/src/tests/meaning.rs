@@ -35,9 +35,7 @@ fn an_empty_file_is_the_defaults() {
             vhost_user_vsock_daemon: "/usr/libexec/kata/vhost-device-vsock".into(),
             seccomp_sandbox: true,
             enable_debug: false,
-            enable_annotations: ["default_memory", "default_vcpus", "kernel_params"]
-                .map(String::from)
-                .into(),
+            enable_annotations: ["default_memory", "default_vcpus"].map(String::from).into(),
             valid_hypervisor_paths: vec![],
             valid_virtio_fs_daemon_paths: vec![],
         }

@@ -86,6 +86,7 @@ impl Hypervisor for Fake {
             fds: Vec::new(),
             // Its containers have the pod's network without any device.
             network_namespace: spec.network_namespace,
+            cgroups: spec.cgroups,
         };
         let (process, output) = process::start(program).await?;
         let sources = Sources {

@@ -34,6 +34,8 @@ pub struct Program {
     pub fds: Vec<Arc<OwnedFd>>,
     /// Network namespace that it is started in; `None`: ours.
     pub network_namespace: Option<Arc<OwnedFd>>,
+    /// `cgroup.procs` of the cgroups that it is started in, opened for writing: one of each hierarchy. Of the others, ours.
+    pub cgroups: Vec<Arc<OwnedFd>>,
 }
 
 /// A child process. Dropping it kills it; to reap it is the supervisor's part ([`Process::ended`]).
@@ -61,9 +63,14 @@ pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error>
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             _ => ErrorKind::Internal,
         };
+        // To join them is a part of the start that has errors of its own, and nothing else tells them apart.
+        let place = match (program.cgroups.is_empty(), kind) {
+            (true, _) | (_, ErrorKind::NotFound) => "",
+            _ => " in its cgroups",
+        };
         Error::caused(
             kind,
-            format!("cannot start {}: {source}", program.path.display()),
+            format!("cannot start {}{place}: {source}", program.path.display()),
             source,
         )
     };
@@ -79,12 +86,18 @@ pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error>
         .stderr(child_end);
     sys::prepare(
         &mut command,
-        program.fds.clone(),
-        program.network_namespace.clone(),
+        sys::Inheritance {
+            fds: program.fds.clone(),
+            network_namespace: program.network_namespace.clone(),
+            cgroups: program.cgroups.clone(),
+        },
     );
     let output = pipe::Receiver::from_owned_fd(output.into()).map_err(failed)?;
     let child = spawner::spawn(command).await.map_err(failed)?;
     let process = Process::of_child(child.id()).map_err(failed)?;
+    // What we are spared in want of memory (containerd's shims are) is not for a guest to hide behind. Raising one's own
+    // child's score is always allowed; a child that has ended has none.
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
     child.hand_over();
     Ok((process, output))
 }

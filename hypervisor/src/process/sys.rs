@@ -6,38 +6,45 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_setfd, write};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Makes `command` inherit exactly `fds` (at the numbers they have here) besides its standard streams, die with the
-/// thread that spawns it, and run in `network_namespace`.
-pub fn prepare(command: &mut Command, fds: Vec<Arc<OwnedFd>>, network_namespace: Option<Arc<OwnedFd>>) {
+/// What a child has from us besides its standard streams. See [`Program`](super::Program).
+pub struct Inheritance {
+    pub fds: Vec<Arc<OwnedFd>>,
+    pub network_namespace: Option<Arc<OwnedFd>>,
+    pub cgroups: Vec<Arc<OwnedFd>>,
+}
+
+/// Makes `command` inherit exactly this (descriptors at the numbers they have here), and die with the thread that spawns it.
+pub fn prepare(command: &mut Command, inheritance: Inheritance) {
     let parent = getpid();
     // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock, so that it may run in the
     // child of a process with threads. The descriptors stay open because the closure owns them.
     unsafe {
-        command.pre_exec(move || between_fork_and_exec(parent, &fds, network_namespace.as_deref()));
+        command.pre_exec(move || between_fork_and_exec(parent, &inheritance));
     }
 }
 
-fn between_fork_and_exec(
-    parent: Pid,
-    fds: &[Arc<OwnedFd>],
-    network_namespace: Option<&OwnedFd>,
-) -> io::Result<()> {
+fn between_fork_and_exec(parent: Pid, inheritance: &Inheritance) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have died before the line above; then nobody is left to send the signal.
     if getppid() != Some(parent) {
         return Err(io::Error::from_raw_os_error(libc::ESRCH));
     }
-    if let Some(namespace) = network_namespace {
+    // Here, so that no thread, child or page of the program is ever counted elsewhere.
+    for procs in &inheritance.cgroups {
+        // The process that writes.
+        write(procs, b"0")?;
+    }
+    if let Some(namespace) = &inheritance.network_namespace {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     }
     close_on_exec_from(3)?;
-    for fd in fds {
+    for fd in &inheritance.fds {
         // SAFETY: `fd` is open: it is owned by the caller's closure.
         let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
         fcntl_setfd(fd, FdFlags::empty())?;

@@ -44,6 +44,7 @@ fn spec(devices: Vec<Device>) -> VmSpec {
         },
         devices,
         network_namespace: None,
+        cgroups: Vec::new(),
     }
 }
 

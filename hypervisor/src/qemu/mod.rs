@@ -122,14 +122,15 @@ impl Hypervisor for Qemu {
         ];
         for (what, path, remedy) in needed {
             let problem = match fs::metadata(path) {
-                Ok(metadata) if metadata.is_file() => continue,
-                Ok(_) => io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"),
-                Err(error) => error,
+                // With an empty one a guest would start, and panic.
+                Ok(metadata) if metadata.is_file() && metadata.len() > 0 => continue,
+                Ok(metadata) if metadata.is_file() => "the file is empty".to_owned(),
+                Ok(_) => "not a regular file".to_owned(),
+                Err(error) => error.to_string(),
             };
-            return Err(Error::caused(
+            return Err(Error::new(
                 ErrorKind::NotFound,
                 format!("{what} is not usable at {}: {problem}; {remedy}", path.display()),
-                problem,
             ));
         }
         Ok(())
@@ -151,6 +152,7 @@ impl Hypervisor for Qemu {
             args: line.args,
             fds: line.fds,
             network_namespace: spec.network_namespace,
+            cgroups: spec.cgroups,
         };
         let (process, output) = process::start(program).await?;
         // Ours must be closed, or their end would never be seen.

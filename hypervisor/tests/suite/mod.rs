@@ -252,6 +252,50 @@ pub async fn a_vmm_is_in_the_network_namespace_it_is_given(subject: Subject) {
     assert_eq!(processes_naming(place.run_dir()), 0);
 }
 
+pub async fn a_vmm_is_in_the_cgroups_it_is_given(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the list of mounts");
+    let unified = mounts
+        .lines()
+        .find(|line| line.contains(" - cgroup2 "))
+        .and_then(|line| line.split(' ').nth(4))
+        .expect("this test needs a hierarchy of cgroups of version 2");
+    let name = format!("kata-vmm-{}-{}", std::process::id(), subject.name());
+    let dir = Path::new(unified).join(&name);
+    std::fs::create_dir(&dir).expect("a cgroup (is this root?)");
+    let procs = File::options().write(true).open(dir.join("cgroup.procs"));
+    let procs: Arc<OwnedFd> = Arc::new(procs.expect("its list of processes").into());
+
+    let place = Place::new(subject);
+    let mut spec = place.spec();
+    spec.cgroups = vec![Arc::clone(&procs)];
+    let mut vm = place.driver.launch(spec, Boot::Cold).await.expect("a VM");
+    let of_vmm = std::fs::read_to_string(dir.join("cgroup.procs"));
+    place.greeted().await;
+    vm.stop().await.expect("a stop");
+    // Nothing is left in it, or it could not be removed.
+    let removed = std::fs::remove_dir(&dir);
+    assert!(
+        of_vmm
+            .expect("a list")
+            .lines()
+            .any(|pid| pid == vm.pid().to_string())
+    );
+    removed.expect("an empty cgroup");
+
+    // It is gone, and with it the right to be in it.
+    let mut spec = place.spec();
+    spec.cgroups = vec![procs];
+    let error = place
+        .driver
+        .launch(spec, Boot::Cold)
+        .await
+        .err()
+        .expect("an error");
+    assert!(error.to_string().contains("in its cgroups"), "{error}");
+    assert_eq!(processes_naming(place.run_dir()), 0);
+}
+
 pub async fn no_descriptor_is_lost(subject: Subject) {
     let _alone = PROCESS.write().await;
     let cycle = async || {

@@ -171,6 +171,7 @@ impl Place {
                 socket: self.run_dir.path().join("agent.sock"),
             })],
             network_namespace: None,
+            cgroups: Vec::new(),
         }
     }
 

@@ -341,6 +341,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_containerd_that_does_not_accept_blocks_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let _hangs = crate::socket::listen(&socket(&dir)).unwrap().unwrap();
+        let mut full = Vec::new();
+        while let Ok(connection) = crate::socket::connect(&socket(&dir)) {
+            full.push(connection);
+        }
+        let events = events(&socket(&dir));
+        events.started(&id("a"), 1);
+        timeout(deadlines::RETRY * 3, events.flush()).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_caller_without_sockets_gets_nothing() {
         for (ttrpc, grpc, program) in [("", "", "/usr/bin/crio"), ("", "/run/c.sock", "")] {
             assert!(matches!(

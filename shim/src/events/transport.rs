@@ -12,7 +12,9 @@ use protobuf::Message;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
+use tokio::net::UnixStream;
 use tokio::time::timeout;
+use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
 use crate::{deadlines, sys};
@@ -87,13 +89,13 @@ impl Connection {
         let client = match &self.client {
             Some(client) => client,
             None => {
-                let address = if self.address.contains("://") {
-                    self.address.clone()
-                } else {
-                    format!("unix://{}", self.address)
-                };
-                self.client
-                    .insert(EventsClient::new(Client::connect(&address).await?))
+                // Not ttrpc's own way to connect, which blocks when containerd does not accept.
+                let path = self.address.strip_prefix("unix://").unwrap_or(&self.address);
+                let stream = UnixStream::connect(path)
+                    .await
+                    .map_err(|error| ttrpc::Error::Socket(format!("{path}: {error}")))?;
+                let client = EventsClient::new(Client::new(Socket::from(stream)));
+                self.client.insert(client)
             }
         };
         let mut context = context::with_duration(deadlines::FORWARD);

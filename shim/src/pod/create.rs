@@ -54,6 +54,8 @@ impl Pod {
         info!(self.setting.log, "creating"; "container" => %id, "bundle" => %bundle.display());
         let mut closing = self.closing.subscribe();
         let created = tokio::select! {
+            // What is there already is not to be forgotten because its caller goes at the same moment.
+            biased;
             created = self.build(order) => created,
             () = reply.closed() => Err(Error::new(
                 ErrorKind::DeadlineExceeded,
@@ -193,6 +195,14 @@ impl Pod {
             Error::caused(
                 ErrorKind::InvalidArgument,
                 "the configuration cannot be used",
+                error,
+            )
+        })?
+        .with_annotations(&group::annotations(&order.bundle)?)
+        .map_err(|error| {
+            Error::caused(
+                ErrorKind::InvalidArgument,
+                format!("container {} asks for what it may not have", order.id),
                 error,
             )
         })?;

@@ -4,11 +4,11 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
-use containerd_shim_protos::api::{ExecProcessRequest, Status};
+use containerd_shim_protos::api::{CloseIORequest, ExecProcessRequest, Status};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open};
 use ttrpc::Code;
 
-use crate::stand::{Machine, eventually, status};
+use crate::stand::{Machine, context, eventually, status};
 
 #[tokio::test]
 async fn output_goes_to_a_file() {
@@ -120,6 +120,65 @@ async fn clients_of_a_process_that_could_not_be_started_get_the_end_of_its_outpu
     let (code, message) = status(task.start("e1").await);
     assert_eq!(code, Code::FAILED_PRECONDITION, "{message}");
     assert_eq!(task.delete("e1").await.unwrap().exit_status, 255);
+    task.end(&server).await;
+    machine.assert_clean();
+}
+
+#[tokio::test]
+async fn all_input_arrives_before_its_end_and_all_output_after_it() {
+    let machine = Machine::new();
+    let (server, task) = machine.created("c1", "sleep 1000").await;
+    task.start("").await.unwrap();
+    let input: Vec<u8> = (0..200_000_u32)
+        .flat_map(|n| (n.wrapping_mul(2_654_435_761) >> 24).to_le_bytes())
+        .step_by(4)
+        .collect();
+    for round in 0..20 {
+        let exec = format!("e{round}");
+        let (stdin, unused) = fifo(&machine, &format!("in{round}"));
+        let (stdout, mut out) = fifo(&machine, &format!("out{round}"));
+        task.exec_with(&exec, "exec cat", |request| {
+            (request.stdin, request.stdout) = (stdin.clone(), stdout.clone());
+        })
+        .await
+        .unwrap();
+        let writer = std::fs::File::options().write(true).open(&stdin).unwrap();
+        drop(unused);
+        let reading = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            out.read_to_end(&mut got).unwrap();
+            got
+        });
+        task.start(&exec).await.unwrap();
+        // As `ctr` does it: first it says that there is no more, then it closes the pipe.
+        let written = input.clone();
+        let writer = tokio::task::spawn_blocking(move || {
+            let mut writer = writer;
+            std::io::Write::write_all(&mut writer, &written).unwrap();
+            writer
+        })
+        .await
+        .unwrap();
+        let close = CloseIORequest {
+            id: machine.id("c1"),
+            exec_id: exec.clone(),
+            stdin: true,
+            ..Default::default()
+        };
+        task.client.close_io(context(), &close).await.unwrap();
+        drop(writer);
+        assert_eq!(task.wait(&exec).await.unwrap().exit_status, 0);
+        let got = tokio::task::spawn_blocking(|| reading.join().unwrap())
+            .await
+            .unwrap();
+        assert!(
+            got == input,
+            "round {round}: {} bytes of {} came back",
+            got.len(),
+            input.len()
+        );
+        task.delete(&exec).await.unwrap();
+    }
     task.end(&server).await;
     machine.assert_clean();
 }

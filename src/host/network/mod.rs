@@ -5,29 +5,34 @@
 //! The namespace's own interfaces keep their names, addresses and routes: whoever made them finds them as they were.
 //! It must not know the guest beyond the messages of the protocol, nor any hypervisor driver.
 
+mod bpf;
 mod connect;
+mod keeper;
+mod localhost;
 mod namespace;
 mod scan;
 mod sys;
 mod tap;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod view;
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 
 use agent_protocol as p;
 use hypervisor::Device;
 use netlink::Socket;
+use tokio::net::TcpListener;
 
 use connect::Connection;
 pub(crate) use connect::Model;
+pub(crate) use keeper::Keeper;
+use localhost::Steering;
 use namespace::Namespace;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::sandbox::Appeared;
 use crate::store::NetworkRecord;
 
 /// A network namespace whose interfaces are the virtual machine's.
@@ -39,38 +44,54 @@ pub(crate) struct Attached {
     connections: Vec<Connection>,
     guest: p::Network,
     left_out: Vec<String>,
-}
-
-/// What a later look at a namespace has found.
-#[derive(Debug)]
-pub(crate) struct Appeared {
-    /// To be plugged.
-    pub(crate) devices: Vec<Device>,
-    /// To be told to the guest, once they are.
-    pub(crate) guest: p::Network,
-}
-
-/// Connects every interface of the namespace at this path. `queues` is for each interface, at most as many as the machine has
-/// processors. Without a model nothing is connected, and the namespace is only held.
-///
-/// # Errors
-/// [`ErrorKind::NotFound`] when there is no such namespace, [`ErrorKind::InvalidArgument`] when the path is something else or
-/// the host's own, [`ErrorKind::Unsupported`] for an interface that cannot be connected. Nothing is left then.
-pub(crate) async fn attach(namespace: &Path, model: Option<Model>, queues: u32) -> Result<Attached> {
-    let mut attached = Attached {
-        namespace: Namespace::open(namespace)?,
-        model,
-        queues: queues.clamp(1, connect::MAX_QUEUES),
-        connections: Vec::new(),
-        guest: p::Network::default(),
-        left_out: Vec::new(),
-    };
-    let appeared = attached.look_again().await?;
-    attached.guest = appeared.guest;
-    Ok(attached)
+    steering: Option<Steering>,
 }
 
 impl Attached {
+    /// Takes hold of the namespace at this path, or makes one with nothing but a loopback device. Nothing is connected yet, and
+    /// without a model nothing will be. `queues` is for each interface, at most as many as the machine has processors.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such namespace, [`ErrorKind::InvalidArgument`] when the path is something
+    /// else or the host's own.
+    pub(crate) async fn hold(namespace: Option<&Path>, model: Option<Model>, queues: u32) -> Result<Self> {
+        Ok(Self {
+            namespace: match namespace {
+                Some(path) => Namespace::open(path)?,
+                None => Namespace::create().await?,
+            },
+            model,
+            queues: queues.clamp(1, connect::MAX_QUEUES),
+            connections: Vec::new(),
+            guest: p::Network::default(),
+            left_out: Vec::new(),
+            steering: None,
+        })
+    }
+
+    /// Listens for connections to localhost in the namespace, on every port, which are the guest's. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the host's kernel cannot.
+    pub(crate) async fn listen(&mut self) -> Result<Vec<TcpListener>> {
+        let namespace = self.namespace.descriptor();
+        let listen = move || localhost::listen_on_all(&*namespace).map_err(no_forwarding);
+        let (listeners, steering) = self.namespace.run(listen, drop).await?;
+        self.steering = Some(steering);
+        let listeners = listeners.into_iter().map(TcpListener::from_std);
+        listeners.collect::<Result<_, _>>().map_err(no_forwarding)
+    }
+
+    /// Connects every interface of the namespace.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for an interface that cannot be connected, [`ErrorKind::FailedPrecondition`] when another
+    /// machine is. Nothing is connected then, nor when the caller gives up waiting.
+    pub(crate) async fn connect(&mut self) -> Result<()> {
+        self.guest = self.look_again().await?.guest;
+        Ok(())
+    }
+
     /// The network cards of the virtual machine, in the order of the interfaces.
     pub(crate) fn devices(&self) -> Vec<Device> {
         self.connections.iter().map(Connection::device).collect()
@@ -86,33 +107,25 @@ impl Attached {
         &self.left_out
     }
 
-    /// The namespace, for processes that are to be in it.
-    pub(crate) fn namespace(&self) -> Arc<OwnedFd> {
-        self.namespace.descriptor()
-    }
-
-    /// What is needed to undo it without us.
-    pub(crate) fn record(&self) -> NetworkRecord {
-        let mut record = self.namespace.record();
+    /// What is needed to undo it without us. `None`: nothing, because a namespace that we made goes with us.
+    pub(crate) fn record(&self) -> Option<NetworkRecord> {
+        let mut record = self.namespace.record()?;
         for connection in &self.connections {
             connection.add_to(&mut record);
         }
-        record
+        Some(record)
     }
 
     /// Connects what has appeared in the namespace since the last look.
     ///
     /// # Errors
-    /// As [`attach`]; what was connected before stays.
+    /// As [`Attached::connect`]; what was connected before stays.
     pub(crate) async fn look_again(&mut self) -> Result<Appeared> {
         let Some(model) = self.model else {
-            return Ok(Appeared {
-                devices: Vec::new(),
-                guest: p::Network::default(),
-            });
+            return Ok(Appeared::default());
         };
         let known: BTreeSet<u32> = self.connections.iter().flat_map(Connection::links).collect();
-        let (queues, path) = (self.queues, self.namespace.path().to_owned());
+        let queues = self.queues;
         let look = move || {
             let mut kernel = open()?;
             let view = view::of(&scan::read(&mut kernel)?, &known)?;
@@ -128,7 +141,7 @@ impl Attached {
             .namespace
             .run(look, unwanted)
             .await
-            .map_err(|error| error.while_doing(format!("network namespace {}", path.display())))?;
+            .map_err(|error| error.while_doing(&self.namespace))?;
         let devices = made.iter().map(Connection::device).collect();
         self.connections.extend(made);
         self.left_out.extend(view.left_out);
@@ -143,9 +156,11 @@ impl Attached {
     /// # Errors
     /// The first thing that cannot be undone; the rest is.
     pub(crate) async fn release(&mut self) -> Result<()> {
+        self.steering = None;
         let connections = std::mem::take(&mut self.connections);
         if connections.is_empty() {
-            return Ok(());
+            // What somebody has given up on is being undone.
+            return self.namespace.settled().await;
         }
         let undo = move || connect::undo(&mut open()?, connections);
         self.namespace.run(undo, drop).await
@@ -176,6 +191,14 @@ pub(crate) async fn clean_up_dead(record: &NetworkRecord) -> Result<()> {
     let record = record.clone();
     let undo = move || connect::undo_recorded(&mut open()?, &record);
     namespace.run(undo, drop).await
+}
+
+fn no_forwarding(cause: std::io::Error) -> Error {
+    Error::caused(
+        ErrorKind::Unsupported,
+        "the host's kernel cannot give the guest the connections to the pod's localhost (that needs Linux 5.9, and BPF)",
+        cause,
+    )
 }
 
 /// A socket to the network namespace of this thread.

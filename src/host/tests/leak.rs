@@ -1,29 +1,38 @@
 //! Nothing is left of a start or a container that fails at any of its steps, nor of an owner that dies there.
 
 use std::fs;
+use std::time::Duration;
 
-use super::super::{Host, clean_up_dead};
+use configuration::NetworkModel;
+
+use super::super::network::tests::pod::Pod;
+use super::super::{Host, cgroup, clean_up_dead};
 use super::stand::{Stand, container, daemons_are_here, plan, virtiofsd, vsock_daemon};
 use crate::error::ErrorKind;
-use crate::model::{BindPlan, ChannelPlan, RootPlan, SandboxPlan, SharePlan};
+use crate::model::{BindPlan, ChannelPlan, NetworkPlan, RootPlan, SandboxPlan, SharePlan};
 use crate::sandbox::{Ground, SandboxRequest};
 
 /// With every part that a sandbox of a virtual machine can have.
-fn full(id: &str) -> SandboxPlan {
+fn planned(stand: &Full) -> SandboxPlan {
     let share = SharePlan::VirtioFs {
         daemon: virtiofsd(),
         cache: "auto",
     };
-    plan(id, ChannelPlan::DaemonVsock(vsock_daemon()), share)
+    SandboxPlan {
+        cgroup: Some(stand.cgroup()),
+        network: Some(NetworkPlan {
+            namespace: Some(stand.pod.path()),
+            model: NetworkModel::TcFilter,
+            queues: 2,
+            localhost: true,
+        }),
+        ..plan("s", ChannelPlan::DaemonVsock(vsock_daemon()), share)
+    }
 }
 
 /// Goes through a sandbox's life up to step `left`.
-async fn live(
-    stand: &Stand,
-    request: &SandboxRequest,
-    left: Option<u32>,
-) -> (Host, crate::error::Result<()>) {
-    let mut host = Host::new(request, full("s")).unwrap();
+async fn live(stand: &Full, request: &SandboxRequest, left: Option<u32>) -> (Host, crate::error::Result<()>) {
+    let mut host = Host::new(request, planned(stand)).unwrap();
     host.steps.left = left;
     let bind = BindPlan {
         name: "volume".into(),
@@ -48,7 +57,23 @@ async fn live(
     (host, result)
 }
 
-fn stand() -> Option<Stand> {
+/// A stand, with all that a sandbox can be given.
+struct Full {
+    stand: Stand,
+    pod: Pod,
+    /// Of the pod, before anything was done to it.
+    picture: String,
+}
+
+impl std::ops::Deref for Full {
+    type Target = Stand;
+
+    fn deref(&self) -> &Stand {
+        &self.stand
+    }
+}
+
+fn stand() -> Option<Full> {
     if !daemons_are_here() {
         return None;
     }
@@ -57,11 +82,19 @@ fn stand() -> Option<Stand> {
         fs::create_dir(stand.path(name)).unwrap();
         fs::write(stand.path(name).join("kept"), "user's").unwrap();
     }
-    Some(stand)
+    let pod = Pod::new();
+    let picture = pod.picture();
+    Some(Full { stand, pod, picture })
 }
 
-impl Stand {
-    fn assert_kept(&self) {
+impl Full {
+    async fn assert_kept(&self) {
+        // What was dropped is given back by its task.
+        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        while self.pod.picture() != self.picture && tokio::time::Instant::now() < end {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(self.pod.picture(), self.picture, "the pod's network");
         for name in ["root", "volume"] {
             assert_eq!(fs::read(self.path(name).join("kept")).unwrap(), b"user's");
         }
@@ -81,7 +114,7 @@ async fn a_failure_at_any_step_leaves_nothing() {
             _ => drop(host),
         }
         stand.assert_clean();
-        stand.assert_kept();
+        stand.assert_kept().await;
         match result {
             Ok(()) => break,
             Err(error) => assert!(error.context.contains("this step"), "{}", error.chain()),
@@ -101,10 +134,11 @@ async fn a_start_that_is_given_up_at_any_time_leaves_nothing() {
     let whole = whole.elapsed();
     host.release().await.unwrap();
     for n in 0..20 {
-        let mut host = Host::new(&request, full("s")).unwrap();
+        let mut host = Host::new(&request, planned(&stand)).unwrap();
         let _ = tokio::time::timeout(whole * n / 20, host.acquire()).await;
         host.release().await.unwrap();
         stand.assert_clean();
+        stand.assert_kept().await;
     }
 }
 
@@ -121,7 +155,7 @@ async fn a_dead_owner_is_cleaned_up_after_whatever_it_had() {
             let refused = clean().await.unwrap_err();
             assert_eq!(refused.kind, ErrorKind::FailedPrecondition, "{refused}");
         }
-        host.die();
+        host.die().await;
         match steps % 2 {
             0 => clean().await.unwrap(),
             // Its id is taken by the next sandbox.
@@ -132,7 +166,7 @@ async fn a_dead_owner_is_cleaned_up_after_whatever_it_had() {
             }
         }
         stand.assert_clean();
-        stand.assert_kept();
+        stand.assert_kept().await;
         if result.is_ok() {
             break;
         }
@@ -145,22 +179,30 @@ async fn a_record_that_cannot_be_read_is_told_and_the_rest_goes() {
     let Some(stand) = stand() else { return };
     let (request, _events) = stand.request("s");
     let (host, _) = live(&stand, &request, None).await;
-    let record = host.held.as_ref().unwrap().home.dir().join("record.json");
-    host.die();
+    let held = host.held.as_ref().unwrap();
+    let record = held.home.dir().join("record.json");
+    let cgroups = held.record.cgroup.clone().unwrap();
+    host.die().await;
     fs::write(record, "{").unwrap();
     let clean = || clean_up_dead(&request.config, &*request.hypervisor, &request.scope, &request.id);
     let error = clean().await.unwrap_err();
     assert!(error.context.contains("record.json"), "{error}");
+    // Nobody else can find these, and nobody is in them.
+    assert!(!stand.cgroups().is_empty());
+    cgroup::remove_now(&cgroups).unwrap();
     stand.assert_clean();
     clean().await.unwrap();
 }
 
 impl Host {
     /// As by SIGKILL: what the kernel does then, and nothing else.
-    fn die(mut self) {
+    pub(super) async fn die(mut self) {
         if let Some(mut held) = self.held.take() {
             // Their parent-death signal.
             held.daemons.clear();
+            if let Some(network) = held.network.take() {
+                network.die().await;
+            }
         }
     }
 }

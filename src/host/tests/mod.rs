@@ -1,5 +1,6 @@
 //! The host's side, with real mounts and daemons. Needs root.
 
+mod cgroup;
 mod files;
 mod leak;
 mod stand;

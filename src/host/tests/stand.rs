@@ -12,9 +12,9 @@ use slog::{Discard, Logger, o};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::super::{Host, mountinfo};
+use super::super::{Host, cgroup, mountinfo};
 use crate::guest::{GUEST_SHARE, SHARE_TAG};
-use crate::model::{BindPlan, ChannelPlan, ContainerPlan, RootPlan, SandboxPlan, SharePlan};
+use crate::model::{BindPlan, CgroupPlan, ChannelPlan, ContainerPlan, RootPlan, SandboxPlan, SharePlan};
 use crate::sandbox::SandboxRequest;
 use crate::sandbox::tests::config;
 use crate::{ContainerId, Event, SandboxId};
@@ -59,6 +59,9 @@ pub(super) struct Stand {
 impl Drop for Stand {
     fn drop(&mut self) {
         super::super::mount::clear_below(self.dir.path()).unwrap();
+        for dir in self.cgroups().iter().rev() {
+            let _ = fs::remove_dir(dir);
+        }
     }
 }
 
@@ -112,6 +115,31 @@ impl Stand {
         assert!(left.is_empty(), "directories are left: {left:?}");
         assert_eq!(self.mounts(), Vec::<PathBuf>::new(), "mounts are left");
         assert_eq!(self.processes(), Vec::<String>::new(), "processes are left");
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "cgroups are left");
+    }
+
+    /// A cgroup that no other test has, with directories above that none has either.
+    pub(super) fn cgroup(&self) -> CgroupPlan {
+        let name = self.dir.path().file_name().unwrap();
+        CgroupPlan {
+            path: Path::new(&format!("kata-test{}", name.display())).join("pod/s"),
+            name: "kata_s".into(),
+            is_apart: false,
+        }
+    }
+
+    /// Cgroups of this test that are there, in all hierarchies, each before those below it.
+    pub(super) fn cgroups(&self) -> Vec<PathBuf> {
+        let deepest = self.cgroup().path.join("kata_s");
+        let mut paths: Vec<_> = deepest.ancestors().take(4).collect();
+        paths.reverse();
+        let roots = cgroup::roots();
+        assert!(!roots.is_empty(), "this test needs a hierarchy of cgroups");
+        roots
+            .iter()
+            .flat_map(|root| paths.iter().map(|path| root.join(path)))
+            .filter(|path| path.exists())
+            .collect()
     }
 
     pub(super) fn mounts(&self) -> Vec<PathBuf> {
@@ -160,6 +188,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
         channel,
         share,
         network: None,
+        cgroup: None,
         guest: p::CreateSandboxRequest {
             sandbox_id: id.into(),
             storages: vec![p::Storage {

@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::*;
-use crate::model::Resources;
+use crate::model::{CgroupPlan, Resources};
 
 #[test]
 fn the_best_channel_is_taken_and_a_forced_one_is_taken_or_refused() {
@@ -222,4 +222,92 @@ fn the_guest_becomes_the_pod() {
         ("virtio-fs", guest::SHARE_TAG)
     );
     assert_eq!(share.mount_point, guest::GUEST_SHARE);
+}
+
+#[test]
+fn the_network_is_that_of_the_pods_namespace() {
+    let spec = oci::load(CALLERS[0].1.as_bytes()).unwrap();
+    let mut sandbox = sandbox_of(&spec);
+    sandbox.resources = Resources {
+        cpu_millis: Some(3000),
+        memory_bytes: None,
+    };
+    let mut config = config();
+    config.runtime.internetworking_model = NetworkModel::TcFilter;
+    let mut abilities = abilities();
+    let plan = |sandbox: &SandboxConfig, config: &Config, abilities: &Capabilities| {
+        super::super::sandbox(config, sandbox, abilities, &all).unwrap()
+    };
+    sandbox.network_namespace = NetworkNamespace::Host;
+    assert_eq!(plan(&sandbox, &config, &abilities).network, None);
+
+    sandbox.network_namespace = NetworkNamespace::New;
+    assert_eq!(
+        plan(&sandbox, &config, &abilities).network.unwrap().namespace,
+        None
+    );
+
+    sandbox.network_namespace = NetworkNamespace::Existing("/run/netns/pod".into());
+    let made = plan(&sandbox, &config, &abilities);
+    let expected = NetworkPlan {
+        namespace: Some("/run/netns/pod".into()),
+        model: NetworkModel::TcFilter,
+        queues: made.vcpus,
+        localhost: true,
+    };
+    assert!(made.vcpus > 1);
+    assert_eq!(made.network, Some(expected.clone()));
+
+    // It is in the namespace itself, and needs nothing connected.
+    abilities.guest_is_process = true;
+    abilities.fs_sharing = true;
+    let of_process = plan(&sandbox, &config, &abilities).network.unwrap();
+    let nothing = NetworkPlan {
+        model: NetworkModel::None,
+        localhost: false,
+        ..expected
+    };
+    assert_eq!(of_process, nothing);
+}
+
+#[test]
+fn processes_are_in_the_pods_cgroup_or_apart_from_it() {
+    let config = |sandbox_cgroup_only| {
+        let mut config = config();
+        config.runtime.sandbox_cgroup_only = sandbox_cgroup_only;
+        config
+    };
+    let table = [
+        ("/default/one", "default/one"),
+        ("/kubepods/burstable/pod1/a", "kubepods/burstable/pod1/a"),
+        (
+            "kubepods-pod1.slice:cri-containerd:a",
+            "kubepods.slice/kubepods-pod1.slice/cri-containerd-a.scope",
+        ),
+        (":docker:a", "system.slice/docker-a.scope"),
+        ("-.slice::a", "a.scope"),
+    ];
+    for (asked, expected) in table {
+        let spec = spec(&[("/linux/cgroupsPath", json!(asked))]);
+        let planned = |only| {
+            let plan = super::super::sandbox(&config(only), &sandbox_of(&spec), &abilities(), &all).unwrap();
+            plan.cgroup.unwrap()
+        };
+        let pods = CgroupPlan {
+            path: expected.into(),
+            name: "kata_pod".into(),
+            is_apart: false,
+        };
+        let apart = CgroupPlan {
+            path: Path::new("kata_overhead").join(expected),
+            is_apart: true,
+            ..pods.clone()
+        };
+        assert_eq!((planned(true), planned(false)), (pods, apart), "{asked}");
+    }
+    let nameless = sandbox_of(&spec(&[]));
+    for only in [true, false] {
+        let plan = super::super::sandbox(&config(only), &nameless, &abilities(), &all).unwrap();
+        assert_eq!(plan.cgroup, None, "nobody asked for one");
+    }
 }

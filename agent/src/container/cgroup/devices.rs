@@ -28,6 +28,12 @@ struct Rule {
     access: u32,
 }
 
+impl Rule {
+    fn is_about_everything(&self) -> bool {
+        (self.kind, self.major, self.minor, self.access) == (None, None, None, ALL)
+    }
+}
+
 /// What every container may do, whatever its rules: make nodes, and use the devices that every container has. `runc`'s.
 const ALWAYS: [Rule; 10] = {
     const fn rule(kind: u32, major: Option<u32>, minor: Option<u32>, access: u32) -> Rule {
@@ -64,6 +70,9 @@ pub(in crate::container) struct Instruction {
     offset: i16,
     immediate: i32,
 }
+
+/// The shortest program there is.
+pub(super) const ALLOWS_ALL: [Instruction; 2] = answer(true);
 
 /// The program for a specification's rules; `None` when it has none, and nothing is limited.
 pub(super) fn program(rules: Option<&[LinuxDeviceCgroup]>) -> Result<Option<Vec<Instruction>>> {
@@ -136,6 +145,10 @@ fn assemble(rules: &[Rule]) -> Vec<Instruction> {
     ];
     for rule in rules.iter().rev() {
         program.extend(one(rule));
+        if rule.is_about_everything() {
+            // The kernel refuses a program with instructions that are never reached.
+            return program;
+        }
     }
     program.extend(answer(false));
     program
@@ -176,8 +189,8 @@ fn one(rule: &Rule) -> Vec<Instruction> {
     rule_program
 }
 
-fn answer(allow: bool) -> [Instruction; 2] {
-    [raw(0xb7, 0, 0, u32::from(allow)), raw(0x95, 0, 0, 0)]
+const fn answer(allow: bool) -> [Instruction; 2] {
+    [raw(0xb7, 0, 0, allow as u32), raw(0x95, 0, 0, 0)]
 }
 
 fn load(register: u8, offset: i16) -> Instruction {
@@ -187,7 +200,7 @@ fn load(register: u8, offset: i16) -> Instruction {
     }
 }
 
-fn raw(code: u8, destination: u8, source: u8, immediate: u32) -> Instruction {
+const fn raw(code: u8, destination: u8, source: u8, immediate: u32) -> Instruction {
     Instruction {
         code,
         registers: destination | source << 4,
@@ -227,6 +240,27 @@ mod tests {
         }
     }
 
+    /// Whether each instruction can be reached, which the kernel demands; it asks no more of a program like these.
+    fn is_all_reachable(program: &[Instruction]) -> bool {
+        let mut reached = vec![false; program.len()];
+        let mut ahead = vec![0];
+        while let Some(at) = ahead.pop() {
+            // Behind the end there is nothing to execute, which the kernel refuses as well.
+            let Some(instruction) = program.get(at) else {
+                return false;
+            };
+            if std::mem::replace(&mut reached[at], true) {
+                continue;
+            }
+            match instruction.code {
+                0x95 => {}
+                0x55 | 0x15 => ahead.extend([at + 1, at + 1 + instruction.offset as usize]),
+                _ => ahead.push(at + 1),
+            }
+        }
+        reached.iter().all(|&reached| reached)
+    }
+
     fn allowed(rules: serde_json::Value, kind: u32, access: u32, major: u32, minor: u32) -> bool {
         let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(rules).unwrap();
         execute(
@@ -262,6 +296,8 @@ mod tests {
                 "{kind} {access} {major}:{minor}"
             );
         }
+        let engine: Vec<LinuxDeviceCgroup> = serde_json::from_value(engine).unwrap();
+        assert!(is_all_reachable(&program(Some(&engine)).unwrap().unwrap()));
         let privileged = json!([{"allow": true, "access": "rwm"}]);
         assert!(allowed(privileged, BLOCK, READ | WRITE, 8, 0));
         assert!(program(None).unwrap().is_none());
@@ -286,6 +322,7 @@ mod tests {
                     && rule.minor.is_none_or(|m| m == minor)
                     && if rule.allow { access & !rule.access == 0 } else { access & rule.access != 0 }
             }).is_some_and(|rule| rule.allow);
+            prop_assert!(is_all_reachable(&assemble(&rules)));
             prop_assert_eq!(execute(&assemble(&rules), kind, access, major, minor), expected);
         }
     }

@@ -157,7 +157,13 @@ impl Cgroup {
             return Ok(());
         };
         match sys::attach_device_program(self.as_fd(), &program) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL)) => Ok(()),
+            // The same answer as for a program that is wrong, which must not be mistaken for it.
+            Err(error)
+                if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL))
+                    && sys::load_device_program(&devices::ALLOWS_ALL).is_err() =>
+            {
+                Ok(())
+            }
             result => result.map_err(failed("limit the devices of", &self.path)),
         }
     }

@@ -1,7 +1,7 @@
 //! Interfaces that are connected, used and given back.
 
-use super::super::{Attached, Model, attach};
-use super::pod::{ADDRESS, Card, MAC, OUTSIDE, Pod, threads_inside, until};
+use super::super::{Attached, Model};
+use super::pod::{ADDRESS, Card, MAC, OUTSIDE, Pod, attach, threads_inside, until};
 
 async fn attached(pod: &Pod, model: Model, queues: u32) -> Attached {
     attach(&pod.path(), Some(model), queues).await.unwrap()
@@ -244,4 +244,36 @@ async fn threads_end_with_their_work() {
         attached(&pod, Model::TcFilter, 1).await.release().await.unwrap();
     }
     until("no thread is left in a namespace", || threads_inside() == 0);
+}
+
+#[tokio::test]
+async fn a_new_namespace_has_a_loopback_device_and_takes_what_comes() {
+    let mut attached = Attached::hold(None, Some(Model::TcFilter), 1).await.unwrap();
+    attached.connect().await.unwrap();
+    assert!(attached.devices().is_empty() && attached.record().is_none());
+    let pod = Pod::new();
+    let inside = |arguments: &str| {
+        let fd = attached.namespace.descriptor();
+        let path = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            std::os::fd::AsRawFd::as_raw_fd(&*fd)
+        );
+        let output = std::process::Command::new("nsenter")
+            .args([&format!("--net={path}"), "ip"])
+            .args(arguments.split(' '))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments}: {output:?}");
+        (path, String::from_utf8(output.stdout).unwrap())
+    };
+    let (path, lo) = inside("addr show lo");
+    assert!(lo.contains("127.0.0.1"), "{lo}");
+    pod.inside(&format!("link set eth0 netns {path}"));
+    inside("link set eth0 up");
+    inside(&format!("addr add {ADDRESS}/24 dev eth0"));
+    let appeared = attached.look_again().await.unwrap();
+    let card = Card::of(&appeared.devices[0]);
+    assert_eq!(card.asks_for(ADDRESS, OUTSIDE), outside_mac(&pod, "there"));
+    attached.release().await.unwrap();
 }

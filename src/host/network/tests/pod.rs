@@ -4,13 +4,17 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hypervisor::Device;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::super::{Attached, Model};
+use crate::error::Result;
 
 /// Longer than anything here takes on a busy machine.
 pub(super) const SOON: Duration = Duration::from_secs(20);
@@ -19,7 +23,7 @@ pub(super) const MAC: &str = "02:00:00:00:78:02";
 pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
 pub(super) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
 
-pub(super) struct Pod {
+pub(in crate::host) struct Pod {
     pub(super) inside: String,
     outside: String,
 }
@@ -43,7 +47,7 @@ impl Pod {
     }
 
     /// With a veth, as a CNI plugin leaves it.
-    pub(super) fn new() -> Self {
+    pub(in crate::host) fn new() -> Self {
         let pod = Self::empty();
         let (inside, mac) = (&pod.inside, MAC);
         pod.outside(&format!(
@@ -62,7 +66,7 @@ impl Pod {
         pod
     }
 
-    pub(super) fn path(&self) -> PathBuf {
+    pub(in crate::host) fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.inside)
     }
 
@@ -72,6 +76,16 @@ impl Pod {
 
     pub(super) fn outside(&self, arguments: &str) -> String {
         ip(&format!("-n {} {arguments}", self.outside))
+    }
+
+    /// Does something inside, on a thread of its own.
+    pub(super) async fn in_inside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        in_namespace(self.inside.clone(), work).await
+    }
+
+    /// Does something outside.
+    pub(super) async fn in_outside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        in_namespace(self.outside.clone(), work).await
     }
 
     /// Moves an interface of the outside to the inside.
@@ -88,7 +102,7 @@ impl Pod {
     }
 
     /// Everything of the namespace that an owner would miss or wonder about.
-    pub(super) fn picture(&self) -> String {
+    pub(in crate::host) fn picture(&self) -> String {
         let mut picture = String::new();
         for part in [
             "-o link",
@@ -101,7 +115,8 @@ impl Pod {
                 // Changes by itself.
                 let tentative = line.contains("fe80:");
                 if !tentative {
-                    picture.push_str(line.trim_end());
+                    let settled = line.split_whitespace().filter(|word| !changes_by_itself(word));
+                    picture.push_str(&settled.collect::<Vec<_>>().join(" "));
                     picture.push('\n');
                 }
             }
@@ -125,6 +140,18 @@ impl Drop for Pod {
     }
 }
 
+async fn in_namespace<T: Send + 'static>(name: String, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let namespace = File::open(Path::new("/run/netns").join(name)).unwrap();
+    let body = move || {
+        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        work()
+    };
+    // Of its own, because it does not come back to our namespace.
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    thread::spawn(move || drop(answer.send(body())));
+    answered.await.unwrap()
+}
+
 fn ip(arguments: &str) -> String {
     tool("ip", arguments)
 }
@@ -137,6 +164,20 @@ fn tool(program: &str, arguments: &str) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments}: {error}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Connects everything of a namespace.
+pub(super) async fn attach(path: &Path, model: Option<Model>, queues: u32) -> Result<Attached> {
+    let mut attached = Attached::hold(Some(path), model, queues).await?;
+    attached.connect().await?;
+    Ok(attached)
+}
+
+impl Attached {
+    /// The taps go, as with a process that is killed, and nothing else does.
+    pub(in crate::host) fn die(mut self) {
+        self.connections.clear();
+    }
 }
 
 /// A network card, as the machine sees it.
@@ -256,7 +297,7 @@ pub(super) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + SOON;
     while !condition() {
         assert!(Instant::now() < end, "{what}: not within {SOON:?}");
-        std::thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -266,4 +307,9 @@ pub(super) fn threads_inside() -> usize {
     tasks
         .filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "network\n"))
         .count()
+}
+
+/// Words of `ip` that follow the carrier: the kernel notices it in its own time.
+fn changes_by_itself(word: &str) -> bool {
+    word.starts_with('<') || ["UP", "DOWN", "UNKNOWN", "LOWERLAYERDOWN"].contains(&word)
 }

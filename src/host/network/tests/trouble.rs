@@ -4,14 +4,9 @@ use std::os::unix::net::UnixListener;
 
 use futures::FutureExt;
 
-use super::super::{Attached, Model, attach, clean_up_dead};
-use super::pod::{ADDRESS, Card, OUTSIDE, Pod, until};
+use super::super::{Attached, Model, clean_up_dead};
+use super::pod::{ADDRESS, Card, OUTSIDE, Pod, attach, until};
 use crate::ErrorKind;
-
-/// The taps go, as with a process that is killed, and nothing else does.
-fn killed(mut attached: Attached) {
-    attached.connections.clear();
-}
 
 #[tokio::test]
 async fn what_is_no_namespace_of_a_pod_is_refused() {
@@ -35,7 +30,7 @@ async fn what_is_no_namespace_of_a_pod_is_refused() {
         (
             "/proc/self/ns/uts".into(),
             ErrorKind::InvalidArgument,
-            "not a network namespace",
+            "is something else",
         ),
     ] {
         let error = attach(&path, Some(Model::TcFilter), 1).await.unwrap_err();
@@ -53,7 +48,7 @@ async fn a_namespace_that_is_gone_first_is_no_trouble() {
     for model in [Model::TcFilter, Model::Macvtap] {
         let pod = Pod::new();
         let mut attached = attach(&pod.path(), Some(model), 1).await.unwrap();
-        let record = attached.record();
+        let record = attached.record().unwrap();
         pod.outside("link del there");
         pod.remove_inside();
         attached.release().await.unwrap();
@@ -128,14 +123,11 @@ async fn a_caller_that_gives_up_leaves_nothing() {
     let pod = Pod::new();
     let before = pod.picture();
     for model in [Model::TcFilter, Model::Macvtap] {
+        let mut attached = Attached::hold(Some(&pod.path()), Some(model), 1).await.unwrap();
         // Begun, and dropped before it could be done.
-        let path = pod.path();
-        let mut attaching = Box::pin(attach(&path, Some(model), 1));
-        assert!((&mut attaching).now_or_never().is_none());
-        drop(attaching);
-        until("nothing is left", || {
-            super::pod::threads_inside() == 0 && pod.picture() == before
-        });
+        assert!(attached.connect().now_or_never().is_none());
+        attached.release().await.unwrap();
+        assert_eq!(pod.picture(), before, "{model:?}");
     }
 }
 
@@ -146,8 +138,8 @@ async fn what_a_dead_owner_left_is_in_nobodys_way() {
         let before = pod.picture();
         let record = {
             let attached = attach(&pod.path(), Some(model), 1).await.unwrap();
-            let record = attached.record();
-            killed(attached);
+            let record = attached.record().unwrap();
+            attached.die();
             record
         };
         assert_ne!(pod.picture(), before);
@@ -161,7 +153,8 @@ async fn what_a_dead_owner_left_is_in_nobodys_way() {
     }
     // And without a record.
     let pod = Pod::new();
-    killed(attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap());
+    let dead = attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap();
+    dead.die();
     let mut next = attach(&pod.path(), Some(Model::TcFilter), 1).await.unwrap();
     Card::of(&next.devices()[0]).asks_for(ADDRESS, OUTSIDE);
     next.release().await.unwrap();

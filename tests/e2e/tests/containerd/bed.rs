@@ -128,13 +128,17 @@ impl Bed {
     pub fn situation(&self, log: usize) -> String {
         let mut text = String::from("processes:\n");
         for process in census::processes().unwrap_or_default() {
-            text.push_str(&format!("  {process}\n"));
+            text.push_str(&format!("  {:.300}\n", process.to_string()));
         }
         text.push_str("log of containerd and shims:\n");
         let logged = self.containerd.log_since(log).unwrap_or_default();
-        let lines: Vec<_> = logged.lines().collect();
+        // Whoever asks for a container before it is there is told so, again and again.
+        let lines: Vec<_> = logged
+            .lines()
+            .filter(|line| !line.contains(r#""call":"State""#))
+            .collect();
         for line in lines.iter().skip(lines.len().saturating_sub(60)) {
-            text.push_str(&format!("  {line}\n"));
+            text.push_str(&format!("  {line:.600}\n"));
         }
         text
     }
@@ -414,8 +418,12 @@ impl Container<'_> {
 
     /// Waits until its task has this status.
     pub fn wait_for_status(&self, wanted: &str) -> Result<()> {
+        let limit = match wanted {
+            "RUNNING" => deadlines::RUN,
+            _ => deadlines::GONE,
+        };
         let mut last = None;
-        wait::until(&format!("{} is {wanted}", self.id), deadlines::GONE, || {
+        wait::until(&format!("{} is {wanted}", self.id), limit, || {
             last = self.status()?;
             Ok((last.as_deref() == Some(wanted)).then_some(()))
         })

@@ -26,8 +26,14 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// Asks for a container, and looks whether the refusal comes at once and says all that is `wanted`.
 fn refused(what: &str, wanted: &[&str], ask: impl Fn() -> Result<e2e::program::Output>) -> Result<()> {
     let mut fastest = Duration::MAX;
-    // A machine that is busy with another virtual machine may be slow once.
-    for _ in 0..3 {
+    // `ctr` and containerd take longer than we do to hand over megabytes.
+    let limit = if what.contains("hundred thousand") {
+        AT_ONCE * 3
+    } else {
+        AT_ONCE
+    };
+    // A machine that is busy with other virtual machines may be slow now and then.
+    for _ in 0..5 {
         let output = ask()?;
         fastest = fastest.min(output.took);
         let shown = output.to_string();
@@ -35,7 +41,7 @@ fn refused(what: &str, wanted: &[&str], ask: impl Fn() -> Result<e2e::program::O
         for wanted in wanted {
             ensure!(error.contains(wanted), "{what}: {wanted:?} is not said: {shown}");
         }
-        if fastest <= AT_ONCE {
+        if fastest <= limit {
             return Ok(());
         }
     }
@@ -48,46 +54,49 @@ fn configurations(case: &mut Case<'_>) -> Result<()> {
     let file = path.display().to_string();
     let good = Configuration::new(case.target()).text();
     let with = |line: &str| good.replace("[agent.kata]\n", &format!("{line}\n[agent.kata]\n"));
-    for (what, text, wanted) in [
+    // The line that is added is the sixth, behind the table's head and the four keys of ours.
+    for (what, text, line, wanted) in [
         (
             "text that is no TOML",
             "[hypervisor.qemu\n".to_owned(),
-            &["line 1"][..],
+            ":1:",
+            "TOML",
         ),
-        (
-            "an unknown key",
-            with("no_such_key = 1"),
-            &["no_such_key", "line"],
-        ),
+        ("an unknown key", with("no_such_key = 1"), ":6:", "no_such_key"),
         (
             "an unknown table",
             format!("{good}[no_such_table]\n"),
-            &["no_such_table"],
+            ":",
+            "no_such_table",
         ),
         (
             "a wrong type",
             with("default_vcpus = \"two\""),
-            &["default_vcpus", "line"],
+            ":6:",
+            "default_vcpus",
         ),
         (
             "a value out of range",
             with("default_memory = 1"),
-            &["default_memory"],
+            ":6:",
+            "default_memory",
         ),
         (
             "an unknown machine",
             with("machine_type = \"pc\""),
-            &["machine_type", "q35", "microvm"],
+            ":6:",
+            "microvm",
         ),
         (
-            "a key of Kata's that is not supported",
+            "a key of Kata's",
             with("enable_hugepages = true"),
-            &["enable_hugepages"],
+            ":6:",
+            "enable_hugepages",
         ),
     ] {
         fs::write(&path, text)?;
-        let wanted = [wanted, &[file.as_str()]].concat();
-        refused(what, &wanted, || {
+        let place = format!("{file}{line}");
+        refused(what, &[&place, wanted], || {
             case.run_configured(&path, &["--rm"], &case.id(), &["true"])
                 .output()
         })?;
