@@ -80,11 +80,10 @@ impl Bed {
     ///
     /// # Errors
     /// Something of it fails.
-    pub fn new(cell: Inside) -> Result<Self> {
-        let target = Target::here();
-        let configuration = cell.directory.join("configuration.toml");
-        Configuration::new(&target).write(&configuration)?;
-        let containerd = Containerd::start(&cell, &target.programs(), Vec::new())?;
+    pub fn new(cell: Inside, configuration: &Configuration) -> Result<Self> {
+        let path = cell.directory.join("configuration.toml");
+        configuration.write(&path)?;
+        let containerd = Containerd::start(&cell, &Target::here().programs(), Vec::new())?;
         let image = cell.directory.join("busybox.tar");
         image::write_busybox(&image)?;
         containerd.import(&image)?;
@@ -92,7 +91,7 @@ impl Bed {
             host_boot: fs::read_to_string(BOOT_ID).context("read the host's boot id")?,
             cell,
             containerd,
-            configuration,
+            configuration: path,
             boots: RefCell::default(),
             ids: Cell::new(0),
         })

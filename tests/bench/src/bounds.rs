@@ -1,6 +1,7 @@
 //! How good a figure is: the bounds of the project's benchmark matrix. Pure.
 //!
-//! A ratio is judged by the upper end of its interval, never by itself, and never by milliseconds.
+//! A ratio is judged by the upper end of its interval, never by itself, and never by milliseconds; and not at all where
+//! there are too few samples for an interval.
 
 use crate::report::Figure;
 
@@ -24,6 +25,9 @@ const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
     ("B12", Bounded::Ratio, [3.0, 1.5, 1.0]),
     ("B15", Bounded::Ratio, [0.3, 0.3, 0.3]),
 ];
+
+/// With fewer samples, resampling says little about what chance does.
+pub const FEWEST: usize = 5;
 
 /// How good a figure is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +54,11 @@ impl Grade {
     }
 }
 
-/// The grade of a figure. None where it has no bounds. A ratio that could not be computed fails.
+/// The grade of a figure. None where it has no bounds or too few samples. A ratio that could not be computed fails.
 pub fn grade(figure: &Figure) -> Option<Grade> {
     let (_, bounded, [must, good, best]) = BOUNDS.iter().find(|(id, ..)| *id == figure.id)?;
     let value = match bounded {
+        Bounded::Ratio if figure.n < FEWEST => return None,
         Bounded::Ratio => figure.high.unwrap_or(f64::INFINITY),
         Bounded::Ours => figure.ours,
     };
@@ -76,7 +81,7 @@ mod tests {
             low: value,
             high,
         });
-        Figure::new(id, "", "", &[ours], &[1.0], ratio)
+        Figure::new(id, "", "", &[ours; FEWEST], &[1.0; FEWEST], ratio)
     }
 
     #[test]
@@ -97,6 +102,15 @@ mod tests {
         ] {
             assert_eq!(grade(&figure(id, ours, ratio)), expected, "{id} {ours} {ratio:?}");
         }
+    }
+
+    #[test]
+    fn too_few_samples_are_not_judged() {
+        let mut figure = figure("B5", 9.0, Some((0.02, 0.03)));
+        figure.n = FEWEST - 1;
+        assert_eq!(grade(&figure), None);
+        figure.id = "B8".into();
+        assert_eq!(grade(&figure), Some(Grade::Fails), "no ratio, no chance");
     }
 
     #[test]

@@ -83,9 +83,7 @@ fn sample(bed: &Bed, runtime: Runtime, results: &mut Results) -> Result<(f64, Op
         return Ok((milliseconds(took), None));
     }
     let trace = bed.trace(&id, |trace| trace.first_output.is_some())?;
-    results.condition("guest kernel", trace.guest_kernel.clone());
-    results.condition("VMM", format!("{}, machine {}", trace.vmm, trace.machine));
-    results.condition("accelerator", format!("{}: {}", trace.accelerator, trace.reason));
+    results.describe(&trace);
     let split = Split::of(&bed.records(&id)?, &trace, (began_at, ended_at))?;
     Ok((milliseconds(took), Some(split)))
 }

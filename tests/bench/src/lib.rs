@@ -16,8 +16,11 @@ mod shims;
 pub mod split;
 pub mod statistics;
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use e2e::cell::Inside;
+use e2e::configuration::Configuration;
 
 use bed::Bed;
 use host::Host;
@@ -103,13 +106,20 @@ pub fn ids() -> impl Iterator<Item = &'static str> {
     ALL.iter().flat_map(|benchmark| benchmark.ids).copied()
 }
 
-/// Runs the benchmarks for these ids, all without any. `tell` is told what is being done.
+/// Runs the benchmarks for these ids, all without any, of our runtime with this configuration. `tell` is told what is
+/// being done.
 ///
 /// What can't be measured is in the results as such; the rest is measured all the same.
 ///
 /// # Errors
 /// An id is unknown, or nothing can be measured at all.
-pub fn run(cell: Inside, amount: &Amount, wanted: &[String], tell: impl Fn(&str)) -> Result<Results> {
+pub fn run(
+    cell: Inside,
+    mut configuration: Configuration,
+    amount: &Amount,
+    wanted: &[String],
+    tell: impl Fn(&str),
+) -> Result<Results> {
     for id in wanted {
         let all: Vec<_> = ids().collect();
         ensure!(
@@ -122,7 +132,9 @@ pub fn run(cell: Inside, amount: &Amount, wanted: &[String], tell: impl Fn(&str)
         host: Host::here()?,
         ..Default::default()
     };
-    let bed = Bed::new(cell)?;
+    let channel = channel(&mut configuration);
+    results.condition("channel", channel);
+    let bed = Bed::new(cell, &configuration)?;
     results.condition(
         "order",
         "by turns in one process, the first of each dropped; page cache warm",
@@ -144,4 +156,53 @@ pub fn run(cell: Inside, amount: &Amount, wanted: &[String], tell: impl Fn(&str)
     results.host.finish()?;
     bed.close()?;
     Ok(results)
+}
+
+/// Says which channel to the agent is measured. That of the kernel's vsock is none of a bare virtual machine's: where it
+/// would be chosen, the next best is.
+fn channel(configuration: &mut Configuration) -> String {
+    const KEY: &str = "channel";
+    if let Some((_, value)) = configuration.agent.iter().find(|(key, _)| key == KEY) {
+        return value.trim_matches('"').to_owned();
+    }
+    if !Path::new("/dev/vhost-vsock").exists() {
+        return "as the runtime chooses".into();
+    }
+    let next_best = "vhost-user-vsock";
+    *configuration = configuration.clone().agent(KEY, next_best);
+    format!("{next_best}, which bare QEMU can have as well, instead of the kernel's vsock")
+}
+
+#[cfg(test)]
+mod tests {
+    use e2e::parts::Target;
+
+    use super::*;
+
+    #[test]
+    fn an_id_stands_for_one_figure() {
+        let mut sorted: Vec<_> = ids().collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        assert_eq!(sorted.len(), ids().count());
+    }
+
+    #[test]
+    fn an_unknown_id_is_refused_before_anything_is_started() {
+        let nowhere = Inside {
+            directory: "/nonexistent".into(),
+            tag: "none".into(),
+        };
+        let configuration = Configuration::new(&Target::here());
+        let wanted = ["B5".into(), "B99".into()];
+        let error = run(nowhere, configuration, &Amount::QUICK, &wanted, |_| ()).unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("B99") && said.contains("B12"), "{said}");
+    }
+
+    #[test]
+    fn a_channel_that_is_asked_for_is_measured() {
+        let mut configuration = Configuration::new(&Target::here()).agent("channel", "virtio-serial");
+        assert_eq!(channel(&mut configuration), "virtio-serial");
+    }
 }

@@ -40,7 +40,7 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
     // The first round warms caches, and makes what programs make once and keep.
     for round in 0..=amount.cold {
         let before = (round > 0).then(|| bed.census()).transpose()?;
-        let ours = ours(bed, before.as_ref())?;
+        let ours = ours(bed, before.as_ref(), results)?;
         let alone = milliseconds(bare::boot(&ours.sandbox, &bed.bare_directory())?);
         let runc = runc(bed, before.as_ref())?;
         if round > 0 {
@@ -93,10 +93,10 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-fn ours(bed: &Bed, before: Option<&Census>) -> Result<Ours> {
+fn ours(bed: &Bed, before: Option<&Census>, results: &mut Results) -> Result<Ours> {
     let id = bed.name("ready");
     let create = milliseconds(bed.start(Runtime::Kata, &[], &id)?);
-    bed.trace(&id, |_| true)?;
+    results.describe(&bed.trace(&id, |_| true)?);
     // containerd makes the log's pipe just before it starts the shim.
     let log = bed.bundle(&id).join("log");
     let shim_start = fs::metadata(&log)

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use e2e::trace::Trace;
 use serde::{Deserialize, Serialize};
 
 use crate::bounds::{self, Grade};
@@ -136,12 +137,19 @@ impl Results {
         }
     }
 
+    /// Says what ran, and why, by what the runtime tells of a start.
+    pub fn describe(&mut self, trace: &Trace) {
+        self.condition("guest kernel", &trace.guest_kernel);
+        self.condition("VMM", format!("{}, machine {}", trace.vmm, trace.machine));
+        self.condition("accelerator", format!("{}: {}", trace.accelerator, trace.reason));
+    }
+
     /// Keeps samples.
     pub fn measured(&mut self, name: &str, unit: &str, samples: &[f64]) {
         self.samples.extend(Measured::new(name, unit, samples));
     }
 
-    /// The figures and details, each with its grade, that are worse than they must be.
+    /// The figures and details that are worse than they must be.
     pub fn failed(&self) -> Vec<&Figure> {
         let all = self.figures.iter().chain(&self.details);
         all.filter(|figure| bounds::grade(figure) == Some(Grade::Fails))
@@ -225,7 +233,7 @@ mod tests {
     use super::*;
 
     fn results() -> Results {
-        let (ours, bare) = ([2070.0, 2060.0, 2090.0], [2000.0, 2000.0, 2000.0]);
+        let (ours, bare) = ([2070.0, 2060.0, 2090.0, 2070.0, 2070.0], [2000.0; 5]);
         let mut results = Results {
             host: Host {
                 kernel: "6.18.0".into(),
@@ -277,7 +285,7 @@ mod tests {
         assert_eq!(figure["id"], "B5");
         assert_eq!(figure["ratio"], 0.035);
         assert_eq!(figure["ours"], 2070.0);
-        assert_eq!(figure["n"], 3);
+        assert_eq!(figure["n"], 5);
         assert_eq!(json["details"][0]["ratio"], serde_json::Value::Null);
         for key in ["host", "conditions", "phases", "samples", "missing"] {
             assert!(json.get(key).is_some(), "{key}");
@@ -298,9 +306,9 @@ mod tests {
         for expected in [
             "host kernel     6.18.0\n",
             "accelerator     tcg: no KVM\n",
-            "B5                     2070.0      2000.0 ms        0.035  0.030 to 0.045       3  good\n  overhead over bare QEMU\n",
+            "B5                     2070.0      2000.0 ms        0.035  0.030 to 0.045       5  good\n  overhead over bare QEMU\n",
             "B8.slope                  0.0         0.0               -                       1  best\n",
-            "agent ready, ours                                 2070.0      2060.0      2088.0 ms      3\n",
+            "agent ready, ours                                 2070.0      2060.0      2086.0 ms      5\n",
             "B7 could not be measured: there is no runc\n",
         ] {
             assert!(table.contains(expected), "{expected}\n{table}");

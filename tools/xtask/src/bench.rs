@@ -6,13 +6,16 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use bench::Amount;
+use bench::bounds::FEWEST;
 use e2e::cell::{self, Inside, Place};
+use e2e::parts::Target;
 
+use crate::Workspace;
 use crate::deps::Purpose;
+use crate::stage::{self, Choice};
 use crate::steps::Steps;
-use crate::{Workspace, stage};
 
 /// Measure ours against runc, bare QEMU and the Go shim, and write target/bench/results.json and a table.
 #[derive(Debug, clap::Args)]
@@ -25,8 +28,11 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     cold: Option<u16>,
 
+    #[command(flatten)]
+    choice: Choice,
+
     /// Fail if a figure is worse than it must be.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "quick")]
     check: bool,
 
     /// Figures to measure, like B5. Without any: all.
@@ -56,7 +62,12 @@ fn inside(args: &Args, cell: Inside) -> Result<ExitCode> {
     if let Some(cold) = args.cold {
         amount.cold = cold.into();
     }
-    let results = bench::run(cell, &amount, &args.ids, |what| steps.next(what))?;
+    ensure!(
+        !args.check || amount.cold >= FEWEST,
+        "--check needs --cold of at least {FEWEST}: fewer samples are not judged"
+    );
+    let configuration = args.choice.configuration(&Target::here());
+    let results = bench::run(cell, configuration, &amount, &args.ids, |what| steps.next(what))?;
     let path = directory()?.join("results.json");
     let json = serde_json::to_string_pretty(&results)?;
     fs::write(&path, json + "\n").with_context(|| format!("write {}", path.display()))?;

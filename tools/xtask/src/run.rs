@@ -6,51 +6,30 @@ mod report;
 
 use std::fs;
 use std::io::{IsTerminal as _, stdin, stdout};
-use std::path::PathBuf;
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use clap::ValueEnum;
 use e2e::cell::{self, Inside, Place};
 use e2e::census::Census;
-use e2e::configuration::Configuration;
 use e2e::containerd::Containerd;
 use e2e::image;
 use e2e::parts::Target;
 use e2e::trace::Trace;
 
 use crate::deps::Purpose;
-use crate::stage;
+use crate::stage::{self, Choice};
 use crate::steps::Steps;
 
 /// Build everything, run a container in a virtual machine with a private containerd, and show where the time went.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// QEMU's machine. Without it: the configuration's default.
-    #[arg(long)]
-    machine: Option<Machine>,
-
-    /// How host and guest talk. Without it: the best that this host has.
-    #[arg(long)]
-    channel: Option<Channel>,
+    #[command(flatten)]
+    choice: Choice,
 
     /// What to run in the container, of busybox's programs. Interactive on a terminal.
     #[arg(last = true)]
     command: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Machine {
-    Q35,
-    Microvm,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Channel {
-    Vsock,
-    VhostUserVsock,
-    VirtioSerial,
 }
 
 /// What is run where nothing is asked for.
@@ -78,7 +57,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
 /// Runs the container, and tells what is known of it.
 fn inside(args: &Args, cell: &Inside) -> Result<ExitCode> {
     let target = Target::here();
-    let configuration = write_configuration(args, cell, &target)?;
+    let configuration = cell.directory.join("configuration.toml");
+    args.choice.configuration(&target).write(&configuration)?;
     let mut containerd = Containerd::start(cell, &target.programs(), Vec::new())?;
     let image = cell.directory.join("busybox.tar");
     image::write_busybox(&image)?;
@@ -119,26 +99,6 @@ fn inside(args: &Args, cell: &Inside) -> Result<ExitCode> {
         Some(code) => ExitCode::from(code),
         None => bail!("ctr ended with {status}"),
     })
-}
-
-fn write_configuration(args: &Args, cell: &Inside, target: &Target) -> Result<PathBuf> {
-    let mut configuration = Configuration::new(target);
-    if let Some(machine) = &args.machine {
-        configuration = configuration.hypervisor("machine_type", &name(machine));
-    }
-    if let Some(channel) = &args.channel {
-        configuration = configuration.agent("channel", &name(channel));
-    }
-    let path = cell.directory.join("configuration.toml");
-    configuration.write(&path)?;
-    Ok(path)
-}
-
-/// The name of a value on the command line, which is the configuration's as well.
-fn name(value: &impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 fn host_kernel() -> Result<String> {

@@ -117,7 +117,7 @@ impl Plan {
             .flat_map(|daemon| &daemon.words)
             .flat_map(|word| word.split(','))
             .find_map(|part| part.strip_prefix("uds-path="))
-            .context("the agent's channel is the kernel's vsock: set `channel` to another one")?;
+            .context("the agent's channel is the kernel's vsock, which is none of a bare virtual machine's; measure another one (--channel)")?;
         Ok(format!("{base}_{port}").into())
     }
 }
