@@ -15,7 +15,7 @@ test:
 
 # Pods, through the CRI. RUNTIME=runc|kata for that runtime alone.
 test-cri:
-	cargo test --package e2e --test cri -- $(if $(RUNTIME),$(RUNTIME)::)
+	KATA_TEST_CRI=1 cargo test --package e2e --test cri -- $(if $(RUNTIME),$(RUNTIME)::)
 
 bench:
 	cargo xtask bench

@@ -20,10 +20,7 @@ macro_rules! agent_rpcs {
         #[async_trait]
         impl Agent for crate::TtrpcAgent {
             $(async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error> {
-                let client = self.client.clone();
-                // A call that is given up goes on by itself: ttrpc closes the connection when a request is cancelled, or late,
-                // while it is being written, and with it goes every container.
-                let call = tokio::spawn(async move {
+                let call = self.call(move |client| async move {
                     client.$name(crate::ttrpc_agent::context(), &request).await
                 });
                 crate::ttrpc_agent::answer(stringify!($name), call, deadline).await

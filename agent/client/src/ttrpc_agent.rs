@@ -1,9 +1,11 @@
 //! The agent over ttrpc.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_protocol::service::AgentClient;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use ttrpc::asynchronous::{Client, transport::Socket};
 
@@ -13,7 +15,9 @@ use crate::{Error, ErrorKind};
 /// An [`crate::Agent`] at the other end of a byte stream. Cheap to clone; calls run concurrently on one connection.
 #[derive(Clone)]
 pub struct TtrpcAgent {
-    pub(crate) client: AgentClient,
+    client: AgentClient,
+    /// Dropped with the last handle, which ends the connection whatever calls are under way.
+    open: Arc<watch::Sender<()>>,
 }
 
 impl std::fmt::Debug for TtrpcAgent {
@@ -27,7 +31,25 @@ impl TtrpcAgent {
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static) -> Self {
         Self {
             client: AgentClient::new(Client::new(Socket::new(Checked::new(stream)))),
+            open: Arc::default(),
         }
+    }
+
+    /// Makes a call that goes on by itself when nobody waits for it any more: ttrpc closes the connection when a request is
+    /// cancelled, or late, while it is being written, and with it goes every container.
+    pub(crate) fn call<T, F>(&self, make: impl FnOnce(AgentClient) -> F) -> JoinHandle<ttrpc::Result<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = ttrpc::Result<T>> + Send + 'static,
+    {
+        let call = make(self.client.clone());
+        let mut open = self.open.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                answer = call => answer,
+                _ = open.changed() => Err(ttrpc::Error::LocalClosed),
+            }
+        })
     }
 }
 
@@ -66,6 +88,26 @@ mod tests {
 
     use super::*;
     use crate::Agent;
+
+    #[tokio::test]
+    async fn the_connection_ends_with_its_last_handle_whatever_calls_are_under_way() {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let agent = TtrpcAgent::new(ours);
+        let call = agent.hello(p::HelloRequest::default(), None);
+        assert!(
+            tokio::time::timeout(Duration::from_millis(20), call)
+                .await
+                .is_err()
+        );
+        drop(agent);
+        let ended = async {
+            let mut rest = Vec::new();
+            theirs.read_to_end(&mut rest).await.unwrap();
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended)
+            .await
+            .unwrap();
+    }
 
     #[tokio::test]
     async fn a_call_that_is_given_up_while_it_is_written_leaves_the_connection_whole() {
