@@ -32,6 +32,10 @@ pub(crate) const DESTROY: Duration = Duration::from_secs(3);
 /// From the loss of the agent's connection to the news of the VMM's end, if that is its cause.
 pub(crate) const EXIT_NEWS: Duration = Duration::from_secs(1);
 
+/// From the loss of the agent's connection to the news that a daemon's end was its cause, which waits for [`EXIT_NEWS`]
+/// itself and may have begun to wait later.
+pub(crate) const LOSS_NEWS: Duration = Duration::from_secs(2);
+
 /// For a daemon that was killed to be gone. Closing the files of a large guest takes its time.
 pub(crate) const DAEMON_END: Duration = Duration::from_secs(10);
 

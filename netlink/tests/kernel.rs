@@ -53,8 +53,8 @@ fn devices_are_seen_and_changed() {
         assert_eq!(a.kind, LinkKind::Other("veth".into()));
         assert!(a.ethernet && !a.loopback && !a.up && a.master.is_none());
         assert_eq!(b.master, Some(link(&mut socket, "br").index));
-        run("ip tuntap add m mode tap multi_queue");
-        for (name, multi_queue) in [("t", false), ("m", true)] {
+        run("ip tuntap add many mode tap multi_queue");
+        for (name, multi_queue) in [("t", false), ("many", true)] {
             let expected = LinkKind::Tap {
                 queues: 0,
                 multi_queue,

@@ -239,7 +239,7 @@ impl Owner {
                 }
                 Err(error) => {
                     // When the VMM has ended that is the news, and not that the agent went with it.
-                    let _ = timeout(deadlines::EXIT_NEWS, start::ended(exited)).await;
+                    let _ = timeout(deadlines::LOSS_NEWS, start::ended(exited)).await;
                     Err(error)
                 }
             }
