@@ -49,11 +49,14 @@ pub fn run(_: Args) -> Result<ExitCode> {
     cargo_test().args(["--no-run"]).run()?;
     step("tests, running");
     let mut total = Total::default();
+    let mut failures = Failures::default();
     let status = run_and_watch(cargo_test(), |line| {
         println!("{line}");
         total.add(line);
+        failures.add(line);
     })?;
     step("done");
+    print!("{failures}");
     if !status.success() && total.failed == 0 {
         eprintln!("test: a test program ended without a result of its own; cargo says which above");
     }
@@ -109,9 +112,83 @@ impl fmt::Display for Total {
     }
 }
 
+/// Lines of each failure that the end repeats. The rest is further up.
+const LINES_OF_A_FAILURE: usize = 12;
+
+/// What the test runners said of what failed: told once more at the end, where one looks first, and where a log that was
+/// cut off still has it.
+#[derive(Debug, Default)]
+struct Failures {
+    of: Vec<Vec<String>>,
+    /// Whether the lines that come belong to a failure.
+    inside: bool,
+}
+
+impl Failures {
+    /// Adds a line of a runner. A failure begins with `---- name ----`, as libtest and those who mimic it print it, and
+    /// ends where the next one or the list of names begins.
+    fn add(&mut self, line: &str) {
+        if line.starts_with("---- ") && line.ends_with(" ----") {
+            self.inside = true;
+            self.of.push(vec![line.to_owned()]);
+        } else if line == "failures:" || line.starts_with("test result: ") {
+            self.inside = false;
+        } else if self.inside
+            && let Some(last) = self.of.last_mut()
+            && !line.is_empty()
+            && last.len() < LINES_OF_A_FAILURE
+        {
+            last.push(line.to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in self.of.iter().flatten() {
+            writeln!(f, "{line}")?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_repeats_what_failed() {
+        let mut failures = Failures::default();
+        for line in [
+            "test a ... FAILED",
+            "",
+            "failures:",
+            "",
+            "---- a stdout ----",
+            "the cause",
+            "",
+            "more",
+            "---- b ----",
+            "another cause",
+            "",
+            "failures:",
+            "    a",
+            "    b",
+            "test result: FAILED. 0 passed; 2 failed",
+            "---- not the head of one",
+        ] {
+            failures.add(line);
+        }
+        assert_eq!(
+            failures.to_string(),
+            "---- a stdout ----\nthe cause\nmore\n---- b ----\nanother cause\n"
+        );
+        for _ in 0..2 * LINES_OF_A_FAILURE {
+            failures.add("---- c ----");
+            (0..20).for_each(|_| failures.add("a line"));
+        }
+        assert!(failures.of.iter().all(|lines| lines.len() <= LINES_OF_A_FAILURE));
+    }
 
     #[test]
     fn only_closing_lines_of_runners_count() {
