@@ -21,6 +21,7 @@ use crate::log;
 use crate::sandbox::{Handle, Sandbox, Settings};
 use crate::server::Serving;
 use crate::storage::{Mounter, Root};
+use crate::sys;
 
 /// How long an ordinary process tries to reach a host that does not answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,6 +32,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// Runs as PID 1. The end of the agent is the end of the guest.
 pub fn guest() -> ! {
     power::off_on_panic();
+    sys::keep_freed_memory();
     let served = init::prepare().and_then(|parameters| {
         let mounter = Mounter::new(Root::open(Path::new(GUEST_DIR))?, Default::default());
         let settings = Settings {

@@ -95,3 +95,15 @@ fn check(result: libc::c_int) -> io::Result<()> {
         Ok(())
     }
 }
+
+/// Has the allocator keep what is freed, up to a few of the largest messages, instead of giving it back: a message that
+/// is made of fresh pages costs a fault for each, which is most of its time where the guest is emulated.
+pub fn keep_freed_memory() {
+    const KEPT: libc::c_int = 4 << 20;
+    const LARGE: libc::c_int = 1 << 20;
+    // SAFETY: takes two integers; a refusal leaves everything as it is.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}

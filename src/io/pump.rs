@@ -94,17 +94,23 @@ async fn move_output(
 ) {
     let mut sink = Some(sink);
     let mut first = Some(first);
-    while let Some(data) = read(&target, stream).await {
+    let mut next = read(&target, stream).await;
+    while let Some(data) = next {
         if let Some(first) = first.take() {
             first();
         }
-        if let Some(open) = &sink
-            && let Err(error) = open.write_all(&data).await
-        {
+        let Some(open) = &sink else {
+            next = read(&target, stream).await;
+            continue;
+        };
+        // The guest fetches the next one while the reader takes this one.
+        let (written, following) = tokio::join!(open.write_all(&data), read(&target, stream));
+        if let Err(error) = written {
             // The process must not wait for a reader that is gone for good: the rest is read and thrown away.
             warn!(target.log, "output is lost"; "stream" => ?stream, "error" => %error);
             sink = None;
         }
+        next = following;
     }
     drop(undelivered);
     if let Some(sink) = sink

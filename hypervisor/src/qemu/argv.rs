@@ -118,7 +118,13 @@ fn machine(settings: &Settings, spec: &VmSpec, line: &mut CommandLine) {
         line.option("global", "virtio-mmio.force-legacy=false");
     }
     line.option("accel", if settings.kvm { "kvm" } else { "tcg,thread=multi" });
-    let mut cpu = vec![if settings.kvm { "host" } else { "max" }];
+    // TCG executes `rep movsb` and `rep stosb` byte by byte, and a kernel that sees these features clears and copies pages
+    // with them: without them it is twice to five times as fast.
+    let mut cpu = if settings.kvm {
+        vec!["host"]
+    } else {
+        vec!["max", "erms=off", "fsrm=off"]
+    };
     cpu.extend(settings.cpu_features.iter().map(String::as_str));
     line.option("cpu", cpu.join(","));
     line.option("smp", spec.vcpus.to_string());
