@@ -108,10 +108,6 @@ fn random() -> Result<u32> {
     Ok(u32::from_ne_bytes(bytes))
 }
 
-/// Bytes that the guest may send before the daemon has passed on the first of them: two of the agent's longest answers. Its own
-/// 64 KiB are less than one, and every answer would wait for leave in its midst.
-const WINDOW: usize = 2 * agent_protocol::MAX_CHUNK;
-
 /// Starts the daemon that serves vsock, and waits until the VMM can connect to it.
 pub(super) async fn vsock_daemon(
     program: &Path,
@@ -131,7 +127,6 @@ pub(super) async fn vsock_daemon(
     vm.push(dir.join(VHOST_SOCKET));
     vm.push(",uds-path=");
     vm.push(dir.join(VSOCK));
-    vm.push(format!(",tx-buffer-size={WINDOW}"));
     let awaited = Awaited::new(dir, VHOST_SOCKET).map_err(failed)?;
     let daemon = Daemon::start(NAME, program, vec!["--vm".into(), vm], Vec::new(), cgroups, log).await?;
     let ready = async {

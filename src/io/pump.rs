@@ -1,6 +1,6 @@
-//! Moves bytes between a process in the guest and the host's ends of its streams: one task per stream, one chunk at a time.
+//! Moves bytes between a process in the guest and the host's ends of its streams: one task per stream, one chunk and the next.
 //!
-//! Output is pulled, so that a reader that is slow or absent costs one chunk here and nothing in the guest, and blocks
+//! Output is pulled, so that a reader that is slow or absent costs two chunks here and nothing in the guest, and blocks
 //! nobody. A pump ends by itself at the end of its stream or of the connection; dropping its handle gives the rest up.
 //! What the agent answers is checked: it comes from the guest.
 
@@ -14,8 +14,9 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::{Sink, Source};
-/// Bytes that one call moves: what a named pipe holds. The only buffer of a stream; an idle one has none.
-pub(crate) const CHUNK: usize = 64 * 1024;
+/// Bytes that one call moves, the only buffers of a stream: one that the reader takes, and the next; an idle stream has none. A
+/// guest under TCG sends 128 KiB in little more time than 64. More would fill the socket between the vsock daemon and us.
+pub(crate) const CHUNK: usize = 128 * 1024;
 const _: () = assert!(CHUNK <= p::MAX_CHUNK);
 
 /// Whose streams: the names of a process in the agent's calls, and the agent.

@@ -18,7 +18,8 @@ pub fn build(workspace: &Workspace) -> Result<PathBuf> {
     Program::cargo()
         .args([
             "build",
-            "--release",
+            "--profile",
+            "guest",
             "--package",
             "agent",
             "--bin",
@@ -31,7 +32,7 @@ pub fn build(workspace: &Workspace) -> Result<PathBuf> {
         .env("LIBSECCOMP_LIB_PATH", static_library_directory("libseccomp.a")?)
         .dir(workspace.root())
         .run()?;
-    Ok(workspace.target().join(TARGET).join("release/kata-agent"))
+    Ok(workspace.target().join(TARGET).join("guest/kata-agent"))
 }
 
 fn rust_flags(workspace: &Workspace) -> Result<Vec<String>> {
