@@ -23,7 +23,7 @@ use ttrpc::r#async::TtrpcContext as Context;
 use crate::pod::Pod;
 use crate::stats::Form;
 use crate::timestamp::timestamp;
-use crate::{deadlines, error, translate};
+use crate::{deadlines, error, sys, translate};
 
 /// See the module's documentation.
 pub struct Service {
@@ -81,7 +81,11 @@ impl Service {
         let (id, exec) = (ContainerId::new(id)?, translate::exec(exec)?);
         let pod = Arc::clone(&self.pod);
         let pid = match exec {
-            None => carried_out(pod.start(id)).await?,
+            None => {
+                let pid = carried_out(pod.start(id)).await?;
+                sys::give_back_memory();
+                pid
+            }
             Some(exec) => carried_out(pod.start_exec(id, exec)).await?,
         };
         Ok(StartResponse {
