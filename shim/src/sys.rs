@@ -104,7 +104,13 @@ unsafe extern "C" fn give_back_object(
         let end = (base + header.p_vaddr + header.p_memsz).div_ceil(page) * page;
         // SAFETY: the range is a mapping of a file that nobody has written to through it, so that what comes back is
         // what was there. The kernel refuses what is no such mapping (its vDSO).
-        unsafe { libc::madvise(begin as *mut libc::c_void, (end - begin) as usize, libc::MADV_DONTNEED) };
+        unsafe {
+            libc::madvise(
+                begin as *mut libc::c_void,
+                (end - begin) as usize,
+                libc::MADV_DONTNEED,
+            )
+        };
     }
     0
 }
