@@ -14,5 +14,9 @@ pub const CONTAINERD: Duration = Duration::from_secs(30);
 /// For what is being taken away to be gone.
 pub const GONE: Duration = Duration::from_secs(10);
 
+/// For a workload that runs to do the next short thing, and for word of that to come: ten virtual machines may be booting beside
+/// it, and each has a fifth of a processor then.
+pub const PROGRESS: Duration = Duration::from_secs(60);
+
 /// Between two looks at what tells nobody when it changes: other processes, mounts, files, cgroups.
 pub(crate) const LOOK: Duration = Duration::from_millis(20);

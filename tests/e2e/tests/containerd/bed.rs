@@ -420,7 +420,7 @@ impl Container<'_> {
     pub fn wait_for_status(&self, wanted: &str) -> Result<()> {
         let limit = match wanted {
             "RUNNING" => deadlines::RUN,
-            _ => deadlines::GONE,
+            _ => deadlines::PROGRESS,
         };
         let mut last = None;
         wait::until(&format!("{} is {wanted}", self.id), limit, || {
@@ -485,7 +485,7 @@ impl Events {
 
     /// Waits for an event of a container.
     pub fn wait_for(&self, id: &str, topic: &str) -> Result<serde_json::Value> {
-        let found = wait::until(&format!("the event {topic} of {id}"), deadlines::GONE, || {
+        let found = wait::until(&format!("the event {topic} of {id}"), deadlines::PROGRESS, || {
             Ok(self.of(id).into_iter().find(|(name, _)| name == topic))
         });
         match found {

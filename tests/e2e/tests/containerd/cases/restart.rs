@@ -22,7 +22,7 @@ fn neither_output_nor_exit_is_lost(case: &mut Case<'_>) -> Result<()> {
         .read()?;
     let lines = || Ok::<_, std::io::Error>(fs::read_to_string(&log)?.lines().count());
     let wait_for_more = |before: usize| {
-        wait::until("the container writes", deadlines::GONE, || {
+        wait::until("the container writes", deadlines::PROGRESS, || {
             Ok((lines()? > before + 3).then_some(()))
         })
     };
@@ -65,7 +65,7 @@ fn an_exit_without_containerd(case: &mut Case<'_>) -> Result<()> {
     .read()?;
     case.containerd().kill();
     fs::write(go.join("now"), "")?;
-    wait::until("the container ends", deadlines::GONE, || {
+    wait::until("the container ends", deadlines::PROGRESS, || {
         Ok(go.join("done").exists().then_some(()))
     })?;
     case.containerd().start_again()?;

@@ -215,7 +215,7 @@ fn logged(case: &Case<'_>, uri: &str, script: &str, path: &Path, wanted: &[&str]
     container.delete()?;
     // A program that logs may outlive its container by what it takes to write.
     let mut text = String::new();
-    let complete = wait::until("the log is complete", deadlines::GONE, || {
+    let complete = wait::until("the log is complete", deadlines::PROGRESS, || {
         text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         Ok(wanted.iter().all(|wanted| text.contains(wanted)).then_some(()))
     });

@@ -93,7 +93,7 @@ fn exec_refusals(case: &mut Case<'_>) -> Result<()> {
 
 /// Waits until a further process runs: until a signal finds it, that is.
 fn wait_for_process(container: &Container<'_>, exec: &str) -> Result<()> {
-    wait::until("the process runs", deadlines::GONE, || {
+    wait::until("the process runs", deadlines::PROGRESS, || {
         let found = container.signal_exec(exec, "CONT")?;
         Ok(found.then_some(()))
     })
@@ -172,7 +172,7 @@ fn pause_and_resume(case: &mut Case<'_>) -> Result<()> {
     assert_eq!(run.stdout().len(), before, "a paused container writes");
     case.ctr(&["task", "resume", &id]).read()?;
     container.wait_for_status("RUNNING")?;
-    wait::until("the container goes on", deadlines::GONE, || {
+    wait::until("the container goes on", deadlines::PROGRESS, || {
         Ok((run.stdout().len() > before).then_some(()))
     })?;
     container.kill("KILL")?;

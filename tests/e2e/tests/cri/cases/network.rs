@@ -190,7 +190,7 @@ fn a_pod_in_the_hosts_network_is_refused(bed: &mut Bed) -> Result<()> {
 /// Sends a mebibyte there and back over a port-forward.
 fn forwarded(pod: &Pod, port: u16) -> Result<()> {
     // It may not listen yet, and a port-forward can't be asked to wait.
-    e2e::wait::until("the port answers", e2e::deadlines::GONE, || {
+    e2e::wait::until("the port answers", e2e::deadlines::PROGRESS, || {
         let mut forward = Forward::connect(pod, port)?;
         forward.write(b"x")?;
         Ok(forward.read(1).ok().map(drop))
@@ -227,7 +227,7 @@ fn a_port_of_localhost_in_ipv6(bed: &mut Bed) -> Result<()> {
     let pod = pod(bed)?;
     let script = "mkdir /www; echo hello >/www/index.html; exec httpd -f -p '[::1]:7004' -h /www";
     let server = pod.start(ContainerSpec::script(script))?;
-    let got = e2e::wait::until("the server answers", e2e::deadlines::GONE, || {
+    let got = e2e::wait::until("the server answers", e2e::deadlines::PROGRESS, || {
         let mut forward = Forward::connect(&pod, 7004)?;
         forward.write(b"GET /index.html HTTP/1.0\r\n\r\n")?;
         Ok(forward.read(20).ok())

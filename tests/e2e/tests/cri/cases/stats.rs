@@ -107,7 +107,7 @@ fn written_files_of_a_container(bed: &mut Bed) -> Result<()> {
     ))?;
     // containerd looks once in a second.
     let mut used = 0;
-    let seen = wait::until("the files are counted", deadlines::GONE, || {
+    let seen = wait::until("the files are counted", deadlines::PROGRESS, || {
         used = value(
             stats(&pod, &container)?
                 .writable_layer
