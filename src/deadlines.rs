@@ -51,6 +51,9 @@ pub(crate) const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 /// The same, where nothing else can go on meanwhile.
 pub(crate) const CGROUP_EMPTY_NOW: Duration = Duration::from_secs(1);
 
+/// For a hook whose specification sets no timeout, as in the guest.
+pub(crate) const HOOK: Duration = Duration::from_secs(30);
+
 /// For the network of a sandbox to be read, connected or disconnected: a few dozen requests that the kernel answers at once,
 /// but for its lock, which the end of other network namespaces can hold for seconds.
 pub(crate) const NETWORK: Duration = Duration::from_secs(30);

@@ -18,6 +18,7 @@ use super::process::{KILLED, Process, UNKNOWN};
 use super::state::{State, Step};
 use super::{Appeal, ExecRequest, ExitStatus, ProcessState, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Hooks;
 use crate::io::{Delivery, Opened, Target};
 use crate::sandbox::{Phases, VmEnd};
 use crate::{ContainerId, ExecId, deadlines};
@@ -37,6 +38,8 @@ pub(crate) struct Task {
     /// The sandbox has to be asked before a start.
     pub(super) late: bool,
     pub(super) phases: Phases,
+    pub(super) hooks: Hooks,
+    pub(super) pid: u32,
     pub(super) init: Process,
     pub(super) execs: HashMap<ExecId, Process>,
     pub(super) jobs: FuturesUnordered<BoxFuture<'static, Command>>,
@@ -259,22 +262,31 @@ impl Task {
                 agent.start_container(request, Some(limit)).await?;
                 Ok(())
             },
-            move |task, answer: Result<()>| {
-                let answer = match answer {
-                    Ok(()) => {
-                        task.happened(None, Step::Started);
-                        task.phases.started(begun.elapsed());
-                        Ok(())
-                    }
-                    Err(error) => {
-                        task.happened(None, Step::StartFailed);
-                        Err(error)
-                    }
-                };
-                drop(reply.send(answer));
+            move |task, answer: Result<()>| match answer {
+                Ok(()) => {
+                    task.happened(None, Step::Started);
+                    task.phases.started(begun.elapsed());
+                    task.tell_start(reply);
+                }
+                Err(error) => {
+                    task.happened(None, Step::StartFailed);
+                    drop(reply.send(Err(error)));
+                }
             },
         );
         self.connect(None);
+    }
+
+    /// Tells the host's hooks that init executes, before the caller.
+    fn tell_start(&self, reply: Reply<()>) {
+        if !self.hooks.await_start() {
+            drop(reply.send(Ok(())));
+            return;
+        }
+        let (hooks, pid, log) = (self.hooks.clone(), self.pid, self.log.clone());
+        self.job(async move { hooks.started(pid, &log).await }, |_, ()| {
+            drop(reply.send(Ok(())));
+        });
     }
 
     pub(super) fn add(&mut self, request: ExecRequest) -> Result<()> {

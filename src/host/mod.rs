@@ -8,6 +8,7 @@ mod cgroup;
 mod daemon;
 mod devices;
 mod home;
+mod hooks;
 mod leftovers;
 mod mount;
 mod mountinfo;
@@ -38,6 +39,7 @@ use tokio::net::TcpListener;
 
 use daemon::Daemon;
 use home::Home;
+pub(crate) use hooks::Hooks;
 pub(crate) use leftovers::clean_up_dead;
 use network::{Attached, Keeper};
 use share::Share;
@@ -46,7 +48,7 @@ use step::Steps;
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
-use crate::sandbox::{Acquired, Ground, Look, SandboxRequest};
+use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest};
 use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, oci, plan};
 
@@ -171,9 +173,7 @@ impl Host {
         held.record.write(held.home.dir())?;
         steps.take()?;
         let namespace = keeper.namespace();
-        // Nobody puts interfaces into a namespace that is there already once its pod is created.
-        let is_new = plan.namespace.is_none() && model.is_some();
-        let late: Option<Look> = is_new.then(|| {
+        let late: Option<Look> = (plan.late && model.is_some()).then(|| {
             let look = move || {
                 let keeper = keeper.clone();
                 async move { keeper.look_again().await }.boxed()
@@ -341,7 +341,7 @@ impl Ground for Host {
         self.steps.take()
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
+    fn add(&mut self, request: &ContainerRequest) -> Result<Added> {
         let bundle = bundle::absolute(&request.bundle)?;
         let spec = bundle::specification(&bundle)?;
         let mut container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
@@ -350,7 +350,10 @@ impl Ground for Host {
         self.added += 1;
         let plan = plan::container(&self.config, &self.plan, &container)?;
         self.carry_out(&plan)?;
-        Ok(plan.guest)
+        Ok(Added {
+            guest: plan.guest,
+            hooks: Hooks::new(&plan.id, plan.hooks),
+        })
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {

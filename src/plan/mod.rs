@@ -5,6 +5,7 @@ mod cgroup;
 mod channel;
 mod container;
 mod devices;
+mod hooks;
 mod limits;
 mod mounts;
 mod namespaces;
@@ -79,6 +80,7 @@ fn network(
     abilities: &Capabilities,
     vcpus: u32,
 ) -> Option<NetworkPlan> {
+    let is_new = sandbox.network_namespace == NetworkNamespace::New;
     let namespace = match &sandbox.network_namespace {
         NetworkNamespace::Host => return None,
         NetworkNamespace::New => None,
@@ -94,6 +96,8 @@ fn network(
         },
         queues: vcpus,
         localhost: !abilities.guest_is_process,
+        // Nobody else puts interfaces into a namespace that is there already once its pod is created.
+        late: is_new || sandbox.network_may_change,
     })
 }
 

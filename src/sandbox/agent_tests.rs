@@ -22,11 +22,13 @@ use serde_json::{Value, json};
 use slog::{Discard, Logger, o};
 use tokio::time::timeout;
 
-use super::ground::{Acquired, Ground};
+use super::ground::{Acquired, Added, Ground};
 use super::tests::config;
 use super::*;
 use crate::container::{ExecRequest, Status};
+use crate::host::Hooks;
 use crate::io::{Input, Output, Stdio};
+use crate::model::HooksPlan;
 use crate::{Event, ExecId};
 
 /// Longer than anything here takes on a busy machine.
@@ -110,13 +112,17 @@ impl Ground for Bare {
         Ok(())
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
-        Ok(p::CreateContainerRequest {
+    fn add(&mut self, request: &ContainerRequest) -> Result<Added> {
+        let guest = p::CreateContainerRequest {
             container_id: request.id.to_string(),
             spec: spec(&self.script, &cgroup(&self.dir).join(request.id.as_str()))
                 .to_string()
                 .into_bytes(),
             ..Default::default()
+        };
+        Ok(Added {
+            guest,
+            hooks: Hooks::new(&request.id, HooksPlan::default()),
         })
     }
 

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use crate::ContainerId;
 use crate::container::ContainerRequest;
 use crate::error::Result;
+use crate::host::Hooks;
 
 /// The host's side of a sandbox.
 ///
@@ -27,15 +28,23 @@ pub(crate) trait Ground: Send {
     /// Keeps what is needed to reap the virtual machine after our own death.
     fn keep(&mut self, vm: &VmRecord) -> Result<()>;
 
-    /// Makes a container's files visible to the guest; the answer is the agent's part, but for the streams. On an error
-    /// nothing of it is left.
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest>;
+    /// Makes a container's files visible to the guest. On an error nothing of it is left.
+    fn add(&mut self, request: &ContainerRequest) -> Result<Added>;
 
     /// Takes a container's files away from the guest. Nothing there is success.
     fn remove(&mut self, id: &ContainerId) -> Result<()>;
 
     /// Gives everything back, in reverse, and forgets the sandbox. Goes on after an error and answers with the first.
     async fn release(&mut self) -> Result<()>;
+}
+
+/// A container whose files are there.
+#[derive(Debug)]
+pub(crate) struct Added {
+    /// The agent's part, but for the streams.
+    pub(crate) guest: p::CreateContainerRequest,
+    /// The host's hooks.
+    pub(crate) hooks: Hooks,
 }
 
 /// Looks once more at the pod's network on the host.

@@ -24,7 +24,7 @@ use hypervisor::{Hypervisor, VmReport};
 use slog::{o, warn};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use ground::{Acquired, Appeared, Ground, Look};
+pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;

@@ -16,13 +16,14 @@ use tokio::time::timeout;
 
 use super::custody::Custody;
 use super::forward::Forward;
-use super::ground::Look;
+use super::ground::{Added, Look};
 use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
 use super::{Phases, VmEnd};
 use crate::container::{self, Appeal, Container, ContainerRequest, Parts, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Hooks;
 use crate::io::Opened;
 use crate::{ContainerId, Event, SandboxId, deadlines};
 
@@ -52,6 +53,8 @@ pub(super) struct Owner {
     late: Option<Look>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
+    /// Those of containers whose end has not been told yet.
+    hooks: BTreeMap<ContainerId, Hooks>,
     timeouts: Timeouts,
     /// Told to every container, once.
     end: watch::Sender<Option<VmEnd>>,
@@ -102,6 +105,7 @@ impl Owner {
             vm,
             late,
             containers: BTreeMap::new(),
+            hooks: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
             reason: None,
@@ -299,12 +303,27 @@ impl Owner {
             Appeal::Release { id, done } => {
                 let removed = self.remove(&id);
                 if removed.is_ok() {
-                    self.containers.remove(&id);
                     self.told_oom.remove(&id);
+                    self.forget(id, move || drop(done.send(Ok(()))));
+                } else {
+                    drop(done.send(removed));
                 }
-                drop(done.send(removed));
             }
         }
+    }
+
+    /// Nothing is left of a container: its hooks are told, then its id is free and whoever waits is told.
+    fn forget(&mut self, id: ContainerId, told: impl FnOnce() + Send + 'static) {
+        let Some(hooks) = self.hooks.remove(&id).filter(Hooks::await_end) else {
+            self.containers.remove(&id);
+            told();
+            return;
+        };
+        let log = self.log.clone();
+        self.job(async move { hooks.stopped(&log).await }, move |owner, ()| {
+            owner.containers.remove(&id);
+            told();
+        });
     }
 
     /// Gives the guest what has appeared in the pod's network.
@@ -352,21 +371,24 @@ impl Owner {
         let Some(holdings) = &mut self.holdings else {
             return Err(Error::new(ErrorKind::Unavailable, "the sandbox is being stopped"));
         };
-        let to_agent = holdings.ground.add(&request)?;
+        let Added { guest, hooks } = holdings.ground.add(&request)?;
         let streams = match Opened::open(request.stdio) {
             Ok(streams) => streams,
             Err(error) => return Err(self.and_removed(&request.id, error)),
         };
+        self.hooks.insert(request.id.clone(), hooks.clone());
         Ok(Parts {
             id: request.id,
             agent: Arc::clone(&self.agent),
-            request: to_agent,
+            request: guest,
             streams,
             timeouts: self.timeouts,
             sandbox: self.appeals.clone(),
             vm: self.end.subscribe(),
             late: self.late.is_some(),
             phases: self.phases.clone(),
+            hooks,
+            pid: self.vm.pid(),
             log: self.log.clone(),
         })
     }
@@ -382,9 +404,8 @@ impl Owner {
     fn created(&mut self, id: ContainerId, created: Result<Container>, reply: Reply<Container>) {
         match created {
             Err(error) => {
-                self.containers.remove(&id);
                 let error = self.and_removed(&id, error);
-                drop(reply.send(Err(error)));
+                self.forget(id, || drop(reply.send(Err(error))));
             }
             Ok(container) => {
                 self.containers.insert(id, Some(container.clone()));
@@ -431,9 +452,15 @@ impl Owner {
             reason: "the sandbox was stopped".to_owned(),
             killed: true,
         });
-        self.job(async move { holdings.release().await }, |owner, released| {
-            owner.released(released)
-        });
+        let (hooks, log) = (std::mem::take(&mut self.hooks), self.log.clone());
+        let release = async move {
+            let released = holdings.release().await;
+            for hooks in hooks.values() {
+                hooks.stopped(&log).await;
+            }
+            released
+        };
+        self.job(release, |owner, released| owner.released(released));
     }
 
     fn released(&mut self, released: Result<()>) {

@@ -25,6 +25,7 @@ fn planned(stand: &Full) -> SandboxPlan {
             model: NetworkModel::TcFilter,
             queues: 2,
             localhost: true,
+            late: false,
         }),
         ..plan("s", ChannelPlan::DaemonVsock(vsock_daemon()), share)
     }

@@ -209,6 +209,7 @@ pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> Conta
         directory: id.into(),
         root,
         binds,
+        hooks: Default::default(),
         guest: p::CreateContainerRequest {
             container_id: id.into(),
             ..Default::default()

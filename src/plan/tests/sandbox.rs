@@ -242,18 +242,21 @@ fn the_network_is_that_of_the_pods_namespace() {
     assert_eq!(plan(&sandbox, &config, &abilities).network, None);
 
     sandbox.network_namespace = NetworkNamespace::New;
-    assert_eq!(
-        plan(&sandbox, &config, &abilities).network.unwrap().namespace,
-        None
-    );
+    let new = plan(&sandbox, &config, &abilities).network.unwrap();
+    assert_eq!((new.namespace, new.late), (None, true));
 
     sandbox.network_namespace = NetworkNamespace::Existing("/run/netns/pod".into());
+    sandbox.network_may_change = true;
+    let hooked = plan(&sandbox, &config, &abilities).network.unwrap();
+    assert!(hooked.late, "a hook may put interfaces into it");
+    sandbox.network_may_change = false;
     let made = plan(&sandbox, &config, &abilities);
     let expected = NetworkPlan {
         namespace: Some("/run/netns/pod".into()),
         model: NetworkModel::TcFilter,
         queues: made.vcpus,
         localhost: true,
+        late: false,
     };
     assert!(made.vcpus > 1);
     assert_eq!(made.network, Some(expected.clone()));
