@@ -51,6 +51,12 @@ pub(crate) const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 /// The same, where nothing else can go on meanwhile.
 pub(crate) const CGROUP_EMPTY_NOW: Duration = Duration::from_secs(1);
 
+/// For files that are just being made visible to be so, before all are taken away: milliseconds, where nothing hangs.
+pub(crate) const SETTLED: Duration = Duration::from_secs(2);
+
+/// For a sandbox's mounts to be gone. As long as a disk takes to write what is cached.
+pub(crate) const CLEARED: Duration = Duration::from_secs(15);
+
 /// For a hook whose specification sets no timeout, as in the guest.
 pub(crate) const HOOK: Duration = Duration::from_secs(30);
 

@@ -41,6 +41,10 @@ const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 /// Connections that wait to be accepted; as many as std asks for.
 const BACKLOG: i32 = 128;
 
+/// Threads that file systems may hold up at once. Each container needs one for moments, and each stream that goes into a
+/// file; one that a dead server keeps is lost.
+const MOST_THREADS: usize = 32;
+
 /// Serves until there is nothing more to serve.
 ///
 /// # Errors
@@ -66,12 +70,18 @@ pub fn serve(arguments: &Arguments) -> Result<()> {
 fn run(arguments: &Arguments, listener: UnixListener, verbosity: Verbosity, log: &Logger) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // For what a file system may hold up. They are there while that goes on, whatever the number of containers.
+        .max_blocking_threads(MOST_THREADS)
+        .thread_keep_alive(deadlines::IDLE_THREAD)
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let life = Life::begin(arguments, listener, verbosity, log.clone()).await?;
         life.run().await
-    })
+    });
+    // One that a dead file system holds does not hold us.
+    runtime.shutdown_background();
+    served
 }
 
 /// The listening socket is the standard input: so it gets here without a line of unsafe code.

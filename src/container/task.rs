@@ -289,12 +289,34 @@ impl Task {
         });
     }
 
-    pub(super) fn add(&mut self, request: ExecRequest) -> Result<()> {
+    pub(super) fn add(&mut self, request: ExecRequest, reply: Reply<()>) {
+        let ExecRequest { id, process, stdio } = request;
+        if let Err(error) = self.may_add(&id) {
+            drop(reply.send(Err(error)));
+            return;
+        }
+        let opening = Opened::open(stdio, self.timeouts.request);
+        self.job(opening, move |task, streams| {
+            let added = streams.and_then(|streams| {
+                // Another one may have come first.
+                task.may_add(&id)?;
+                let spec = serde_json::to_vec(&process).map_err(|cause| {
+                    Error::caused(ErrorKind::InvalidArgument, "the process is not JSON", cause)
+                })?;
+                let process = Process::new(State::Added, Some(spec), streams);
+                task.execs.insert(id, process);
+                Ok(())
+            });
+            drop(reply.send(added));
+        });
+    }
+
+    fn may_add(&self, id: &ExecId) -> Result<()> {
         self.vm_runs()?;
-        if self.execs.contains_key(&request.id) {
+        if self.execs.contains_key(id) {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
-                format!("{} exists already", self.name(Some(&request.id))),
+                format!("{} exists already", self.name(Some(id))),
             ));
         }
         if self.init.state != State::Running {
@@ -303,10 +325,6 @@ impl Task {
                 format!("container {} is not running", self.id),
             ));
         }
-        let spec = serde_json::to_vec(&request.process)
-            .map_err(|cause| Error::caused(ErrorKind::InvalidArgument, "the process is not JSON", cause))?;
-        let process = Process::new(State::Added, Some(spec), Opened::open(request.stdio)?);
-        self.execs.insert(request.id, process);
         Ok(())
     }
 

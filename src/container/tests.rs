@@ -50,7 +50,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
             container_id: "c".into(),
             ..Default::default()
         },
-        streams: Opened::open(stdio)?,
+        streams: Opened::open(stdio, SOON).await?,
         timeouts: Timeouts {
             request: REQUEST,
             create: REQUEST,

@@ -99,7 +99,7 @@ async fn move_output(
             first();
         }
         if let Some(open) = &sink
-            && let Err(error) = open.write_all(&data).await
+            && let Err(error) = open.write_all(data).await
         {
             // The process must not wait for a reader that is gone for good: the rest is read and thrown away.
             warn!(target.log, "output is lost"; "stream" => ?stream, "error" => %error);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use agent_client::{Channel, Listener};
 use agent_protocol as p;
 use async_trait::async_trait;
+use futures::future::{BoxFuture, ready};
 use hypervisor::{Device, Memory, MemoryBacking, SerialPort, VirtioFs, VmRecord, VmSpec, registry};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 use slog::{Discard, Logger, o};
 use tokio::time::timeout;
 
-use super::ground::{Acquired, Added, Ground};
+use super::ground::{Acquired, Added, Ground, ToAdd};
 use super::tests::config;
 use super::*;
 use crate::container::{ExecRequest, Status};
@@ -112,7 +113,7 @@ impl Ground for Bare {
         Ok(())
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<Added> {
+    fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
         let guest = p::CreateContainerRequest {
             container_id: request.id.to_string(),
             spec: spec(&self.script, &cgroup(&self.dir).join(request.id.as_str()))
@@ -120,14 +121,12 @@ impl Ground for Bare {
                 .into_bytes(),
             ..Default::default()
         };
-        Ok(Added {
-            guest,
-            hooks: Hooks::new(&request.id, HooksPlan::default()),
-        })
+        let hooks = Hooks::new(&request.id, HooksPlan::default());
+        Box::pin(ready(Ok(Added { guest, hooks })))
     }
 
-    fn remove(&mut self, _: &ContainerId) -> Result<()> {
-        Ok(())
+    fn remove(&mut self, _: &ContainerId) -> BoxFuture<'static, Result<()>> {
+        Box::pin(ready(Ok(())))
     }
 
     async fn release(&mut self) -> Result<()> {

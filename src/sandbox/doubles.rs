@@ -11,6 +11,7 @@ use agent_client::{Agent as _, Channel, FakeAgent, Listener};
 use agent_protocol::{self as p, GREETING, service};
 use async_trait::async_trait;
 use futures::StreamExt;
+use futures::future::{BoxFuture, ready};
 use hypervisor::{
     Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Vm, VmRecord, VmReport,
     VmSpec,
@@ -22,9 +23,8 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::{Listener as Connections, Socket};
 
-use super::ground::{Acquired, Added, Ground};
+use super::ground::{Acquired, Added, Ground, ToAdd};
 use crate::ContainerId;
-use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Hooks;
 use crate::model::HooksPlan;
@@ -177,21 +177,22 @@ impl Ground for Counted {
         }
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<Added> {
+    fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
         let id = request.id.to_string();
         assert!(self.0.containers.lock().unwrap().insert(id.clone()));
-        Ok(Added {
+        let added = Added {
             guest: p::CreateContainerRequest {
                 container_id: id,
                 ..Default::default()
             },
             hooks: Hooks::new(&request.id, self.0.hooks.clone()),
-        })
+        };
+        Box::pin(ready(Ok(added)))
     }
 
-    fn remove(&mut self, id: &ContainerId) -> Result<()> {
+    fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
         self.0.containers.lock().unwrap().remove(id.as_str());
-        Ok(())
+        Box::pin(ready(Ok(())))
     }
 
     async fn release(&mut self) -> Result<()> {

@@ -230,3 +230,11 @@ pub(super) fn busybox(root: &Path) {
         symlink("busybox", root.join("bin").join(tool)).unwrap();
     }
 }
+
+impl Host {
+    /// Makes a planned container's files visible.
+    pub(super) fn carry_out(&mut self, plan: &ContainerPlan) -> crate::error::Result<()> {
+        let (share, steps) = self.shared()?;
+        share.add(plan, &steps)
+    }
+}
