@@ -64,6 +64,10 @@ pub(crate) const HOOK: Duration = Duration::from_secs(30);
 /// but for its lock, which the end of other network namespaces can hold for seconds.
 pub(crate) const NETWORK: Duration = Duration::from_secs(30);
 
+/// For another process that cleans up after a dead owner to be done. Shorter than what callers allow for a cleaning up
+/// (containerd: 5 s): then it is left to the other one.
+pub(crate) const CLEANED: Duration = Duration::from_millis(3500);
+
 /// From an owner's death to the end of a child that it was just starting, which has its lock. Shorter than what callers
 /// allow for a cleaning up (containerd: 5 s).
 pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);

@@ -1,18 +1,14 @@
 //! Containers' files in the share, seen from where they are served.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-use tokio::time::timeout;
 
 use super::stand::{Stand, busybox, container};
 use crate::ContainerId;
 use crate::error::ErrorKind;
 use crate::model::{BindPlan, RootPlan};
-use crate::sandbox::{Ground, RootfsMount, ToAdd};
+use crate::sandbox::{Ground, RootfsMount};
 
 fn overlay(options: Vec<String>) -> RootfsMount {
     RootfsMount {
@@ -40,7 +36,7 @@ fn read_only(path: &Path) -> bool {
 }
 
 /// A host that has acquired its share, and the directory that is served.
-async fn ready(stand: &Stand) -> (super::super::Host, PathBuf) {
+pub(super) async fn ready(stand: &Stand) -> (super::super::Host, PathBuf) {
     let mut host = stand.host("s");
     let acquired = host.acquire().await.unwrap();
     drop(acquired);
@@ -323,78 +319,5 @@ async fn what_is_still_mounted_is_never_deleted() {
     assert_eq!(fs::read(stand.path("precious/data")).unwrap(), b"user's");
     host.release().await.unwrap();
     assert_eq!(fs::read(stand.path("precious/data")).unwrap(), b"user's");
-    stand.assert_clean();
-}
-
-/// A file system whose server does not answer, until it is dropped.
-struct Dead {
-    _server: fs::File,
-    dir: PathBuf,
-}
-
-impl Dead {
-    fn mount(dir: PathBuf) -> Self {
-        fs::create_dir(&dir).unwrap();
-        let server = fs::File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")
-            .expect("this test needs /dev/fuse");
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
-        let flags = nix::mount::MsFlags::empty();
-        nix::mount::mount(Some("dead"), &dir, Some("fuse"), flags, Some(options.as_str())).unwrap();
-        Self { _server: server, dir }
-    }
-}
-
-impl Drop for Dead {
-    fn drop(&mut self) {
-        rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH).unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_source_that_does_not_answer_is_named_and_holds_up_nobody_else() {
-    let stand = Stand::new();
-    let (mut host, shared) = ready(&stand).await;
-    let dead = Dead::mount(stand.path("dead"));
-    let bundle = stand.path("bundle");
-    busybox(&bundle.join("rootfs"));
-    let volume = dead.dir.join("volume");
-    let spec = serde_json::json!({
-        "ociVersion": "1.0.2", "root": {"path": "rootfs"}, "process": {"cwd": "/", "args": ["sh"]},
-        "linux": {},
-        "mounts": [{"destination": "/v", "type": "bind", "source": volume, "options": ["bind"]}],
-    });
-    fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
-    let wanted = |id: &str| ToAdd {
-        id: ContainerId::new(id).unwrap(),
-        bundle: bundle.clone(),
-        rootfs: Vec::new(),
-    };
-    let (first, mut others) = (host.add(wanted("first")), host.add(wanted("others")));
-    // This thread goes on meanwhile, and whoever gives up leaves nothing.
-    assert!(timeout(Duration::from_millis(50), &mut others).await.is_err());
-    drop(others);
-    let error = first.await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
-    assert!(error.chain().contains("container first"), "{}", error.chain());
-    assert!(
-        error.chain().contains(volume.to_str().unwrap()),
-        "{}",
-        error.chain()
-    );
-    host.remove(&ContainerId::new("first").unwrap()).await.unwrap();
-    // Its server is gone for good: what hung goes on, and takes back what it had begun.
-    drop(dead);
-    let empty = || fs::read_dir(&shared).unwrap().count() == 0;
-    timeout(Duration::from_secs(20), async {
-        while !empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await
-    .expect("nothing is left");
-    host.release().await.unwrap();
     stand.assert_clean();
 }
