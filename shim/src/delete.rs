@@ -103,6 +103,7 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
     // Whatever came of that: containerd removes the bundle next, and with it what is still mounted there.
     removed.and(unmount_all(&target.bundle.join("rootfs")))?;
     let response = DeleteResponse {
+        pid: target.note.and_then(|note| note.pid).unwrap_or(0),
         exit_status: KILLED,
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..Default::default()

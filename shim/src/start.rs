@@ -98,6 +98,7 @@ fn server(request: &Request) -> Result<String> {
     let note = Note {
         sandbox: sandbox.to_string(),
         run_dir: None,
+        pid: None,
         configuration: request.configuration.clone(),
     };
     bundle::write_note(bundle, &note)?;
