@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::shim_async::create_task;
 use runtime::SandboxId;
+use runtime::error::story;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
@@ -68,7 +69,7 @@ pub fn serve(arguments: &Arguments) -> Result<()> {
     let log = log::logger(pipe, verbosity.clone());
     let served = run(arguments, listener, handover, verbosity, &log);
     if let Err(error) = &served {
-        warn!(log, "the server failed"; "error" => format!("{error:#}"));
+        warn!(log, "the server failed"; "error" => story(&**error));
     }
     served
 }

@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use agent_client::{Agent, ErrorKind as AgentErrorKind};
 use agent_protocol as p;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use slog::{Logger, info, o, warn};
+use slog::{Logger, debug, info, o, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
@@ -240,8 +240,13 @@ impl Task {
         let phases = exec.is_none().then(|| self.phases.clone());
         if let Ok(process) = self.process(exec) {
             process.connect(&target, move |took| {
-                let took = phases.as_ref().map_or(took, |phases| phases.first_output(took));
-                info!(log, "first output"; "microseconds" => took.as_micros() as u64);
+                let micros = |took: Duration| took.as_micros() as u64;
+                match phases {
+                    Some(phases) => {
+                        info!(log, "first output"; "microseconds" => micros(phases.first_output(took)))
+                    }
+                    None => debug!(log, "first output"; "microseconds" => micros(took)),
+                }
             });
         }
     }
