@@ -51,9 +51,22 @@ pub(crate) const CGROUP_EMPTY: Duration = Duration::from_secs(10);
 /// The same, where nothing else can go on meanwhile.
 pub(crate) const CGROUP_EMPTY_NOW: Duration = Duration::from_secs(1);
 
+/// For files that are just being made visible to be so, before all are taken away: milliseconds, where nothing hangs.
+pub(crate) const SETTLED: Duration = Duration::from_secs(2);
+
+/// For a sandbox's mounts to be gone. As long as a disk takes to write what is cached.
+pub(crate) const CLEARED: Duration = Duration::from_secs(15);
+
+/// For a hook whose specification sets no timeout, as in the guest.
+pub(crate) const HOOK: Duration = Duration::from_secs(30);
+
 /// For the network of a sandbox to be read, connected or disconnected: a few dozen requests that the kernel answers at once,
 /// but for its lock, which the end of other network namespaces can hold for seconds.
 pub(crate) const NETWORK: Duration = Duration::from_secs(30);
+
+/// For another process that cleans up after a dead owner to be done. Shorter than what callers allow for a cleaning up
+/// (containerd: 5 s): then it is left to the other one.
+pub(crate) const CLEANED: Duration = Duration::from_millis(3500);
 
 /// From an owner's death to the end of a child that it was just starting, which has its lock. Shorter than what callers
 /// allow for a cleaning up (containerd: 5 s).

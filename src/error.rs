@@ -76,17 +76,25 @@ impl Error {
         }
     }
 
-    /// The whole story on one line: context and every cause, separated by ": ".
+    /// The whole story on one line: context and every cause, separated by ": ", each once: a context may quote its cause.
     pub fn chain(&self) -> String {
-        let mut text = self.context.clone();
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        text
+        story(self)
     }
+}
+
+/// The whole story of any error on one line: see [`Error::chain`].
+pub fn story(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let told = cause.to_string();
+        if !text.ends_with(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// An error of the agent or of the way to it: the kinds are the same.
@@ -125,6 +133,30 @@ impl From<hypervisor::Error> for Error {
             kind,
             context: error.context,
             source: error.source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        for (context, expected) in [
+            ("cannot open /x".to_owned(), "cannot open /x: permission denied"),
+            (
+                format!("/x cannot be used: {}", denied()),
+                "/x cannot be used: permission denied",
+            ),
+        ] {
+            let inner = Error::caused(ErrorKind::Internal, context, denied());
+            assert_eq!(inner.chain(), expected);
+            let outer = Error::caused(ErrorKind::Internal, "container c", inner);
+            assert_eq!(outer.chain(), format!("container c: {expected}"));
         }
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! It must not know containerd's protocol, nor the name of any hypervisor driver.
 
+mod aside;
 pub mod container;
 mod deadlines;
 pub mod error;

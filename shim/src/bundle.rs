@@ -27,6 +27,9 @@ pub struct Note {
     /// Where the sandbox's own directory is, once it is known: the configuration may be another one by then.
     #[serde(default)]
     pub run_dir: Option<PathBuf>,
+    /// What callers were shown as the container's pid, once there is one.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 /// Writes the server's address.
@@ -102,6 +105,7 @@ mod tests {
             sandbox: "s".into(),
             configuration: Some("/etc/k.toml".into()),
             run_dir: Some("/run/k".into()),
+            pid: Some(7),
         };
         write_note(bundle, &note).unwrap();
         for address in ["unix:///a", "unix:///b"] {

@@ -44,6 +44,10 @@ pub const LOGGER_END: Duration = Duration::from_secs(2);
 /// For a logger to end after it was asked to (containerd's own shim waits as long); then it is killed.
 pub const LOGGER_TERM: Duration = Duration::from_secs(12);
 
+/// For a thread that has nothing to do to get something: the next step of a creation follows at once, the next container
+/// does not.
+pub const IDLE_THREAD: Duration = Duration::from_millis(50);
+
 /// For the whole of `delete`: containerd kills it after five seconds.
 pub const DELETE: Duration = Duration::from_millis(4500);
 

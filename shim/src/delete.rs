@@ -17,6 +17,7 @@ use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, Sh
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use hypervisor::Hypervisor;
 use protobuf::Message;
+use runtime::error::story;
 use runtime::{Sandbox, SandboxId};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -103,6 +104,7 @@ pub fn delete(arguments: &Arguments) -> Result<()> {
     // Whatever came of that: containerd removes the bundle next, and with it what is still mounted there.
     removed.and(unmount_all(&target.bundle.join("rootfs")))?;
     let response = DeleteResponse {
+        pid: target.note.and_then(|note| note.pid).unwrap_or(0),
         exit_status: KILLED,
         exited_at: Some(timestamp(SystemTime::now())).into(),
         ..Default::default()
@@ -223,7 +225,10 @@ fn parts(note: Option<&Note>) -> Result<(Config, Arc<dyn Hypervisor>)> {
         Ok(parts) => Ok(parts),
         Err(error) => {
             // containerd logs it as a warning.
-            eprintln!("containerd-shim-kata-v2: cleaning up with built-in settings: {error:#}");
+            eprintln!(
+                "containerd-shim-kata-v2: cleaning up with built-in settings: {}",
+                story(&*error)
+            );
             usable(Config::defaults()?)
         }
     }

@@ -31,6 +31,7 @@ use std::env;
 use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
+use runtime::error::story;
 
 use arguments::{Action, USAGE};
 
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Whoever started us shows this to a person, on one line.
-            eprintln!("containerd-shim-kata-v2: {error:#}");
+            eprintln!("containerd-shim-kata-v2: {}", story(&*error));
             ExitCode::FAILURE
         }
     }

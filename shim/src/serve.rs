@@ -11,10 +11,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::shim_async::create_task;
 use runtime::SandboxId;
+use runtime::error::story;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::sockopt::socket_acceptconn;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 use slog::{Logger, info, o, warn};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -41,12 +44,20 @@ const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 /// Connections that wait to be accepted; as many as std asks for.
 const BACKLOG: i32 = 128;
 
+/// Threads that file systems may hold up at once. Each container needs one for moments, and each stream that goes into a
+/// file; one that a dead server keeps is lost.
+const MOST_THREADS: usize = 32;
+
+/// What `start` says when its caller has the address.
+pub const HANDED_OVER: &[u8] = b".";
+
 /// Serves until there is nothing more to serve.
 ///
 /// # Errors
 /// There is no socket to serve on, or the system refuses what a server needs.
 pub fn serve(arguments: &Arguments) -> Result<()> {
     let listener = take_listener()?;
+    let handover = take_handover()?;
     // A session of its own: what ends containerd's does not end us. Refused if it is so already.
     let _ = setsid();
     raise_limit();
@@ -56,22 +67,34 @@ pub fn serve(arguments: &Arguments) -> Result<()> {
     }
     let pipe = log::open(Path::new(".")).context("cannot open the log")?;
     let log = log::logger(pipe, verbosity.clone());
-    let served = run(arguments, listener, verbosity, &log);
+    let served = run(arguments, listener, handover, verbosity, &log);
     if let Err(error) = &served {
-        warn!(log, "the server failed"; "error" => format!("{error:#}"));
+        warn!(log, "the server failed"; "error" => story(&**error));
     }
     served
 }
 
-fn run(arguments: &Arguments, listener: UnixListener, verbosity: Verbosity, log: &Logger) -> Result<()> {
+fn run(
+    arguments: &Arguments,
+    listener: UnixListener,
+    handover: Option<OwnedFd>,
+    verbosity: Verbosity,
+    log: &Logger,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        // For what a file system may hold up. They are there while that goes on, whatever the number of containers.
+        .max_blocking_threads(MOST_THREADS)
+        .thread_keep_alive(deadlines::IDLE_THREAD)
         .build()
         .context("cannot start the event loop")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let life = Life::begin(arguments, listener, verbosity, log.clone()).await?;
-        life.run().await
-    })
+        life.run(handover).await
+    });
+    // One that a dead file system holds does not hold us.
+    runtime.shutdown_background();
+    served
 }
 
 /// The listening socket is the standard input: so it gets here without a line of unsafe code.
@@ -89,6 +112,34 @@ fn take_listener() -> Result<UnixListener> {
     // Once more, so that who connects sees our pid, and not that of the process that started us.
     rustix::net::listen(&listener, BACKLOG).context("cannot listen")?;
     Ok(listener.into())
+}
+
+/// The end of the pipe by which `start` says that it has handed us over; if it has made one.
+fn take_handover() -> Result<Option<OwnedFd>> {
+    let stdout = std::io::stdout();
+    let status = rustix::fs::fstat(&stdout).context("cannot look at the standard output")?;
+    if rustix::fs::FileType::from_raw_mode(status.st_mode) != rustix::fs::FileType::Fifo {
+        return Ok(None);
+    }
+    let pipe = fcntl_dupfd_cloexec(&stdout, 3).context("cannot keep the pipe")?;
+    let null = File::options()
+        .write(true)
+        .open("/dev/null")
+        .context("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdout(&null).context("cannot replace the standard output")?;
+    Ok(Some(pipe))
+}
+
+/// Returns if `start` has ended without having handed us over: nobody knows of us.
+async fn abandoned(handover: Option<OwnedFd>) {
+    let pipe = handover.and_then(|pipe| pipe::Receiver::from_owned_fd(pipe).ok());
+    if let Some(mut pipe) = pipe {
+        let mut said = [0; HANDED_OVER.len()];
+        if pipe.read_exact(&mut said).await.is_err() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Every process of a container needs a few descriptors, and the usual limit is low.
@@ -185,12 +236,17 @@ impl Life {
         })
     }
 
-    async fn run(mut self) -> Result<()> {
+    async fn run(mut self, handover: Option<OwnedFd>) -> Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot watch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
         let why = tokio::select! {
             _ = self.leave.wait_for(|leave| *leave) => "no container is left",
             () = idle(self.pod.occupancy()) => "nobody has a container for us",
+            () = abandoned(handover) => {
+                // Before anybody finds it.
+                self.socket.remove();
+                "whoever started us was killed before it could say where we are"
+            }
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };

@@ -56,6 +56,11 @@ impl Service {
                 debug!(self.log, "called"; "call" => call, "container" => id, "exec" => exec);
                 Ok(answer)
             }
+            // As the callers that ask until there is something, or nothing any more.
+            Err(error) if call == "State" && error.kind == ErrorKind::NotFound => {
+                debug!(self.log, "called"; "call" => call, "container" => id, "exec" => exec, "kind" => ?error.kind);
+                Err(error::status(&error))
+            }
             Err(error) => {
                 info!(self.log, "a call fails"; "call" => call, "container" => id, "exec" => exec,
                     "kind" => ?error.kind, "error" => error.chain());

@@ -6,7 +6,7 @@
 
 use std::env;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, PipeWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -20,6 +20,7 @@ use rustix::thread::{CoreSchedulingScope, create_core_scheduling_cookie};
 use crate::arguments::Arguments;
 use crate::bootstrap::{self, Said};
 use crate::bundle::{self, Note};
+use crate::serve::HANDED_OVER;
 use crate::{group, input, log, options, socket, sys};
 
 /// What the command line and the standard input ask for together.
@@ -75,15 +76,21 @@ pub fn start(arguments: Arguments) -> Result<()> {
     let input = input::read(io::stdin()).context("cannot read the standard input")?;
     let said = bootstrap::understand(&input, &arguments.id, &arguments.namespace);
     let request = Request::new(arguments, said)?;
-    let address = server(&request)?;
+    let (address, new) = server(&request)?;
     let mut out = io::stdout();
     out.write_all(address.as_bytes())
         .and_then(|()| out.flush())
-        .context("cannot print the address")
+        .context("cannot print the address")?;
+    if let Some(mut server) = new {
+        // One that has ended already is missed by whoever connects.
+        let _ = server.write_all(HANDED_OVER);
+    }
+    Ok(())
 }
 
-/// The address of the server, which listens when this returns.
-fn server(request: &Request) -> Result<String> {
+/// The address of the server, which listens when this returns. If it is a new one, it waits to be told over the pipe that
+/// whoever started us has its address, and ends when the pipe is closed before: then nobody knows of it.
+fn server(request: &Request) -> Result<(String, Option<PipeWriter>)> {
     let Request {
         arguments, bundle, ..
     } = request;
@@ -98,6 +105,7 @@ fn server(request: &Request) -> Result<String> {
     let note = Note {
         sandbox: sandbox.to_string(),
         run_dir: None,
+        pid: None,
         configuration: request.configuration.clone(),
     };
     bundle::write_note(bundle, &note)?;
@@ -113,44 +121,47 @@ fn server(request: &Request) -> Result<String> {
             );
         }
         bundle::write_address(bundle, &address)?;
-        return Ok(address);
+        return Ok((address, None));
     }
-    match socket::listen(&path)? {
+    let Some(listener) = socket::listen(&path)? else {
         // Its own server runs already, as after a `start` whose answer was lost.
-        None => bundle::write_address(bundle, &address)?,
-        Some(listener) => {
-            if let Err(error) = launch(request, listener, &address) {
-                // Nobody else knows it yet.
-                let _ = fs::remove_file(&path);
-                return Err(error);
-            }
+        bundle::write_address(bundle, &address)?;
+        return Ok((address, None));
+    };
+    match launch(request, listener, &address) {
+        Ok(pipe) => Ok((address, Some(pipe))),
+        Err(error) => {
+            // Nobody else knows it yet.
+            let _ = fs::remove_file(&path);
+            Err(error)
         }
     }
-    Ok(address)
 }
 
 /// Starts a server on this socket and writes down where it is.
-fn launch(request: &Request, listener: UnixListener, address: &str) -> Result<()> {
-    let mut child = spawn(request, listener)?;
+fn launch(request: &Request, listener: UnixListener, address: &str) -> Result<PipeWriter> {
+    let (mut child, pipe) = spawn(request, listener)?;
     let noted = bundle::write_pid(&request.bundle, child.id())
         .and_then(|()| bundle::write_address(&request.bundle, address));
-    if noted.is_err() {
+    if let Err(error) = noted {
         let _ = child.kill();
         let _ = child.wait();
-        return noted;
+        return Err(error);
     }
     adjust(&child);
-    Ok(())
+    Ok(pipe)
 }
 
-/// The server is this program again, with the listening socket as its standard input and no other descriptor of ours.
-fn spawn(request: &Request, listener: UnixListener) -> Result<Child> {
+/// The server is this program again, with the listening socket as its standard input, the end of a pipe in the place of its
+/// standard output, and no other descriptor of ours.
+fn spawn(request: &Request, listener: UnixListener) -> Result<(Child, PipeWriter)> {
     let arguments = &request.arguments;
     let program = env::current_exe().context("cannot find this program's file")?;
     let errors = match log::open(&request.bundle).context("cannot open the log")? {
         Some(pipe) => Stdio::from(pipe),
         None => Stdio::null(),
     };
+    let (theirs, ours) = io::pipe().context("cannot make a pipe for the server")?;
     let mut command = Command::new(&program);
     command
         .args(["-namespace", &arguments.namespace, "-id", &arguments.id])
@@ -158,7 +169,7 @@ fn spawn(request: &Request, listener: UnixListener) -> Result<Child> {
         .args(["-publish-binary", &arguments.publish_binary])
         .current_dir(&request.bundle)
         .stdin(OwnedFd::from(listener))
-        .stdout(Stdio::null())
+        .stdout(theirs)
         .stderr(errors);
     if arguments.debug {
         command.arg("-debug");
@@ -167,9 +178,10 @@ fn spawn(request: &Request, listener: UnixListener) -> Result<Child> {
         command.env("TTRPC_ADDRESS", address);
     }
     sys::close_on_exec_from(3).context("cannot keep descriptors from the server")?;
-    command
+    let child = command
         .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok((child, ours))
 }
 
 /// What other shims do for their servers. A system that refuses it runs containers all the same.

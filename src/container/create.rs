@@ -14,6 +14,7 @@ use super::state::State;
 use super::task::Task;
 use crate::ContainerId;
 use crate::error::Result;
+use crate::host::Hooks;
 use crate::io::Opened;
 use crate::sandbox::{Phases, VmEnd};
 
@@ -66,12 +67,16 @@ pub(crate) struct Parts {
     /// The sandbox has to be asked before a start.
     pub(crate) late: bool,
     pub(crate) phases: Phases,
+    pub(crate) hooks: Hooks,
+    /// What hooks are shown as its process.
+    pub(crate) pid: u32,
     pub(crate) log: Logger,
 }
 
-/// Creates it in the guest. On an error the guest has none of it.
+/// Tells the host's hooks of it and creates it in the guest. On an error the guest has none of it.
 pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
     let begun = Instant::now();
+    parts.hooks.creating(parts.pid, &parts.log).await?;
     parts.request.stdio = Some(parts.streams.wanted(None)).into();
     let id = parts.id;
     if let Err(error) = parts
@@ -109,6 +114,8 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
         vm: parts.vm,
         late: parts.late,
         phases: parts.phases,
+        hooks: parts.hooks,
+        pid: parts.pid,
         init: Process::new(State::Created, None, parts.streams),
         execs: Default::default(),
         jobs: Default::default(),

@@ -106,7 +106,7 @@ impl Container {
 
     /// Registers a process; [`Self::start_exec`] starts it.
     pub async fn exec(&self, request: ExecRequest) -> Result<()> {
-        self.ask(|task, reply| drop(reply.send(task.add(request)))).await
+        self.ask(|task, reply| task.add(request, reply)).await
     }
 
     /// Starts a registered process.

@@ -1,5 +1,6 @@
 //! One process of a container as the host sees it: its state, its streams, its end.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use agent_protocol as p;
@@ -73,21 +74,27 @@ impl Process {
         self.streams.is_some()
     }
 
-    /// Connects its streams, once it exists in the guest. `first` is called when its first output has come.
-    pub(super) fn connect(&mut self, target: &Target, first: impl Fn(Duration) + Clone + Send + 'static) {
+    /// Connects its streams, once it exists in the guest. `first` is called when its first output has come, on whichever of
+    /// them.
+    pub(super) fn connect(&mut self, target: &Target, first: impl FnOnce(Duration) + Send + 'static) {
         let Some(streams) = self.streams.take() else {
             return;
         };
         let begun = Instant::now();
+        let first = Arc::new(Mutex::new(Some(first)));
         for (stream, sink) in [
             (p::Stream::STDOUT, streams.stdout),
             (p::Stream::STDERR, streams.stderr),
         ] {
             let Some(sink) = sink else { continue };
-            let first = first.clone();
+            let first = Arc::clone(&first);
             self.outputs
                 .push(OutputPump::start(target.clone(), stream, sink, move || {
-                    first(begun.elapsed());
+                    // Nothing panics while it holds it.
+                    let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some(first) = first {
+                        first(begun.elapsed());
+                    }
                 }));
         }
         if let Some(source) = streams.stdin {

@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use agent_client::{Agent, ErrorKind as AgentErrorKind};
 use agent_protocol as p;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use slog::{Logger, info, o, warn};
+use slog::{Logger, debug, info, o, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
@@ -18,6 +18,7 @@ use super::process::{KILLED, Process, UNKNOWN};
 use super::state::{State, Step};
 use super::{Appeal, ExecRequest, ExitStatus, ProcessState, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Hooks;
 use crate::io::{Delivery, Opened, Target};
 use crate::sandbox::{Phases, VmEnd};
 use crate::{ContainerId, ExecId, deadlines};
@@ -37,6 +38,8 @@ pub(crate) struct Task {
     /// The sandbox has to be asked before a start.
     pub(super) late: bool,
     pub(super) phases: Phases,
+    pub(super) hooks: Hooks,
+    pub(super) pid: u32,
     pub(super) init: Process,
     pub(super) execs: HashMap<ExecId, Process>,
     pub(super) jobs: FuturesUnordered<BoxFuture<'static, Command>>,
@@ -237,8 +240,13 @@ impl Task {
         let phases = exec.is_none().then(|| self.phases.clone());
         if let Ok(process) = self.process(exec) {
             process.connect(&target, move |took| {
-                let took = phases.as_ref().map_or(took, |phases| phases.first_output(took));
-                info!(log, "first output"; "microseconds" => took.as_micros() as u64);
+                let micros = |took: Duration| took.as_micros() as u64;
+                match phases {
+                    Some(phases) => {
+                        info!(log, "first output"; "microseconds" => micros(phases.first_output(took)))
+                    }
+                    None => debug!(log, "first output"; "microseconds" => micros(took)),
+                }
             });
         }
     }
@@ -259,30 +267,61 @@ impl Task {
                 agent.start_container(request, Some(limit)).await?;
                 Ok(())
             },
-            move |task, answer: Result<()>| {
-                let answer = match answer {
-                    Ok(()) => {
-                        task.happened(None, Step::Started);
-                        task.phases.started(begun.elapsed());
-                        Ok(())
-                    }
-                    Err(error) => {
-                        task.happened(None, Step::StartFailed);
-                        Err(error)
-                    }
-                };
-                drop(reply.send(answer));
+            move |task, answer: Result<()>| match answer {
+                Ok(()) => {
+                    task.happened(None, Step::Started);
+                    task.phases.started(begun.elapsed());
+                    task.tell_start(reply);
+                }
+                Err(error) => {
+                    task.happened(None, Step::StartFailed);
+                    drop(reply.send(Err(error)));
+                }
             },
         );
         self.connect(None);
     }
 
-    pub(super) fn add(&mut self, request: ExecRequest) -> Result<()> {
+    /// Tells the host's hooks that init executes, before the caller.
+    fn tell_start(&self, reply: Reply<()>) {
+        if !self.hooks.await_start() {
+            drop(reply.send(Ok(())));
+            return;
+        }
+        let (hooks, pid, log) = (self.hooks.clone(), self.pid, self.log.clone());
+        self.job(async move { hooks.started(pid, &log).await }, |_, ()| {
+            drop(reply.send(Ok(())));
+        });
+    }
+
+    pub(super) fn add(&mut self, request: ExecRequest, reply: Reply<()>) {
+        let ExecRequest { id, process, stdio } = request;
+        if let Err(error) = self.may_add(&id) {
+            drop(reply.send(Err(error)));
+            return;
+        }
+        let opening = Opened::open(stdio, self.timeouts.request);
+        self.job(opening, move |task, streams| {
+            let added = streams.and_then(|streams| {
+                // Another one may have come first.
+                task.may_add(&id)?;
+                let spec = serde_json::to_vec(&process).map_err(|cause| {
+                    Error::caused(ErrorKind::InvalidArgument, "the process is not JSON", cause)
+                })?;
+                let process = Process::new(State::Added, Some(spec), streams);
+                task.execs.insert(id, process);
+                Ok(())
+            });
+            drop(reply.send(added));
+        });
+    }
+
+    fn may_add(&self, id: &ExecId) -> Result<()> {
         self.vm_runs()?;
-        if self.execs.contains_key(&request.id) {
+        if self.execs.contains_key(id) {
             return Err(Error::new(
                 ErrorKind::AlreadyExists,
-                format!("{} exists already", self.name(Some(&request.id))),
+                format!("{} exists already", self.name(Some(id))),
             ));
         }
         if self.init.state != State::Running {
@@ -291,10 +330,6 @@ impl Task {
                 format!("container {} is not running", self.id),
             ));
         }
-        let spec = serde_json::to_vec(&request.process)
-            .map_err(|cause| Error::caused(ErrorKind::InvalidArgument, "the process is not JSON", cause))?;
-        let process = Process::new(State::Added, Some(spec), Opened::open(request.stdio)?);
-        self.execs.insert(request.id, process);
         Ok(())
     }
 

@@ -11,7 +11,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::*;
+use crate::host::Hooks;
 use crate::io::Opened;
+use crate::model::HooksPlan;
 use crate::sandbox::{Phases, VmEnd};
 
 /// Longer than anything here takes on a busy machine.
@@ -48,7 +50,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
             container_id: "c".into(),
             ..Default::default()
         },
-        streams: Opened::open(stdio)?,
+        streams: Opened::open(stdio, SOON).await?,
         timeouts: Timeouts {
             request: REQUEST,
             create: REQUEST,
@@ -57,6 +59,8 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
         vm: vm.subscribe(),
         late: false,
         phases: phases.clone(),
+        hooks: Hooks::new(&ContainerId::new("c").unwrap(), HooksPlan::default()),
+        pid: 7,
         log: log(),
     };
     Ok(Fixture {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
+use crate::aside::Site;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oci;
 
@@ -31,14 +32,15 @@ pub(super) fn absolute(bundle: &Path) -> Result<PathBuf> {
 }
 
 /// The specification of a bundle.
-pub(super) fn specification(bundle: &Path) -> Result<Spec> {
+pub(super) fn specification(bundle: &Path, site: &Site) -> Result<Spec> {
     let path = bundle.join("config.json");
+    site.at(&path)?;
     let json = read(&path, MAX_CONFIG)?;
     oci::load(&json).map_err(|error| error.while_doing(path.display()))
 }
 
 /// What the specification mounts over `/etc/resolv.conf`, if anything.
-pub(super) fn resolv_conf(spec: &Spec) -> Result<Option<String>> {
+pub(super) fn resolv_conf(spec: &Spec, site: &Site) -> Result<Option<String>> {
     let source = spec
         .mounts()
         .iter()
@@ -49,6 +51,7 @@ pub(super) fn resolv_conf(spec: &Spec) -> Result<Option<String>> {
     let Some(source) = source.filter(|source| source.is_absolute()) else {
         return Ok(None);
     };
+    site.at(source)?;
     String::from_utf8(read(source, MAX_RESOLV_CONF)?)
         .map(Some)
         .map_err(|_| {
@@ -125,7 +128,7 @@ mod tests {
         };
         let mount =
             |source: &Path| serde_json::json!({"destination": RESOLV_CONF, "type": "bind", "source": source});
-        let read = |mounts| resolv_conf(&spec(mounts));
+        let read = |mounts| resolv_conf(&spec(mounts), &Site::default());
         assert_eq!(read(serde_json::json!([])).unwrap(), None);
         let twice = serde_json::json!([mount(Path::new("/nonexistent")), mount(&file)]);
         assert_eq!(read(twice).unwrap().as_deref(), Some("nameserver 192.0.2.1\n"));

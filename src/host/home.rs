@@ -10,8 +10,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, open, openat, statat};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, fstat, ftruncate, open, openat, statat};
+use rustix::io::{Errno, pwrite};
 use sha2::{Digest, Sha256};
 
 use super::tree;
@@ -45,6 +45,15 @@ impl Drop for Home {
     }
 }
 
+/// What an attempt has come to.
+enum Attempt<T> {
+    Done(T),
+    /// The owner is dead, and yet its lock is held.
+    Lingers,
+    /// The owner is dead, and this process cleans up after it.
+    Cleaned(u32),
+}
+
 /// How somebody else's lock ended our attempt.
 enum Refused {
     /// The directory, or the file, is another one by now.
@@ -69,10 +78,16 @@ impl Home {
     /// Claims the directory of a sandbox that is to be, and makes it if it is not there. Whether it was: then a dead owner
     /// has left it, and what is in it.
     pub(super) async fn claim(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<(Self, bool)> {
-        insist(id, || Self::try_claim(run_dir, scope, id)).await
+        let late = |pid| {
+            Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("sandbox {id} exists still: its owner is dead, and process {pid} cleans up after it"),
+            ))
+        };
+        insist(id, || Self::try_claim(run_dir, scope, id), late).await
     }
 
-    fn try_claim(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Option<(Self, bool)>> {
+    fn try_claim(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Attempt<(Self, bool)>> {
         let run_dir = run_directory(run_dir)?;
         let dir = directory(&run_dir, scope, id)?;
         for _ in 0..ATTEMPTS {
@@ -82,10 +97,10 @@ impl Home {
                 Err(cause) => return Err(unusable(&dir, cause)),
             };
             match lock(&dir) {
-                Ok(lock) => return Ok(Some((Self { dir, lock }, !made))),
+                Ok(lock) => return Ok(Attempt::Done((Self { dir, lock }, !made))),
                 Err(Refused::Changed) => {}
                 Err(Refused::Owned) => {
-                    return owned(ErrorKind::AlreadyExists, id, &dir, "exists already").map(|()| None);
+                    return owned(ErrorKind::AlreadyExists, id, &dir, "exists already");
                 }
                 Err(Refused::Failed(cause)) => return Err(unusable(&dir, cause)),
             }
@@ -93,26 +108,27 @@ impl Home {
         Err(contended(&dir))
     }
 
-    /// Takes over what a dead owner has left. `None`: nothing.
+    /// Takes over what a dead owner has left. `None`: nothing, or somebody else has taken it over and is not done yet.
     pub(super) async fn inherit(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Option<Self>> {
-        insist(id, || Self::try_inherit(run_dir, scope, id)).await
+        // Whoever cleans up goes on.
+        insist(id, || Self::try_inherit(run_dir, scope, id), |_| Ok(None)).await
     }
 
-    fn try_inherit(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Option<Option<Self>>> {
+    fn try_inherit(run_dir: &Path, scope: &SandboxId, id: &SandboxId) -> Result<Attempt<Option<Self>>> {
         let run_dir = match fs::canonicalize(run_dir) {
             Ok(run_dir) => run_dir,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Some(None)),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Attempt::Done(None)),
             Err(cause) => return Err(unusable(run_dir, cause)),
         };
         let dir = directory(&run_dir, scope, id)?;
         for _ in 0..ATTEMPTS {
             match lock(&dir) {
-                Ok(lock) => return Ok(Some(Some(Self { dir, lock }))),
-                Err(Refused::Changed) if !dir.exists() => return Ok(Some(None)),
+                Ok(lock) => return Ok(Attempt::Done(Some(Self { dir, lock }))),
+                Err(Refused::Changed) if !dir.exists() => return Ok(Attempt::Done(None)),
                 Err(Refused::Changed) => {}
                 Err(Refused::Owned) => {
                     let what = "cannot be cleaned up: its owner lives";
-                    return owned(ErrorKind::FailedPrecondition, id, &dir, what).map(|()| None);
+                    return owned(ErrorKind::FailedPrecondition, id, &dir, what);
                 }
                 Err(Refused::Failed(cause)) => return Err(unusable(&dir, cause)),
             }
@@ -216,6 +232,9 @@ fn lock(dir: &Path) -> Result<File, Refused> {
     let there = statat(CWD, dir.join(LOCK), AtFlags::SYMLINK_NOFOLLOW)?;
     let ours = fstat(&lock)?;
     if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) {
+        // Our pid, for whoever comes next: the record has another one's, as long as we clean up.
+        ftruncate(&lock, 0)?;
+        pwrite(&lock, std::process::id().to_string().as_bytes(), 0)?;
         Ok(lock.into())
     } else {
         Err(Refused::Changed)
@@ -231,28 +250,39 @@ fn open_directory(dir: &Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
 }
 
 /// Tries until there is an answer. There is none while the owner is dead, and yet its lock is held: by a child that it was
-/// just starting, which ends as soon as it notices. Nobody tells when.
-async fn insist<T>(id: &SandboxId, attempt: impl Fn() -> Result<Option<T>>) -> Result<T> {
+/// just starting, which ends as soon as it notices; or by somebody who cleans up. Nobody tells when. `late` answers instead of
+/// one who cleans up for too long.
+async fn insist<T>(
+    id: &SandboxId,
+    attempt: impl Fn() -> Result<Attempt<T>>,
+    late: impl FnOnce(u32) -> Result<T>,
+) -> Result<T> {
     const INSTANT: Duration = Duration::from_millis(1);
-    let until = Instant::now() + deadlines::LOCK_GONE;
+    let begun = Instant::now();
     loop {
-        if let Some(answer) = attempt()? {
-            return Ok(answer);
+        match attempt()? {
+            Attempt::Done(answer) => return Ok(answer),
+            Attempt::Lingers if begun.elapsed() >= deadlines::LOCK_GONE => {
+                return Err(Error::new(
+                    ErrorKind::DeadlineExceeded,
+                    format!("the owner of sandbox {id} is dead, but something has kept its lock"),
+                ));
+            }
+            Attempt::Cleaned(pid) if begun.elapsed() >= deadlines::CLEANED => return late(pid),
+            Attempt::Lingers | Attempt::Cleaned(_) => tokio::time::sleep(INSTANT).await,
         }
-        if Instant::now() >= until {
-            return Err(Error::new(
-                ErrorKind::DeadlineExceeded,
-                format!("the owner of sandbox {id} is dead, but something has kept its lock"),
-            ));
-        }
-        tokio::time::sleep(INSTANT).await;
     }
 }
 
-/// The error of an attempt on a directory whose lock is held. None, if the one who should hold it is dead.
-fn owned(kind: ErrorKind, id: &SandboxId, dir: &Path, what: &str) -> Result<()> {
+/// What an attempt on a directory comes to whose lock is held: an error, unless the one who should hold it is dead.
+fn owned<T>(kind: ErrorKind, id: &SandboxId, dir: &Path, what: &str) -> Result<Attempt<T>> {
     let owner = match Record::read(dir) {
-        Ok(Some(record)) if is_dead(record.owner) => return Ok(()),
+        Ok(Some(record)) if is_dead(record.owner) => {
+            return Ok(match holder(dir).filter(|&pid| !is_dead(pid)) {
+                Some(pid) => Attempt::Cleaned(pid),
+                None => Attempt::Lingers,
+            });
+        }
         Ok(Some(record)) => format!("process {} owns it", record.owner),
         // Its owner is only just beginning.
         Ok(None) | Err(_) => "a process owns it".to_owned(),
@@ -261,6 +291,15 @@ fn owned(kind: ErrorKind, id: &SandboxId, dir: &Path, what: &str) -> Result<()> 
         kind,
         format!("sandbox {id} {what} ({owner}, in {})", dir.display()),
     ))
+}
+
+/// Who has taken the lock last.
+fn holder(dir: &Path) -> Option<u32> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = openat(open_directory(dir).ok()?, LOCK, flags, Mode::empty()).ok()?;
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(File::from(file), 16), &mut text).ok()?;
+    text.parse().ok()
 }
 
 fn is_dead(pid: u32) -> bool {
@@ -379,12 +418,43 @@ mod tests {
         let inherited = tokio::time::timeout(Duration::from_millis(20), inherited).await;
         assert!(inherited.is_err(), "its lock is held");
         owner.wait().unwrap();
+        // Of whoever holds the lock there is nothing in its file, as long as it has not become a program.
+        fs::write(home.dir().join(LOCK), owner.id().to_string()).unwrap();
         let ends = async {
             tokio::task::yield_now().await;
             drop(home);
         };
         let (inherited, ()) = tokio::join!(Home::inherit(run_dir.path(), &scope, &id), ends);
         assert!(inherited.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn whoever_cleans_up_is_waited_for_and_then_left_alone() {
+        let run_dir = tempfile::tempdir().unwrap();
+        let (scope, id) = (id("t"), id("s"));
+        let (cleaner, _) = Home::claim(run_dir.path(), &scope, &id).await.unwrap();
+        let mut record = Record::new(&scope, &id);
+        let mut owner = std::process::Command::new("true").spawn().unwrap();
+        record.owner = owner.id();
+        owner.wait().unwrap();
+        record.write(cleaner.dir()).unwrap();
+        let begun = Instant::now();
+        let inherited = Home::inherit(run_dir.path(), &scope, &id).await;
+        assert!(inherited.unwrap().is_none(), "it is not ours to take");
+        assert!(begun.elapsed() >= deadlines::CLEANED);
+        let error = Home::claim(run_dir.path(), &scope, &id).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::AlreadyExists);
+        assert!(
+            error.context.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
+        // It is killed, and not done.
+        let ends = async {
+            tokio::task::yield_now().await;
+            drop(cleaner);
+        };
+        let (inherited, ()) = tokio::join!(Home::inherit(run_dir.path(), &scope, &id), ends);
+        assert!(inherited.unwrap().is_some(), "what it has left is taken over");
     }
 
     #[test]
@@ -398,8 +468,8 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         match Home::try_claim(run_dir.path(), &id("t"), &id("s")) {
-                            Ok(None) => panic!("everybody lives"),
-                            Ok(Some((home, _))) => {
+                            Ok(Attempt::Lingers | Attempt::Cleaned(_)) => panic!("everybody lives"),
+                            Ok(Attempt::Done((home, _))) => {
                                 assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0);
                                 claims.fetch_add(1, Ordering::SeqCst);
                                 owners.fetch_sub(1, Ordering::SeqCst);

@@ -1,11 +1,13 @@
 //! Cleans up after an owner that died, from what it has left on disk alone.
 
 use configuration::Config;
+use futures::future::{FutureExt, join, join_all};
 use hypervisor::{Hypervisor, VmRecord, process};
 
 use super::cgroup;
 use super::clear;
 use super::home::Home;
+use super::mount;
 use super::network;
 use crate::SandboxId;
 use crate::error::{Error, Result};
@@ -34,11 +36,19 @@ pub(super) async fn clear_dead(home: Home, hypervisor: &dyn Hypervisor) -> Resul
     let record = Record::read(home.dir());
     let mut result = Ok(());
     if let Ok(Some(record)) = &record {
+        let daemons: Vec<_> = record.daemons.iter().rev().map(identity).collect();
+        let mut ends = Vec::new();
         if let Some(vm) = &record.vm {
-            result = result.and(hypervisor.reap(vm).await.map_err(Error::from));
+            ends.push(hypervisor.reap(vm));
         }
-        for daemon in record.daemons.iter().rev() {
-            result = result.and(process::reap(&identity(daemon)).await.map_err(Error::from));
+        ends.extend(daemons.iter().map(|daemon| process::reap(daemon).boxed()));
+        // Every process is killed before the first one is waited for, and mounts go meanwhile: the end of a large guest takes
+        // longer than we may have.
+        let mounts = async { mount::clear_below(home.dir()) };
+        // What cannot be taken away now is tried again, and told, at the end.
+        let (ended, _) = join(join_all(ends), mounts).await;
+        for ended in ended {
+            result = result.and(ended.map_err(Error::from));
         }
         if let Some(network) = &record.network {
             result = result.and(network::clean_up_dead(network).await);

@@ -8,6 +8,7 @@ mod cgroup;
 mod daemon;
 mod devices;
 mod home;
+mod hooks;
 mod leftovers;
 mod mount;
 mod mountinfo;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 use agent_protocol as p;
 use async_trait::async_trait;
 use configuration::Config;
-use futures::future::{FutureExt, select_all};
+use futures::future::{BoxFuture, FutureExt, ready, select_all};
 use hypervisor::{Device, Hypervisor, VmRecord, VmSpec};
 use oci_spec::runtime::Spec;
 use slog::{Logger, o, warn};
@@ -38,17 +39,18 @@ use tokio::net::TcpListener;
 
 use daemon::Daemon;
 use home::Home;
+pub(crate) use hooks::Hooks;
 pub(crate) use leftovers::clean_up_dead;
 use network::{Attached, Keeper};
 use share::Share;
 use step::Steps;
 
-use crate::container::ContainerRequest;
+use crate::aside::{Site, aside};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
-use crate::sandbox::{Acquired, Ground, Look, SandboxRequest};
+use crate::model::{CgroupPlan, ChannelPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
 use crate::store::{CgroupRecord, Record};
-use crate::{ContainerId, SandboxId, oci, plan};
+use crate::{ContainerId, SandboxId, deadlines, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
 const VM_DIRECTORY: &str = "vm";
@@ -58,7 +60,7 @@ pub(crate) struct Host {
     config: Arc<Config>,
     hypervisor: Arc<dyn Hypervisor>,
     scope: SandboxId,
-    plan: SandboxPlan,
+    plan: Arc<SandboxPlan>,
     held: Option<Held>,
     /// Containers so far, so that no name in the share is ever used twice.
     added: u64,
@@ -68,7 +70,7 @@ pub(crate) struct Host {
 
 /// What it holds, from the moment that the directory is its own.
 struct Held {
-    home: Home,
+    home: Arc<Home>,
     record: Record,
     share: Option<Share>,
     daemons: Vec<Daemon>,
@@ -92,27 +94,27 @@ impl Host {
     ///
     /// # Errors
     /// What is wrong with the host, the bundle or their combination with the configuration.
-    pub(crate) fn plan(request: &SandboxRequest) -> Result<Self> {
+    pub(crate) fn plan(request: &SandboxRequest, site: &Site) -> Result<Self> {
         request.hypervisor.check_host()?;
-        let spec = bundle::specification(&bundle::absolute(&request.bundle)?)?;
-        let resolv_conf = bundle::resolv_conf(&spec)?;
+        let spec = bundle::specification(&bundle::absolute(&request.bundle)?, site)?;
+        let resolv_conf = bundle::resolv_conf(&spec, site)?;
         let sandbox = oci::sandbox(&request.id, &spec, resolv_conf.as_deref())?;
         let abilities = request.hypervisor.capabilities();
         let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
-        Self::look_ahead(request, &plan, spec)?;
+        Self::look_ahead(request, &plan, spec, site)?;
         Self::new(request, plan)
     }
 
     /// The first container is planned, and what it needs of the host is looked for: what can't be is refused here, and not
     /// after a virtual machine was started for it.
-    fn look_ahead(request: &SandboxRequest, plan: &SandboxPlan, spec: Spec) -> Result<()> {
+    fn look_ahead(request: &SandboxRequest, plan: &SandboxPlan, spec: Spec, site: &Site) -> Result<()> {
         let id = ContainerId::new(request.id.as_str())?;
         let bundle = bundle::absolute(&request.bundle)?;
         // A relative root is the caller's to mount, and may have to be made first.
         let root = spec.root().as_ref().map(|root| root.path().clone());
         let container = oci::container(&id, spec, bundle, Vec::new())?;
         let container = plan::container(&request.config, plan, &container)?;
-        share::find_sources(&container, root.is_some_and(|root| root.is_absolute()))
+        share::find_sources(&container, root.is_some_and(|root| root.is_absolute()), site)
             .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
 
@@ -123,7 +125,7 @@ impl Host {
             config: Arc::clone(&request.config),
             hypervisor: Arc::clone(&request.hypervisor),
             scope: request.scope.clone(),
-            plan,
+            plan: Arc::new(plan),
             held: None,
             added: 0,
             steps: Steps::default(),
@@ -131,14 +133,14 @@ impl Host {
         })
     }
 
-    /// Makes a planned container's files visible. On an error nothing of it is left.
-    fn carry_out(&mut self, plan: &ContainerPlan) -> Result<()> {
-        let share = self.held.as_mut().and_then(|held| held.share.as_mut());
-        share.ok_or_else(not_acquired)?.add(plan, &mut self.steps)
+    /// The share, and how to count what is done in it.
+    fn shared(&self) -> Result<(Share, Steps)> {
+        let share = self.held.as_ref().and_then(|held| held.share.clone());
+        Ok((share.ok_or_else(not_acquired)?, self.steps.clone()))
     }
 
     /// The cgroups that processes are to be started in.
-    fn cgroup(held: &mut Held, plan: &CgroupPlan, steps: &mut Steps) -> Result<()> {
+    fn cgroup(held: &mut Held, plan: &CgroupPlan, steps: &Steps) -> Result<()> {
         let (record, dir) = (&mut held.record, held.home.dir());
         let mut keep = |made: CgroupRecord| {
             record.cgroup = Some(made);
@@ -149,12 +151,7 @@ impl Host {
     }
 
     /// The pod's network.
-    async fn network(
-        held: &mut Held,
-        plan: &NetworkPlan,
-        steps: &mut Steps,
-        log: &Logger,
-    ) -> Result<Networked> {
+    async fn network(held: &mut Held, plan: &NetworkPlan, steps: &Steps, log: &Logger) -> Result<Networked> {
         let model = network::Model::of(plan.model);
         let attached = Attached::hold(plan.namespace.as_deref(), model, plan.queues).await?;
         // Held first, so that a release waits for what is under way when a start is given up.
@@ -171,9 +168,7 @@ impl Host {
         held.record.write(held.home.dir())?;
         steps.take()?;
         let namespace = keeper.namespace();
-        // Nobody puts interfaces into a namespace that is there already once its pod is created.
-        let is_new = plan.namespace.is_none() && model.is_some();
-        let late: Option<Look> = is_new.then(|| {
+        let late: Option<Look> = (plan.late && model.is_some()).then(|| {
             let look = move || {
                 let keeper = keeper.clone();
                 async move { keeper.look_again().await }.boxed()
@@ -190,7 +185,7 @@ impl Host {
     }
 
     /// The share, and its device.
-    async fn share(held: &mut Held, plan: &SharePlan, steps: &mut Steps, log: &Logger) -> Result<Device> {
+    async fn share(held: &mut Held, plan: &SharePlan, steps: &Steps, log: &Logger) -> Result<Device> {
         let inert = *plan != SharePlan::Process;
         let dir = held.home.dir().to_owned();
         let share = Share::make(&dir, inert, steps)?;
@@ -230,7 +225,13 @@ impl Held {
         if let Some(cgroup) = &self.record.cgroup {
             result = result.and(cgroup::remove(cgroup).await);
         }
-        result.and(self.clear())
+        // The last one to let go of a file system may have to wait for what it has not written yet.
+        let home = Arc::clone(&self.home);
+        let cleared = aside(deadlines::CLEARED, move |site| {
+            site.at(home.dir())?;
+            clear(&home)
+        });
+        result.and(cleared.await)
     }
 
     /// Gives back what outlives a process.
@@ -254,7 +255,7 @@ fn clear(home: &Home) -> Result<()> {
 #[async_trait]
 impl Ground for Host {
     async fn acquire(&mut self) -> Result<Acquired> {
-        let (plan, steps, log) = (&self.plan, &mut self.steps, &self.log);
+        let (plan, steps, log) = (&self.plan, &self.steps, &self.log);
         let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id).await?;
         let home = match left_over {
             false => home,
@@ -268,7 +269,7 @@ impl Ground for Host {
             }
         };
         let held = self.held.insert(Held {
-            home,
+            home: Arc::new(home),
             record: Record::new(&self.scope, &plan.id),
             share: None,
             daemons: Vec::new(),
@@ -341,29 +342,48 @@ impl Ground for Host {
         self.steps.take()
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
-        let bundle = bundle::absolute(&request.bundle)?;
-        let spec = bundle::specification(&bundle)?;
-        let mut container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
+    fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
+        let (config, sandbox, shared) = (Arc::clone(&self.config), Arc::clone(&self.plan), self.shared());
         // A guest remembers what it has seen under a name for a while.
-        container.directory = format!("{}.{}", request.id, self.added);
+        let directory = format!("{}.{}", request.id, self.added);
         self.added += 1;
-        let plan = plan::container(&self.config, &self.plan, &container)?;
-        self.carry_out(&plan)?;
-        Ok(plan.guest)
+        let limit = config.agent.create_container_timeout;
+        let id = request.id.clone();
+        let work = move |site: &Site| {
+            let (share, steps) = shared?;
+            let bundle = bundle::absolute(&request.bundle)?;
+            let spec = bundle::specification(&bundle, site)?;
+            let mut container = oci::container(&request.id, spec, bundle, request.rootfs)?;
+            container.directory = directory;
+            let plan = plan::container(&config, &sandbox, &container)?;
+            share.add(&plan, &steps.aside(site))?;
+            Ok(Added {
+                guest: plan.guest,
+                hooks: Hooks::new(&plan.id, plan.hooks),
+            })
+        };
+        let late = move |error: Error| match error.kind {
+            ErrorKind::DeadlineExceeded => error.while_doing(format_args!("container {id}")),
+            _ => error,
+        };
+        aside(limit, work).map(|added| added.map_err(late)).boxed()
     }
 
-    fn remove(&mut self, id: &ContainerId) -> Result<()> {
-        match self.held.as_mut().and_then(|held| held.share.as_mut()) {
-            Some(share) => share.remove(id),
-            None => Ok(()),
-        }
+    fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
+        let Ok((share, _)) = self.shared() else {
+            return ready(Ok(())).boxed();
+        };
+        let (id, limit) = (id.clone(), self.config.agent.request_timeout);
+        aside(limit, move |_| share.remove(&id)).boxed()
     }
 
     async fn release(&mut self) -> Result<()> {
         let Some(held) = &mut self.held else {
             return Ok(());
         };
+        if let Some(share) = &held.share {
+            share.settled().await;
+        }
         let released = held.release().await;
         self.held = None;
         released

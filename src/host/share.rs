@@ -10,39 +10,58 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::mount::{self, Limits};
 use super::options::{Bind, Options};
 use super::step::Steps;
-use crate::ContainerId;
+use crate::aside::Site;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::ROOTFS;
 use crate::model::{BindPlan, ContainerPlan, RootPlan};
 use crate::sandbox::RootfsMount;
+use crate::{ContainerId, deadlines};
 
 /// What the caller names, in errors.
 const ROOT: &str = "the root file system";
 const SOURCE: &str = "the source of a mount";
 
-/// The share of one sandbox.
-#[derive(Debug)]
+/// The share of one sandbox. Clones are the same.
+#[derive(Debug, Clone)]
 pub(super) struct Share {
     mounts: PathBuf,
     shared: PathBuf,
     inert: bool,
-    /// Directories of the containers that are there.
-    directories: BTreeMap<ContainerId, PathBuf>,
+    /// Directories of the containers that are there. Held for moments only.
+    directories: Arc<Mutex<BTreeMap<ContainerId, PathBuf>>>,
+    /// Containers that are being added.
+    adding: watch::Sender<usize>,
+}
+
+/// A container is being added.
+struct Adding<'a>(&'a Share);
+
+impl Drop for Adding<'_> {
+    fn drop(&mut self) {
+        self.0
+            .adding
+            .send_modify(|adding| *adding = adding.saturating_sub(1));
+    }
 }
 
 impl Share {
     /// Makes it in the sandbox's directory. `inert`: it is served to a virtual machine, and the host itself uses none of it.
     /// What a failure leaves is [`mount::clear_below`]'s to take away.
-    pub(super) fn make(dir: &Path, inert: bool, steps: &mut Steps) -> Result<Self> {
+    pub(super) fn make(dir: &Path, inert: bool, steps: &Steps) -> Result<Self> {
         let share = Self {
             mounts: dir.join("mounts"),
             shared: dir.join("shared"),
             inert,
-            directories: BTreeMap::new(),
+            directories: Arc::default(),
+            adding: watch::Sender::new(0),
         };
         let failed = |cause: io::Error| {
             Error::caused(
@@ -70,21 +89,41 @@ impl Share {
         &self.shared
     }
 
-    /// Makes a container's files appear. On an error nothing of them is left.
-    pub(super) fn add(&mut self, plan: &ContainerPlan, steps: &mut Steps) -> Result<()> {
+    /// Makes a container's files appear. On an error, or if nobody wants them any more, nothing of them is left.
+    pub(super) fn add(&self, plan: &ContainerPlan, steps: &Steps) -> Result<()> {
+        self.adding.send_modify(|adding| *adding += 1);
+        let _adding = Adding(self);
         let dir = self.mounts.join(name(&plan.directory)?);
         make_directory(&dir).map_err(|cause| ours(&dir, cause))?;
-        self.directories.insert(plan.id.clone(), dir.clone());
-        self.fill(&dir, plan, steps).map_err(|error| {
+        let filled = self.fill(&dir, plan, steps).and_then(|()| {
+            let mut directories = self.directories();
+            // Whoever gives up removes afterwards what is in the list by then.
+            steps.at(&dir)?;
+            directories.insert(plan.id.clone(), dir.clone());
+            Ok(())
+        });
+        filled.map_err(|error| {
             let error = error.while_doing(format_args!("container {}", plan.id));
-            match self.remove(&plan.id) {
+            match clear(&dir) {
                 Ok(()) => error,
                 Err(second) => error.and(&second),
             }
         })
     }
 
-    fn fill(&self, dir: &Path, plan: &ContainerPlan, steps: &mut Steps) -> Result<()> {
+    /// Waits until nothing is being added, or for the time that takes where nothing hangs.
+    pub(super) async fn settled(&self) {
+        let mut adding = self.adding.subscribe();
+        // The sender is ours.
+        let _ = timeout(deadlines::SETTLED, adding.wait_for(|adding| *adding == 0)).await;
+    }
+
+    fn directories(&self) -> MutexGuard<'_, BTreeMap<ContainerId, PathBuf>> {
+        // Nothing panics while it holds them.
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fill(&self, dir: &Path, plan: &ContainerPlan, steps: &Steps) -> Result<()> {
         steps.take()?;
         let root = dir.join(ROOTFS);
         make_directory(&root).map_err(|cause| ours(&root, cause))?;
@@ -92,11 +131,13 @@ impl Share {
             RootPlan::Mounts(mounts) => {
                 for one in mounts {
                     steps.take()?;
+                    steps.at(Path::new(&one.source))?;
                     self.mount_root(one, &root)?;
                 }
             }
             RootPlan::Directory(source) => {
                 let limits = self.limits(false);
+                steps.at(source)?;
                 mount::open_directory(source)
                     .and_then(|source| mount::bind(&source, &root, Bind::Recursive, limits))
                     .map_err(|cause| theirs(ROOT, source, cause))?;
@@ -104,6 +145,7 @@ impl Share {
         }
         for bind in &plan.binds {
             steps.take()?;
+            steps.at(&bind.source)?;
             self.bind(bind, dir)?;
         }
         steps.take()
@@ -149,35 +191,42 @@ impl Share {
 
     /// Takes a container's files away. Nothing there is success. Nothing is deleted but what was made here: empty
     /// directories and files.
-    pub(super) fn remove(&mut self, id: &ContainerId) -> Result<()> {
-        let Some(dir) = self.directories.get(id) else {
+    pub(super) fn remove(&self, id: &ContainerId) -> Result<()> {
+        let Some(dir) = self.directories().get(id).cloned() else {
             return Ok(());
         };
-        let entries = fs::read_dir(dir).map_err(|cause| ours(dir, cause))?;
-        let mut result = Ok(());
-        for entry in entries.flatten() {
-            let path = entry.path();
-            let removed = mount::clear(&path).and_then(|()| match entry.file_type()?.is_dir() {
-                true => fs::remove_dir(&path),
-                false => fs::remove_file(&path),
-            });
-            result = result.and(removed.map_err(|cause| ours(&path, cause)));
-        }
-        result?;
-        fs::remove_dir(dir).map_err(|cause| ours(dir, cause))?;
-        self.directories.remove(id);
+        clear(&dir)?;
+        self.directories().remove(id);
         Ok(())
     }
 }
 
+/// Takes a container's directory away.
+fn clear(dir: &Path) -> Result<()> {
+    let entries = fs::read_dir(dir).map_err(|cause| ours(dir, cause))?;
+    let mut result = Ok(());
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let removed = mount::clear(&path).and_then(|()| match entry.file_type()?.is_dir() {
+            true => fs::remove_dir(&path),
+            false => fs::remove_file(&path),
+        });
+        result = result.and(removed.map_err(|cause| ours(&path, cause)));
+    }
+    result?;
+    fs::remove_dir(dir).map_err(|cause| ours(dir, cause))
+}
+
 /// Looks for everything of the host's that a container is to see: `root` says whether the root file system is already there.
-pub(super) fn find_sources(plan: &ContainerPlan, root: bool) -> Result<()> {
+pub(super) fn find_sources(plan: &ContainerPlan, root: bool, site: &Site) -> Result<()> {
     if let RootPlan::Directory(source) = &plan.root
         && root
     {
+        site.at(source)?;
         mount::open_directory(source).map_err(|cause| theirs(ROOT, source, cause))?;
     }
     for bind in &plan.binds {
+        site.at(&bind.source)?;
         mount::open_source(&bind.source).map_err(|cause| theirs(SOURCE, &bind.source, cause))?;
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! The host's ends of the standard streams: opened without ever blocking, read and written without threads.
+//! The host's ends of the standard streams: opened, read and written without holding anybody else up. What can be waited
+//! for needs no thread; a file does, for the time of a write.
 //!
 //! Must not know of the guest.
 
@@ -7,6 +8,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -16,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::fifo::{self, Keeper};
 use super::{Input, Output, Stdio, sys};
+use crate::aside::{Site, aside};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The streams of one process, opened.
@@ -28,19 +32,31 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Opens what a request names. Needs a Tokio runtime; never waits for the other side.
-    pub(crate) fn open(stdio: Stdio) -> Result<Self> {
-        Ok(Self {
-            terminal: stdio.terminal,
-            stdin: Source::open(stdio.stdin)?,
-            stdout: Sink::open("stdout", stdio.stdout)?,
-            // A terminal has one output.
-            stderr: if stdio.terminal {
-                None
-            } else {
-                Sink::open("stderr", stdio.stderr)?
-            },
-        })
+    /// Opens what a request names. Never waits for the other side, and for a file system up to `limit`.
+    pub(crate) async fn open(stdio: Stdio, limit: Duration) -> Result<Self> {
+        if matches!(
+            (&stdio.stdin, &stdio.stdout, &stdio.stderr),
+            (Input::Null, Output::Null, Output::Null)
+        ) {
+            return Ok(Self {
+                terminal: stdio.terminal,
+                ..Self::default()
+            });
+        }
+        let open = move |site: &Site| {
+            Ok(Self {
+                terminal: stdio.terminal,
+                stdin: Source::open(stdio.stdin, site)?,
+                stdout: Sink::open("stdout", stdio.stdout, site)?,
+                // A terminal has one output.
+                stderr: if stdio.terminal {
+                    None
+                } else {
+                    Sink::open("stderr", stdio.stderr, site)?
+                },
+            })
+        };
+        aside(limit, open).await
     }
 
     /// What the agent is to connect.
@@ -71,7 +87,10 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
-    fn open(stream: &str, output: Output) -> Result<Option<Self>> {
+    fn open(stream: &str, output: Output, site: &Site) -> Result<Option<Self>> {
+        if let Output::Fifo(path) | Output::File(path) = &output {
+            site.at(path)?;
+        }
         let (name, opened) = match output {
             Output::Null => return Ok(None),
             Output::Fifo(path) => (
@@ -89,6 +108,15 @@ impl Sink {
             .map_err(|cause| cannot_open(stream, &name, cause))
     }
 
+    /// One that cannot be waited for.
+    #[cfg(test)]
+    pub(super) fn plain(file: OwnedFd) -> Self {
+        Self {
+            to: Descriptor::Plain(Arc::new(file)),
+            keeper: None,
+        }
+    }
+
     /// Closes it, once nothing is lost by that.
     pub(crate) async fn close(self) -> io::Result<()> {
         match self.keeper {
@@ -98,7 +126,16 @@ impl Sink {
     }
 
     /// Writes all of it, waiting for the reader as long as it takes.
-    pub(crate) async fn write_all(&self, mut data: &[u8]) -> io::Result<()> {
+    pub(crate) async fn write_all(&self, data: Vec<u8>) -> io::Result<()> {
+        if let Descriptor::Plain(file) = &self.to {
+            // A file system may take its time, or be gone: then the process waits, as for a reader, but nobody else.
+            let file = Arc::clone(file);
+            let write = move || write_file(&file, &data);
+            return tokio::task::spawn_blocking(write)
+                .await
+                .map_err(io::Error::other)?;
+        }
+        let mut data = data.as_slice();
         while !data.is_empty() {
             let written = self
                 .to
@@ -119,7 +156,10 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    fn open(input: Input) -> Result<Option<Self>> {
+    fn open(input: Input, site: &Site) -> Result<Option<Self>> {
+        if let Input::Fifo(path) = &input {
+            site.at(path)?;
+        }
         let (name, opened) = match input {
             Input::Null => return Ok(None),
             Input::Fifo(path) => (
@@ -165,11 +205,19 @@ fn take(fd: &OwnedFd, max: usize) -> rustix::io::Result<Vec<u8>> {
     }
 }
 
-/// An open descriptor: one that can be waited for, or a regular file, which never makes anyone wait.
+fn write_file(file: &OwnedFd, mut data: &[u8]) -> io::Result<()> {
+    while !data.is_empty() {
+        let written = rustix::io::write(file, data)?;
+        data = data.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// An open descriptor: one that can be waited for, or a file that cannot, whatever it does.
 #[derive(Debug)]
 enum Descriptor {
     Polled(AsyncFd<OwnedFd>),
-    Plain(OwnedFd),
+    Plain(Arc<OwnedFd>),
 }
 
 impl Descriptor {
@@ -178,7 +226,7 @@ impl Descriptor {
         match sys::register(fd, interest) {
             Ok(polled) => Ok(Self::Polled(polled)),
             // epoll's answer for a regular file and for /dev/null.
-            Err((fd, cause)) if cause.raw_os_error() == Some(libc::EPERM) => Ok(Self::Plain(fd)),
+            Err((fd, cause)) if cause.raw_os_error() == Some(libc::EPERM) => Ok(Self::Plain(Arc::new(fd))),
             Err((_, cause)) => Err(cause),
         }
     }

@@ -105,7 +105,7 @@ async fn move_output(
             continue;
         };
         // The guest fetches the next one while the reader takes this one.
-        let (written, following) = tokio::join!(open.write_all(&data), read(&target, stream));
+        let (written, following) = tokio::join!(open.write_all(data), read(&target, stream));
         if let Err(error) = written {
             // The process must not wait for a reader that is gone for good: the rest is read and thrown away.
             warn!(target.log, "output is lost"; "stream" => ?stream, "error" => %error);

@@ -52,21 +52,22 @@ impl Guest {
         path
     }
 
-    fn output(&self, output: Output) -> OutputPump {
-        let opened = Opened::open(Stdio {
+    async fn output(&self, output: Output) -> OutputPump {
+        let stdio = Stdio {
             stdout: output,
             ..Stdio::default()
-        });
-        let sink = opened.unwrap().stdout.unwrap();
+        };
+        let sink = Opened::open(stdio, SOON).await.unwrap().stdout.unwrap();
         OutputPump::start(self.target.clone(), p::Stream::STDOUT, sink, || {})
     }
 
-    fn input(&self, input: Input) -> InputPump {
-        let opened = Opened::open(Stdio {
+    async fn input(&self, input: Input) -> InputPump {
+        let stdio = Stdio {
             stdin: input,
             ..Stdio::default()
-        });
-        InputPump::start(self.target.clone(), opened.unwrap().stdin.unwrap())
+        };
+        let opened = Opened::open(stdio, SOON).await.unwrap();
+        InputPump::start(self.target.clone(), opened.stdin.unwrap())
     }
 
     fn print(&self, data: &[u8]) {
@@ -115,7 +116,7 @@ async fn much_output_arrives_unchanged_with_one_chunk_at_a_time() {
     const PIECE: usize = 1 << 20;
     let guest = Guest::new().await;
     let path = guest.fifo("out");
-    let pump = guest.output(Output::Fifo(path.clone()));
+    let pump = guest.output(Output::Fifo(path.clone())).await;
     let received = read_to_end(reader(&path));
     let piece = pattern(PIECE);
     for _ in 0..TOTAL / PIECE {
@@ -134,7 +135,7 @@ async fn much_output_arrives_unchanged_with_one_chunk_at_a_time() {
 async fn output_that_nobody_reads_stays_in_the_guest() {
     let guest = Guest::new().await;
     let path = guest.fifo("out");
-    let _pump = guest.output(Output::Fifo(path));
+    let _pump = guest.output(Output::Fifo(path)).await;
     let all = pattern(1 << 20);
     guest.print(&all);
     // One chunk on its way into the pipe, which holds half of it, and the next.
@@ -151,7 +152,7 @@ async fn output_that_nobody_reads_stays_in_the_guest() {
 async fn readers_come_and_go_and_nothing_is_lost() {
     let guest = Guest::new().await;
     let path = guest.fifo("out");
-    let pump = guest.output(Output::Fifo(path.clone()));
+    let pump = guest.output(Output::Fifo(path.clone())).await;
     guest.print(b"before; ");
     guest.until(|agent| agent.unread("c", "") == 0).await;
     let mut first = reader(&path);
@@ -182,7 +183,7 @@ async fn readers_come_and_go_and_nothing_is_lost() {
 async fn a_reader_that_comes_after_the_end_gets_all_of_it_and_the_end() {
     let guest = Guest::new().await;
     let path = guest.fifo("out");
-    let mut pump = guest.output(Output::Fifo(path.clone()));
+    let mut pump = guest.output(Output::Fifo(path.clone())).await;
     guest.print(b"last words");
     guest.agent.end_output("c", "");
     guest
@@ -209,7 +210,7 @@ async fn a_file_is_appended_to_and_its_directories_are_made() {
     let guest = Guest::new().await;
     let path = guest.dir.path().join("a/b/log");
     for text in ["one\n", "two\n"] {
-        let pump = guest.output(Output::File(path.clone()));
+        let pump = guest.output(Output::File(path.clone())).await;
         guest.print(text.as_bytes());
         guest.agent.end_output("c", "");
         drained(pump).await;
@@ -222,7 +223,7 @@ async fn a_logger_that_dies_does_not_stop_the_process() {
     let guest = Guest::new().await;
     let (read, write) = rustix::pipe::pipe().unwrap();
     drop(read);
-    let pump = guest.output(Output::Descriptor(write));
+    let pump = guest.output(Output::Descriptor(write)).await;
     guest.print(&pattern(1 << 20));
     guest.agent.end_output("c", "");
     drained(pump).await;
@@ -233,7 +234,7 @@ async fn a_logger_that_dies_does_not_stop_the_process() {
 async fn dropping_a_pump_that_waits_for_its_reader_closes_the_pipe() {
     let guest = Guest::new().await;
     let path = guest.fifo("out");
-    let pump = guest.output(Output::Fifo(path.clone()));
+    let pump = guest.output(Output::Fifo(path.clone())).await;
     guest.print(&pattern(1 << 20));
     guest.until(|agent| agent.unread("c", "") < 1 << 20).await;
     let late = reader(&path);
@@ -246,7 +247,7 @@ async fn dropping_a_pump_that_waits_for_its_reader_closes_the_pipe() {
 async fn input_outlives_its_writers_until_it_is_closed() {
     let guest = Guest::new().await;
     let path = guest.fifo("in");
-    let mut pump = guest.input(Input::Fifo(path.clone()));
+    let mut pump = guest.input(Input::Fifo(path.clone())).await;
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(
         guest.agent.stdin("c", ""),
@@ -279,7 +280,7 @@ async fn input_outlives_its_writers_until_it_is_closed() {
 async fn closing_input_delivers_first_what_was_written() {
     let guest = Guest::new().await;
     let path = guest.fifo("in");
-    let mut pump = guest.input(Input::Fifo(path.clone()));
+    let mut pump = guest.input(Input::Fifo(path.clone())).await;
     let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
     writer.write_all(b"last words").unwrap();
     pump.close();
@@ -294,7 +295,9 @@ async fn a_file_can_be_input() {
     let guest = Guest::new().await;
     let path = guest.dir.path().join("file");
     fs::write(&path, b"content").unwrap();
-    let _pump = guest.input(Input::Descriptor(File::open(&path).unwrap().into()));
+    let _pump = guest
+        .input(Input::Descriptor(File::open(&path).unwrap().into()))
+        .await;
     guest.until(|agent| agent.stdin("c", "").1).await;
     assert_eq!(guest.agent.stdin("c", "").0, b"content");
 }
@@ -303,7 +306,7 @@ async fn a_file_can_be_input() {
 async fn a_client_is_told_when_nobody_reads_its_input() {
     let guest = Guest::new().await;
     let path = guest.fifo("in");
-    let _pump = guest.input(Input::Fifo(path.clone()));
+    let _pump = guest.input(Input::Fifo(path.clone())).await;
     let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
     guest.agent.exit("c", "", 0, 0);
     timeout(SOON, async {
@@ -336,7 +339,20 @@ async fn what_cannot_be_opened_is_named() {
             ..Stdio::default()
         },
     ] {
-        let error = Opened::open(stdio).unwrap_err();
+        let error = Opened::open(stdio, SOON).await.unwrap_err();
         assert!(error.context.contains(dir.path().to_str().unwrap()), "{error}");
     }
+}
+
+/// Nobody reads this pipe, and a write to it waits: as to a file whose file system hangs.
+#[tokio::test]
+async fn a_file_that_does_not_take_output_holds_up_nobody_else() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let sink = crate::io::Sink::plain(writer.into());
+    let writing = sink.write_all(vec![0; 1 << 20]);
+    assert!(
+        timeout(Duration::from_millis(50), writing).await.is_err(),
+        "it waits"
+    );
+    drop(reader);
 }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use agent_protocol as p;
 use configuration::NetworkModel;
 use hypervisor::Memory;
 use oci_spec::runtime::Spec;
 
+use crate::oci::EnvVar;
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, SandboxId};
 
@@ -43,6 +45,8 @@ pub struct SandboxConfig {
     pub network_namespace: NetworkNamespace,
     /// Where the first container's cgroup would be on the host: the virtual machine has it.
     pub cgroup: Option<HostCgroup>,
+    /// Hooks of the first container may still change the network when the virtual machine runs.
+    pub network_may_change: bool,
     /// Annotations of the first container.
     pub annotations: BTreeMap<String, String>,
 }
@@ -161,6 +165,8 @@ pub struct NetworkPlan {
     pub queues: u32,
     /// Connections to localhost in the namespace are carried into the guest.
     pub localhost: bool,
+    /// Interfaces may appear when the virtual machine runs already.
+    pub late: bool,
 }
 
 /// The byte stream to the agent.
@@ -199,8 +205,42 @@ pub struct ContainerPlan {
     pub root: RootPlan,
     /// Host files and directories that it mounts, each below its own name in the share.
     pub binds: Vec<BindPlan>,
+    /// Programs of the host's that are told of its life.
+    pub hooks: HooksPlan,
     /// The agent's part, but for the streams: guest paths name what the share will contain.
     pub guest: p::CreateContainerRequest,
+}
+
+/// Hooks that run on the host, in their order, and what they are told of the container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HooksPlan {
+    /// Before it is created in the guest; each of them may refuse that.
+    pub create: Vec<HookPlan>,
+    /// Once its program executes.
+    pub poststart: Vec<HookPlan>,
+    /// When nothing is left of it.
+    pub poststop: Vec<HookPlan>,
+    /// Version of its specification.
+    pub version: String,
+    /// Absolute path of its bundle.
+    pub bundle: PathBuf,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookPlan {
+    /// Its field of the specification: "hooks.prestart[0]".
+    pub name: String,
+    /// Absolute path of its program.
+    pub path: PathBuf,
+    /// Arguments, the program's name first. Empty: its path alone.
+    pub args: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<EnvVar>,
+    /// `None`: the caller sets none.
+    pub timeout: Option<Duration>,
 }
 
 /// Where a root file system comes from.

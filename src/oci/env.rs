@@ -19,8 +19,13 @@ pub struct EnvVar {
 /// # Errors
 /// [`ErrorKind::InvalidArgument`] for an entry that is not `NAME=VALUE`.
 pub fn env_vars(process: &Process) -> Result<Vec<EnvVar>> {
-    let entries = process.env().iter().flatten().enumerate();
+    variables("process.env", process.env().iter().flatten())
+}
+
+/// The environment that is in this field.
+pub(crate) fn variables<'a>(field: &str, entries: impl Iterator<Item = &'a String>) -> Result<Vec<EnvVar>> {
     entries
+        .enumerate()
         .map(|(index, entry)| match entry.split_once('=') {
             Some((name, value)) if !name.is_empty() => Ok(EnvVar {
                 name: name.to_owned(),
@@ -28,7 +33,7 @@ pub fn env_vars(process: &Process) -> Result<Vec<EnvVar>> {
             }),
             _ => Err(Error::new(
                 ErrorKind::InvalidArgument,
-                format!("process.env[{index}]: {} is not NAME=VALUE", shown(entry)),
+                format!("{field}[{index}]: {} is not NAME=VALUE", shown(entry)),
             )),
         })
         .collect()

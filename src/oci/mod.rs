@@ -22,6 +22,7 @@ pub use container_type::{
     Annotations, CRI_CONTAINER_TYPE_KEYS, CRI_CONTAINER_TYPES, CRI_SANDBOX_NAME_KEYS, container_type,
     sandbox_id,
 };
+pub(crate) use env::variables;
 pub use env::{EnvVar, env_vars};
 pub use kernel::{KERNEL_MODULES_SEPARATOR, SANDBOX_CONFIG_PATH_KEY, add_kernel_param, sandbox_config_path};
 pub use load::{MAX_BYTES, MAX_MOUNTS, annotations, load, process, resources};
@@ -65,6 +66,7 @@ pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result
             Some(path) => cgroup::parse(path)?,
             None => None,
         },
+        network_may_change: network_may_change(spec),
         annotations,
     })
 }
@@ -119,6 +121,14 @@ fn network_namespace(spec: &Spec) -> NetworkNamespace {
         }
         Some(path) => NetworkNamespace::Existing(path),
     }
+}
+
+/// Whether hooks run between a sandbox's start and its first container's.
+fn network_may_change(spec: &Spec) -> bool {
+    let hooks = spec.hooks().iter();
+    hooks
+        .flat_map(|hooks| [hooks.prestart(), hooks.create_runtime()])
+        .any(|list| list.iter().flatten().next().is_some())
 }
 
 /// An error about a field of `config.json`.

@@ -4,13 +4,12 @@ use std::path::Path;
 
 use configuration::Config;
 use oci_spec::runtime::{
-    Hooks, HooksBuilder, Linux, LinuxPersonalityDomain, LinuxSeccompAction, Process, RootBuilder, Spec,
-    SpecBuilder,
+    Linux, LinuxPersonalityDomain, LinuxSeccompAction, Process, RootBuilder, Spec, SpecBuilder,
 };
 use serde_json::Value;
 
 use super::namespaces::Namespaces;
-use super::{devices, limits, mounts, namespaces, unsupported};
+use super::{devices, hooks, limits, mounts, namespaces, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{ContainerConfig, ContainerPlan, ContainerType, RootPlan, SandboxPlan, SharePlan};
@@ -50,7 +49,7 @@ pub(super) fn plan(
     for_guest.set_hostname(spec.hostname().clone().filter(|_| namespaces.own_uts));
     for_guest.set_domainname(spec.domainname().clone().filter(|_| namespaces.own_uts));
     for_guest.set_annotations(None);
-    for_guest.set_hooks(hooks(spec)?);
+    for_guest.set_hooks(hooks::in_guest(spec)?);
     let Namespaces { list, .. } = namespaces;
     linux.set_namespaces(Some(list));
     for_guest.set_linux(Some(linux));
@@ -60,6 +59,7 @@ pub(super) fn plan(
         directory: container.directory.clone(),
         root: self::root(container, root.path())?,
         binds: mounts.binds,
+        hooks: hooks::on_host(container)?,
         guest: guest::create_container(&container.id, json(&for_guest)?),
     })
 }
@@ -187,19 +187,6 @@ fn seccomp(config: &Config, linux: &mut Linux) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// The hooks that run in the container. The others are the host's.
-fn hooks(spec: &Spec) -> Result<Option<Hooks>> {
-    let Some(hooks) = spec
-        .hooks()
-        .as_ref()
-        .and_then(|hooks| hooks.start_container().clone())
-    else {
-        return Ok(None);
-    };
-    let hooks = HooksBuilder::default().start_container(hooks).build();
-    hooks.map(Some).map_err(|cause| internal("hooks", cause))
 }
 
 fn refuse(fields: &[(&str, bool)]) -> Result<()> {

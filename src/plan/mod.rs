@@ -5,6 +5,7 @@ mod cgroup;
 mod channel;
 mod container;
 mod devices;
+mod hooks;
 mod limits;
 mod mounts;
 mod namespaces;
@@ -22,8 +23,8 @@ use oci_spec::runtime::LinuxResources;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{
-    ChannelPlan, ContainerConfig, ContainerPlan, NetworkNamespace, NetworkPlan, SandboxConfig, SandboxPlan,
-    SharePlan,
+    ChannelPlan, ContainerConfig, ContainerPlan, ContainerType, NetworkNamespace, NetworkPlan, SandboxConfig,
+    SandboxPlan, SharePlan,
 };
 
 /// Plans a sandbox. `exists` tells whether a program of the configuration is there, so that what is missing is passed over
@@ -66,25 +67,35 @@ pub fn sandbox(
         },
         channel,
         share,
-        network: network(config, sandbox, abilities, size.vcpus),
+        network: network(config, sandbox, abilities, size.vcpus)?,
         cgroup: cgroup::choose(config, sandbox),
         guest: guest::create_sandbox(sandbox),
     })
 }
 
-/// Plans the network, where the pod has one of its own.
+/// Plans the network, where the pod has one of its own. A single container that has the host's gets none; but a pod that asks for
+/// the host's relies on it: its containers serve there, or configure it.
 fn network(
     config: &Config,
     sandbox: &SandboxConfig,
     abilities: &Capabilities,
     vcpus: u32,
-) -> Option<NetworkPlan> {
+) -> Result<Option<NetworkPlan>> {
+    let is_new = sandbox.network_namespace == NetworkNamespace::New;
     let namespace = match &sandbox.network_namespace {
-        NetworkNamespace::Host => return None,
+        NetworkNamespace::Host
+            if sandbox.container_type == ContainerType::PodSandbox && !abilities.guest_is_process =>
+        {
+            return Err(unsupported(
+                "linux.namespaces",
+                "the pod asks for the host's network (hostNetwork: true), which a virtual machine cannot share; leave that                  out, or run the pod with another runtime class, such as runc's",
+            ));
+        }
+        NetworkNamespace::Host => return Ok(None),
         NetworkNamespace::New => None,
         NetworkNamespace::Existing(path) => Some(path.clone()),
     };
-    Some(NetworkPlan {
+    Ok(Some(NetworkPlan {
         namespace,
         // A guest that is a process of the host has the pod's network by being in its namespace.
         model: if abilities.guest_is_process {
@@ -94,7 +105,9 @@ fn network(
         },
         queues: vcpus,
         localhost: !abilities.guest_is_process,
-    })
+        // Nobody else puts interfaces into a namespace that is there already once its pod is created.
+        late: is_new || sandbox.network_may_change,
+    }))
 }
 
 /// Plans a container in a sandbox.

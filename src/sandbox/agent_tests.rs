@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use agent_client::{Channel, Listener};
 use agent_protocol as p;
 use async_trait::async_trait;
+use futures::future::{BoxFuture, ready};
 use hypervisor::{Device, Memory, MemoryBacking, SerialPort, VirtioFs, VmRecord, VmSpec, registry};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,11 +23,13 @@ use serde_json::{Value, json};
 use slog::{Discard, Logger, o};
 use tokio::time::timeout;
 
-use super::ground::{Acquired, Ground};
+use super::ground::{Acquired, Added, Ground, ToAdd};
 use super::tests::config;
 use super::*;
 use crate::container::{ExecRequest, Status};
+use crate::host::Hooks;
 use crate::io::{Input, Output, Stdio};
+use crate::model::HooksPlan;
 use crate::{Event, ExecId};
 
 /// Longer than anything here takes on a busy machine.
@@ -110,18 +113,20 @@ impl Ground for Bare {
         Ok(())
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
-        Ok(p::CreateContainerRequest {
+    fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
+        let guest = p::CreateContainerRequest {
             container_id: request.id.to_string(),
             spec: spec(&self.script, &cgroup(&self.dir).join(request.id.as_str()))
                 .to_string()
                 .into_bytes(),
             ..Default::default()
-        })
+        };
+        let hooks = Hooks::new(&request.id, HooksPlan::default());
+        Box::pin(ready(Ok(Added { guest, hooks })))
     }
 
-    fn remove(&mut self, _: &ContainerId) -> Result<()> {
-        Ok(())
+    fn remove(&mut self, _: &ContainerId) -> BoxFuture<'static, Result<()>> {
+        Box::pin(ready(Ok(())))
     }
 
     async fn release(&mut self) -> Result<()> {

@@ -11,6 +11,7 @@ use agent_client::{Agent as _, Channel, FakeAgent, Listener};
 use agent_protocol::{self as p, GREETING, service};
 use async_trait::async_trait;
 use futures::StreamExt;
+use futures::future::{BoxFuture, ready};
 use hypervisor::{
     Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Vm, VmRecord, VmReport,
     VmSpec,
@@ -22,10 +23,11 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::{Listener as Connections, Socket};
 
-use super::ground::{Acquired, Ground};
+use super::ground::{Acquired, Added, Ground, ToAdd};
 use crate::ContainerId;
-use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Hooks;
+use crate::model::HooksPlan;
 
 /// Where a start goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub(super) enum Fault {
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) fault: Fault,
+    /// Of every container.
+    pub(super) hooks: HooksPlan,
     pub(super) agent: Arc<FakeAgent>,
     pub(super) dir: tempfile::TempDir,
     pub(super) host: AtomicBool,
@@ -68,8 +72,13 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(fault: Fault) -> Arc<Self> {
+        Self::with_hooks(fault, HooksPlan::default())
+    }
+
+    pub(super) fn with_hooks(fault: Fault, hooks: HooksPlan) -> Arc<Self> {
         Arc::new(Self {
             fault,
+            hooks,
             agent: Arc::new(FakeAgent::new()),
             dir: tempfile::tempdir().unwrap(),
             host: AtomicBool::new(false),
@@ -168,18 +177,22 @@ impl Ground for Counted {
         }
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
+    fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
         let id = request.id.to_string();
         assert!(self.0.containers.lock().unwrap().insert(id.clone()));
-        Ok(p::CreateContainerRequest {
-            container_id: id,
-            ..Default::default()
-        })
+        let added = Added {
+            guest: p::CreateContainerRequest {
+                container_id: id,
+                ..Default::default()
+            },
+            hooks: Hooks::new(&request.id, self.0.hooks.clone()),
+        };
+        Box::pin(ready(Ok(added)))
     }
 
-    fn remove(&mut self, id: &ContainerId) -> Result<()> {
+    fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
         self.0.containers.lock().unwrap().remove(id.as_str());
-        Ok(())
+        Box::pin(ready(Ok(())))
     }
 
     async fn release(&mut self) -> Result<()> {

@@ -3,6 +3,7 @@
 //!
 //! Must not know how any of it is made; `host` does.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use agent_client::Listener;
@@ -12,9 +13,10 @@ use futures::future::BoxFuture;
 use hypervisor::{Device, VmRecord, VmSpec};
 use tokio::net::TcpListener;
 
+use super::RootfsMount;
 use crate::ContainerId;
-use crate::container::ContainerRequest;
 use crate::error::Result;
+use crate::host::Hooks;
 
 /// The host's side of a sandbox.
 ///
@@ -27,15 +29,32 @@ pub(crate) trait Ground: Send {
     /// Keeps what is needed to reap the virtual machine after our own death.
     fn keep(&mut self, vm: &VmRecord) -> Result<()>;
 
-    /// Makes a container's files visible to the guest; the answer is the agent's part, but for the streams. On an error
-    /// nothing of it is left.
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest>;
+    /// Makes a container's files visible to the guest. What is answered waits for them, not longer than a deadline, and
+    /// may be dropped: on an error nothing of the container is left, or will be when what hangs goes on.
+    fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>>;
 
-    /// Takes a container's files away from the guest. Nothing there is success.
-    fn remove(&mut self, id: &ContainerId) -> Result<()>;
+    /// Takes a container's files away from the guest, unless they are being added. Nothing there is success.
+    fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>>;
 
     /// Gives everything back, in reverse, and forgets the sandbox. Goes on after an error and answers with the first.
     async fn release(&mut self) -> Result<()>;
+}
+
+/// A container whose files are wanted: see [`crate::ContainerRequest`].
+#[derive(Debug)]
+pub(crate) struct ToAdd {
+    pub(crate) id: ContainerId,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: Vec<RootfsMount>,
+}
+
+/// A container whose files are there.
+#[derive(Debug)]
+pub(crate) struct Added {
+    /// The agent's part, but for the streams.
+    pub(crate) guest: p::CreateContainerRequest,
+    /// The host's hooks.
+    pub(crate) hooks: Hooks,
 }
 
 /// Looks once more at the pod's network on the host.

@@ -24,11 +24,12 @@ use hypervisor::{Hypervisor, VmReport};
 use slog::{o, warn};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use ground::{Acquired, Appeared, Ground, Look};
+pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look, ToAdd};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;
 
+use crate::aside::aside;
 use crate::container::{Container, ContainerRequest, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{self, Host};
@@ -101,7 +102,11 @@ impl Sandbox {
     /// If the caller gives up waiting, the same happens.
     pub async fn create(request: SandboxRequest) -> Result<Self> {
         let begun = Instant::now();
-        let host = Host::plan(&request)?;
+        let limit = request.config.agent.create_container_timeout;
+        let planned = aside(limit, move |site| {
+            Host::plan(&request, site).map(|host| (request, host))
+        });
+        let (request, host) = planned.await?;
         let spec = Phase {
             name: "spec",
             took: begun.elapsed(),

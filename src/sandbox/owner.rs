@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use agent_client::Agent;
 use agent_protocol as p;
 use futures::StreamExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
 use slog::{Logger, debug, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,13 +16,14 @@ use tokio::time::timeout;
 
 use super::custody::Custody;
 use super::forward::Forward;
-use super::ground::Look;
+use super::ground::{Added, Look, ToAdd};
 use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
 use super::{Phases, VmEnd};
 use crate::container::{self, Appeal, Container, ContainerRequest, Parts, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Hooks;
 use crate::io::Opened;
 use crate::{ContainerId, Event, SandboxId, deadlines};
 
@@ -52,6 +53,8 @@ pub(super) struct Owner {
     late: Option<Look>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
+    /// Those of containers whose end has not been told yet.
+    hooks: BTreeMap<ContainerId, Hooks>,
     timeouts: Timeouts,
     /// Told to every container, once.
     end: watch::Sender<Option<VmEnd>>,
@@ -102,6 +105,7 @@ impl Owner {
             vm,
             late,
             containers: BTreeMap::new(),
+            hooks: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
             reason: None,
@@ -142,6 +146,18 @@ impl Owner {
         done: impl FnOnce(&mut Self, T) + Send + 'static,
     ) {
         self.jobs.push(Box::pin(async move {
+            let answer = call.await;
+            Box::new(move |owner: &mut Self| done(owner, answer)) as Command
+        }));
+    }
+
+    /// The same, as a part of a creation.
+    fn creation<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = T> + Send + 'static,
+        done: impl FnOnce(&mut Self, T) + Send + 'static,
+    ) {
+        self.creations.push(Box::pin(async move {
             let answer = call.await;
             Box::new(move |owner: &mut Self| done(owner, answer)) as Command
         }));
@@ -297,14 +313,28 @@ impl Owner {
             }
             Appeal::Starting { done } => self.look_again(done),
             Appeal::Release { id, done } => {
-                let removed = self.remove(&id);
-                if removed.is_ok() {
-                    self.containers.remove(&id);
-                    self.told_oom.remove(&id);
-                }
-                drop(done.send(removed));
+                let removing = self.remove(&id);
+                self.job(removing, move |owner, removed| match removed {
+                    Ok(()) => owner.forget(id, || drop(done.send(Ok(())))),
+                    Err(error) => drop(done.send(Err(error))),
+                });
             }
         }
+    }
+
+    /// Nothing is left of a container: its hooks are told, then its id is free and whoever waits is told.
+    fn forget(&mut self, id: ContainerId, told: impl FnOnce() + Send + 'static) {
+        self.told_oom.remove(&id);
+        let Some(hooks) = self.hooks.remove(&id).filter(Hooks::await_end) else {
+            self.containers.remove(&id);
+            told();
+            return;
+        };
+        let log = self.log.clone();
+        self.job(async move { hooks.stopped(&log).await }, move |owner, ()| {
+            owner.containers.remove(&id);
+            told();
+        });
     }
 
     /// Gives the guest what has appeared in the pod's network.
@@ -318,86 +348,109 @@ impl Owner {
         self.job(connecting, |_, connected| drop(done.send(connected)));
     }
 
-    fn remove(&mut self, id: &ContainerId) -> Result<()> {
+    fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
         match &mut self.holdings {
             Some(holdings) => holdings.ground.remove(id),
             // Everything is being released.
-            None => Ok(()),
+            None => Box::pin(ready(Ok(()))),
         }
     }
 
     pub(super) fn create_container(&mut self, request: ContainerRequest, reply: Reply<Container>) {
-        let id = request.id.clone();
-        match self.prepare(request) {
-            Err(error) => drop(reply.send(Err(error))),
-            Ok(parts) => {
-                self.containers.insert(id.clone(), None);
-                self.creations.push(Box::pin(async move {
-                    let created = container::create(parts).await;
-                    Box::new(move |owner: &mut Self| owner.created(id, created, reply)) as Command
-                }));
+        let ContainerRequest {
+            id,
+            bundle,
+            rootfs,
+            stdio,
+        } = request;
+        let to_add = ToAdd {
+            id: id.clone(),
+            bundle,
+            rootfs,
+        };
+        let adding = match self.prepare(to_add) {
+            Ok(adding) => adding,
+            Err(error) => {
+                drop(reply.send(Err(error)));
+                return;
             }
+        };
+        let limit = self.timeouts.create;
+        self.containers.insert(id.clone(), None);
+        self.creation(
+            async move {
+                let added = adding.await?;
+                let streams = Opened::open(stdio, limit).await?;
+                Ok((added, streams))
+            },
+            move |owner, prepared| match prepared {
+                Ok((added, streams)) => owner.added(id, added, streams, reply),
+                Err(error) => owner.take_back(id, error, reply),
+            },
+        );
+    }
+
+    /// Begins to make its files visible.
+    fn prepare(&mut self, to_add: ToAdd) -> Result<BoxFuture<'static, Result<Added>>> {
+        self.serves()?;
+        if self.containers.contains_key(&to_add.id) {
+            return Err(Error::new(
+                ErrorKind::AlreadyExists,
+                format!("container {} exists already", to_add.id),
+            ));
+        }
+        match &mut self.holdings {
+            Some(holdings) => Ok(holdings.ground.add(to_add)),
+            None => Err(Error::new(ErrorKind::Unavailable, "the sandbox is being stopped")),
         }
     }
 
-    /// Everything of a creation but the guest's part. On an error nothing is left.
-    fn prepare(&mut self, request: ContainerRequest) -> Result<Parts> {
-        self.serves()?;
-        if self.containers.contains_key(&request.id) {
-            return Err(Error::new(
-                ErrorKind::AlreadyExists,
-                format!("container {} exists already", request.id),
-            ));
-        }
-        let Some(holdings) = &mut self.holdings else {
-            return Err(Error::new(ErrorKind::Unavailable, "the sandbox is being stopped"));
-        };
-        let to_agent = holdings.ground.add(&request)?;
-        let streams = match Opened::open(request.stdio) {
-            Ok(streams) => streams,
-            Err(error) => return Err(self.and_removed(&request.id, error)),
-        };
-        Ok(Parts {
-            id: request.id,
+    /// Its files are there, and its streams are open: the guest's part of a creation.
+    fn added(&mut self, id: ContainerId, added: Added, streams: Opened, reply: Reply<Container>) {
+        let Added { guest, hooks } = added;
+        self.hooks.insert(id.clone(), hooks.clone());
+        let parts = Parts {
+            id: id.clone(),
             agent: Arc::clone(&self.agent),
-            request: to_agent,
+            request: guest,
             streams,
             timeouts: self.timeouts,
             sandbox: self.appeals.clone(),
             vm: self.end.subscribe(),
             late: self.late.is_some(),
             phases: self.phases.clone(),
+            hooks,
+            pid: self.vm.pid(),
             log: self.log.clone(),
-        })
+        };
+        self.creation(container::create(parts), |owner, created| match created {
+            Ok(container) => owner.created(id, container, reply),
+            Err(error) => owner.take_back(id, error, reply),
+        });
     }
 
-    /// The error of a creation, after its files were taken back; both errors are kept.
-    fn and_removed(&mut self, id: &ContainerId, error: Error) -> Error {
-        match self.remove(id) {
-            Ok(()) => error,
-            Err(second) => error.and(&second),
-        }
+    /// Answers a creation with its error, when its files are taken back; both errors are kept.
+    fn take_back(&mut self, id: ContainerId, error: Error, reply: Reply<Container>) {
+        let removing = self.remove(&id);
+        self.job(removing, move |owner, removed| {
+            let error = match removed {
+                Ok(()) => error,
+                Err(second) => error.and(&second),
+            };
+            owner.forget(id, || drop(reply.send(Err(error))));
+        });
     }
 
-    fn created(&mut self, id: ContainerId, created: Result<Container>, reply: Reply<Container>) {
-        match created {
-            Err(error) => {
-                self.containers.remove(&id);
-                let error = self.and_removed(&id, error);
-                drop(reply.send(Err(error)));
-            }
-            Ok(container) => {
-                self.containers.insert(id, Some(container.clone()));
-                if let Err(Ok(unwanted)) = reply.send(Ok(container)) {
-                    // Its caller has given up; nobody else knows of it.
-                    info!(self.log, "nobody waits for a container; it is deleted"; "container" => %unwanted.id());
-                    self.job(async move { unwanted.delete().await }, |owner, deleted| {
-                        if let Err(error) = deleted {
-                            warn!(owner.log, "it cannot be deleted"; "error" => error.chain());
-                        }
-                    });
+    fn created(&mut self, id: ContainerId, container: Container, reply: Reply<Container>) {
+        self.containers.insert(id, Some(container.clone()));
+        if let Err(Ok(unwanted)) = reply.send(Ok(container)) {
+            // Its caller has given up; nobody else knows of it.
+            info!(self.log, "nobody waits for a container; it is deleted"; "container" => %unwanted.id());
+            self.job(async move { unwanted.delete().await }, |owner, deleted| {
+                if let Err(error) = deleted {
+                    warn!(owner.log, "it cannot be deleted"; "error" => error.chain());
                 }
-            }
+            });
         }
     }
 
@@ -431,9 +484,15 @@ impl Owner {
             reason: "the sandbox was stopped".to_owned(),
             killed: true,
         });
-        self.job(async move { holdings.release().await }, |owner, released| {
-            owner.released(released)
-        });
+        let (hooks, log) = (std::mem::take(&mut self.hooks), self.log.clone());
+        let release = async move {
+            let released = holdings.release().await;
+            for hooks in hooks.values() {
+                hooks.stopped(&log).await;
+            }
+            released
+        };
+        self.job(release, |owner, released| owner.released(released));
     }
 
     fn released(&mut self, released: Result<()>) {

@@ -17,6 +17,7 @@ use super::doubles::{Counted, Fault, Played, World};
 use super::*;
 use crate::container::Status;
 use crate::io::Stdio;
+use crate::model::{HookPlan, HooksPlan};
 
 /// Longer than anything here takes on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -83,6 +84,47 @@ async fn start(world: &Arc<World>) -> (Result<Sandbox>, mpsc::Receiver<Event>) {
     let (request, events) = request(world);
     let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(world))), Vec::new());
     (timeout(SOON, starting).await.expect("a start ends"), events)
+}
+
+/// Hooks that write down the state they are told; `refusing`: the last one before the creation fails.
+fn recording(dir: &std::path::Path, refusing: bool) -> HooksPlan {
+    let shell = |name: &str, script: &str| HookPlan {
+        name: format!("hooks.{name}[0]"),
+        path: "/bin/sh".into(),
+        args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: Vec::new(),
+        timeout: None,
+    };
+    // The state has no end of line.
+    let note = "read state; echo \"$state\" >>states";
+    let create = vec![
+        shell("prestart", note),
+        shell("createRuntime", if refusing { "exit 9" } else { note }),
+    ];
+    HooksPlan {
+        create,
+        poststart: vec![shell("poststart", note)],
+        poststop: vec![shell("poststop", note)],
+        version: "1.0.2".into(),
+        bundle: dir.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// The statuses and pids that hooks were told, in their order.
+fn told(dir: &std::path::Path) -> Vec<(String, Option<u64>)> {
+    let text = std::fs::read_to_string(dir.join("states")).unwrap_or_default();
+    let states = text
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    states
+        .map(|state| {
+            (
+                state["status"].as_str().unwrap().to_owned(),
+                state["pid"].as_u64(),
+            )
+        })
+        .collect()
 }
 
 async fn started() -> (Arc<World>, Sandbox, mpsc::Receiver<Event>) {
@@ -199,6 +241,64 @@ async fn a_sandbox_starts_runs_containers_and_stops() {
         ErrorKind::Unavailable
     );
     assert_eq!(kind(sandbox.container(b.id()).await), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn hooks_are_told_of_every_step_and_of_every_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::with_hooks(Fault::None, recording(dir.path(), false));
+    let sandbox = start(&world).await.0.unwrap();
+    let (creating, running) = (("creating".into(), Some(4711)), ("running".into(), Some(4711)));
+    let stopped = ("stopped".to_owned(), None);
+
+    let a = sandbox.create_container(container("a")).await.unwrap();
+    let mut expected = vec![creating.clone(), creating.clone()];
+    assert_eq!(told(dir.path()), expected);
+    a.start().await.unwrap();
+    expected.push(running);
+    assert_eq!(told(dir.path()), expected, "before the start is answered");
+    a.kill(None, 9, false).await.unwrap();
+    a.wait(None).await.unwrap();
+    assert_eq!(told(dir.path()), expected, "its end is that of its deletion");
+    a.delete().await.unwrap();
+    expected.push(stopped.clone());
+    assert_eq!(told(dir.path()), expected);
+
+    // One that the guest refuses, and one that is there when all ends.
+    world
+        .agent
+        .fail("create_container", agent_client::ErrorKind::Internal, "full");
+    sandbox.create_container(container("b")).await.unwrap_err();
+    expected.extend([creating.clone(), creating.clone(), stopped.clone()]);
+    assert_eq!(told(dir.path()), expected);
+    world.agent.obey("create_container");
+    sandbox.create_container(container("c")).await.unwrap();
+    sandbox.stop().await.unwrap();
+    expected.extend([creating.clone(), creating, stopped]);
+    assert_eq!(told(dir.path()), expected);
+}
+
+#[tokio::test]
+async fn a_hook_that_fails_keeps_a_container_from_being_created() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::with_hooks(Fault::None, recording(dir.path(), true));
+    let sandbox = start(&world).await.0.unwrap();
+    let error = sandbox.create_container(container("a")).await.unwrap_err();
+    for said in [
+        "container a",
+        "hooks.createRuntime[0]",
+        "/bin/sh",
+        "exit status: 9",
+    ] {
+        assert!(error.chain().contains(said), "{}", error.chain());
+    }
+    assert!(!world.agent.calls().contains(&"create_container"));
+    assert!(world.containers.lock().unwrap().is_empty());
+    assert!(sandbox.containers().await.is_empty());
+    let expected = [("creating".into(), Some(4711)), ("stopped".into(), None)];
+    assert_eq!(told(dir.path()), expected);
+    sandbox.stop().await.unwrap();
+    assert_eq!(world.left(), [""; 0]);
 }
 
 #[tokio::test]

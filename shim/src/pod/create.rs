@@ -146,6 +146,7 @@ impl Pod {
         }
         let rootfs = order.rootfs.iter().map(rootfs_mount).collect::<Result<_>>()?;
         let sandbox = self.sandbox(&order).await?;
+        self.write_note(&order, Some(sandbox.pid()))?;
         let owner = stdio::Owner {
             namespace: self.setting.namespace.as_str(),
             id: order.id.as_str(),
@@ -184,7 +185,6 @@ impl Pod {
             _ => None,
         };
         if let Some(sandbox) = there {
-            self.write_note(order)?;
             return Ok(sandbox);
         }
         let config = Config::load(
@@ -211,7 +211,7 @@ impl Pod {
         }
         self.books().run_dir = Some(config.runtime.run_dir.clone());
         // Before there is anything to clean up.
-        self.write_note(order)?;
+        self.write_note(order, None)?;
         let hypervisor = hypervisor::registry::driver(
             &config.hypervisor,
             &config.runtime.run_dir,
@@ -234,11 +234,12 @@ impl Pod {
     }
 
     /// Leaves in the bundle what the delete action has to know if we die.
-    fn write_note(&self, order: &Order) -> Result<()> {
+    fn write_note(&self, order: &Order, pid: Option<u32>) -> Result<()> {
         let note = Note {
             sandbox: self.setting.sandbox.to_string(),
             configuration: order.configuration.clone(),
             run_dir: self.books().run_dir.clone(),
+            pid,
         };
         bundle::write_note(&order.bundle, &note)
             .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("{error:#}")))

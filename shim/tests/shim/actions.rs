@@ -1,7 +1,7 @@
 //! `start`, the server behind it, `delete`, and what the program says of itself. No sandbox is created here.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use containerd_shim_protos::types::introspection::RuntimeInfo;
 use protobuf::Message;
 use ttrpc::Code;
 
-use crate::stand::{LONG, Machine, SHIM, code, context, deleted, text};
+use crate::stand::{LONG, Machine, SHIM, code, context, deleted, eventually, text};
 
 #[tokio::test]
 async fn a_server_is_started_found_again_and_ended() {
@@ -261,6 +261,28 @@ fn a_server_keeps_none_of_its_starters_descriptors() {
     let session = rustix::process::getsid(rustix::process::Pid::from_raw(server.pid)).unwrap();
     assert_eq!(session.as_raw_nonzero().get(), server.pid);
     assert!(UnixStream::connect(&server.path).is_ok());
+}
+
+#[test]
+fn a_server_whose_start_is_killed_before_it_has_told_of_it_ends() {
+    let machine = Machine::new();
+    machine.configure(None);
+    let bundle = machine.bundle("c1", "true", &[]);
+    // Nobody reads: it cannot tell.
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap();
+    writer.write_all(&[0; 4096]).unwrap();
+    let mut start = machine.begin("start", "c1", &bundle, writer);
+    let pid = || fs::read_to_string(bundle.join("shim.pid")).ok();
+    eventually("there is a server", || pid().is_some());
+    let state = format!("/proc/{}/stat", pid().unwrap());
+    let runs = || fs::read_to_string(&state).is_ok_and(|state| !state.contains(") Z"));
+    assert!(runs());
+    start.kill().unwrap();
+    start.wait().unwrap();
+    eventually("the server ends", || !runs());
+    assert_eq!(fs::read_dir(machine.sockets()).unwrap().count(), 0);
+    machine.assert_clean();
 }
 
 #[test]

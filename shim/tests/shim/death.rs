@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use containerd_shim_protos::api::Status;
+use containerd_shim_protos::api::{DeleteResponse, Status};
+use protobuf::Message;
 use rustix::process::{Pid, Signal, kill_process};
 use ttrpc::Code;
 
@@ -49,14 +50,17 @@ async fn the_guests_death_is_the_end_of_every_process_told_once() {
 async fn what_a_killed_server_leaves_is_removed_by_delete() {
     let machine = Machine::new();
     let (server, task) = machine.created("c1", "sleep 1000").await;
-    task.start("").await.unwrap();
+    let pid = task.start("").await.unwrap();
     server.signal(Signal::KILL);
     server.ended();
     // The configuration is broken since, and the bundle has lost its specification.
     fs::write(machine.path("configuration.toml"), "nonsense").unwrap();
     fs::remove_file(machine.path("c1/config.json")).unwrap();
     let begun = Instant::now();
-    let warning = deleted(&machine.action("delete", "c1", &machine.path("c1")));
+    let output = machine.action("delete", "c1", &machine.path("c1"));
+    let warning = deleted(&output);
+    let answer = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
+    assert_eq!(answer.pid, pid, "the one that its caller knows");
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert!(warning.contains("configuration.toml"), "{warning}");
     machine.assert_clean();

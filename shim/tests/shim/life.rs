@@ -234,13 +234,16 @@ async fn threads_do_not_grow_with_processes() {
     let machine = Machine::new();
     let (server, task) = machine.created("c1", "sleep 1000").await;
     task.start("").await.unwrap();
-    let before = server.status("Threads");
+    let threads = || server.status("Threads").parse::<u32>().unwrap();
+    let before = threads();
     for number in 0..20 {
         let exec = format!("e{number}");
         task.exec(&exec, "sleep 1000").await.unwrap();
         task.start(&exec).await.unwrap();
     }
-    assert_eq!(server.status("Threads"), before);
+    // One that works on files stays for a moment, in case there is more; it does not stay for good.
+    assert!(threads() <= before + 1);
+    eventually("the thread goes", || threads() <= before);
     task.end(&server).await;
     machine.assert_clean();
 }

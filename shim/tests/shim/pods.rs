@@ -1,11 +1,13 @@
 //! Several containers in one sandbox, behind one server.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 
 use containerd_shim_protos::api::Status;
 use ttrpc::Code;
 
-use crate::stand::{Machine, Server, Task, code, deleted, status};
+use crate::stand::{Machine, Server, Task, code, deleted, eventually, status};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -125,4 +127,26 @@ async fn a_dead_server_of_a_pod_is_cleaned_up_by_any_of_its_containers() {
     deleted(&pod.machine.action("delete", "pod", &pod.machine.path("pod")));
     let late = pod.machine.action("start", "c2", &pod.bundle("c2", "true"));
     assert!(!late.status.success(), "{late:?}");
+}
+
+#[tokio::test]
+async fn while_one_container_cleans_up_after_a_dead_server_the_others_are_deleted_too() {
+    let pod = Pod::new().await;
+    let _first = pod.container("c1", "sleep 1000").await;
+    pod.server.signal(rustix::process::Signal::KILL);
+    pod.server.ended();
+    // We are the other one, and take our time.
+    let sandbox = pod.machine.path(&format!("run/ns@{}", pod.machine.id("pod")));
+    let owner = File::options().write(true).open(sandbox.join("owner")).unwrap();
+    eventually("the server's lock goes", || owner.try_lock().is_ok());
+    owner.set_len(0).unwrap();
+    (&owner)
+        .write_all(std::process::id().to_string().as_bytes())
+        .unwrap();
+    deleted(&pod.machine.action("delete", "c1", &pod.machine.path("c1")));
+    assert!(sandbox.exists(), "it is the other one's to remove");
+    // We are killed by an impatient daemon: whoever comes next is done with it.
+    drop(owner);
+    deleted(&pod.machine.action("delete", "pod", &pod.machine.path("pod")));
+    pod.machine.assert_clean();
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -141,6 +141,12 @@ impl Machine {
 
     /// Runs an action as containerd 2.3 does, which can say where sockets are to be.
     pub fn action(&self, action: &str, name: &str, bundle: &Path) -> Output {
+        let child = self.begin(action, name, bundle, Stdio::piped());
+        child.wait_with_output().unwrap()
+    }
+
+    /// Begins an action whose output goes there.
+    pub fn begin(&self, action: &str, name: &str, bundle: &Path, stdout: impl Into<Stdio>) -> Child {
         let id = &self.id(name);
         let params = BootstrapParams {
             instance_id: id.clone(),
@@ -165,7 +171,7 @@ impl Machine {
             .env_remove("TTRPC_ADDRESS")
             .env("KATA_CONF_FILE", self.configuration())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -173,7 +179,7 @@ impl Machine {
         // `delete` does not read it.
         let _ = stdin.write_all(&params.write_to_bytes().unwrap());
         drop(stdin);
-        child.wait_with_output().unwrap()
+        child
     }
 
     /// Starts a server; it is ended when the answer is dropped.

@@ -34,6 +34,38 @@ async fn output_goes_to_a_file() {
     machine.assert_clean();
 }
 
+/// Callers ask for the state of what is not there, again and again; and output on both streams begins once.
+#[tokio::test]
+async fn the_log_tells_what_is_news() {
+    let machine = Machine::new();
+    machine.configure(None);
+    let bundle = machine.bundle("c1", "echo out; echo err >&2; sleep 1000", &[]);
+    let server = machine.start("c1", &bundle);
+    let task = server.task("c1").await;
+    assert_eq!(status(task.state("").await).0, Code::NOT_FOUND);
+    let outputs = [machine.path("out"), machine.path("err")];
+    let pipes = outputs.clone().map(|path| {
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let opened = fs::File::options().read(true).write(true).open(&path);
+        opened.unwrap()
+    });
+    let created = task.create_with(&machine, &bundle, |request| {
+        request.stdout = outputs[0].to_str().unwrap().into();
+        request.stderr = outputs[1].to_str().unwrap().into();
+    });
+    created.await.unwrap();
+    task.start("").await.unwrap();
+    for mut pipe in pipes {
+        pipe.read_exact(&mut [0; 4]).unwrap();
+    }
+    assert_eq!(status(task.state("no-exec").await).0, Code::NOT_FOUND);
+    let log = server.log();
+    assert_eq!(log.matches("\"first output\"").count(), 1, "{log}");
+    assert!(!log.contains("a call fails"), "{log}");
+    task.end(&server).await;
+    machine.assert_clean();
+}
+
 #[tokio::test]
 async fn output_goes_to_a_program_that_outlives_the_process_to_write_it_down() {
     let machine = Machine::new();

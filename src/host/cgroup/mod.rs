@@ -69,7 +69,7 @@ impl From<Errno> for Refused {
 /// made.
 pub(super) fn make(
     plan: &CgroupPlan,
-    steps: &mut Steps,
+    steps: &Steps,
     keep: &mut dyn FnMut(CgroupRecord) -> Result<()>,
 ) -> Result<Vec<Arc<OwnedFd>>> {
     let mut places = places(plan)?;

@@ -36,7 +36,7 @@ fn read_only(path: &Path) -> bool {
 }
 
 /// A host that has acquired its share, and the directory that is served.
-async fn ready(stand: &Stand) -> (super::super::Host, PathBuf) {
+pub(super) async fn ready(stand: &Stand) -> (super::super::Host, PathBuf) {
     let mut host = stand.host("s");
     let acquired = host.acquire().await.unwrap();
     drop(acquired);
@@ -99,9 +99,9 @@ async fn a_container_has_its_root_and_its_binds_and_leaves_nothing() {
         assert_eq!(fs::read(seen.join("hosts")).unwrap(), b"127.0.0.1 localhost");
 
         let id = ContainerId::new("c").unwrap();
-        host.remove(&id).unwrap();
+        host.remove(&id).await.unwrap();
         assert!(!seen.exists());
-        host.remove(&id).expect("nothing there is success");
+        host.remove(&id).await.expect("nothing there is success");
     }
     host.carry_out(&plan).unwrap();
     host.release().await.unwrap();

@@ -25,6 +25,7 @@ fn planned(stand: &Full) -> SandboxPlan {
             model: NetworkModel::TcFilter,
             queues: 2,
             localhost: true,
+            late: false,
         }),
         ..plan("s", ChannelPlan::DaemonVsock(vsock_daemon()), share)
     }
@@ -33,7 +34,7 @@ fn planned(stand: &Full) -> SandboxPlan {
 /// Goes through a sandbox's life up to step `left`.
 async fn live(stand: &Full, request: &SandboxRequest, left: Option<u32>) -> (Host, crate::error::Result<()>) {
     let mut host = Host::new(request, planned(stand)).unwrap();
-    host.steps.left = left;
+    host.steps.limit(left);
     let bind = BindPlan {
         name: "volume".into(),
         source: stand.path("volume"),

@@ -209,6 +209,7 @@ pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> Conta
         directory: id.into(),
         root,
         binds,
+        hooks: Default::default(),
         guest: p::CreateContainerRequest {
             container_id: id.into(),
             ..Default::default()
@@ -227,5 +228,13 @@ pub(super) fn busybox(root: &Path) {
         "sh", "cat", "sleep", "echo", "ls", "mkdir", "ln", "touch", "rm", "test", "stat", "grep",
     ] {
         symlink("busybox", root.join("bin").join(tool)).unwrap();
+    }
+}
+
+impl Host {
+    /// Makes a planned container's files visible.
+    pub(super) fn carry_out(&mut self, plan: &ContainerPlan) -> crate::error::Result<()> {
+        let (share, steps) = self.shared()?;
+        share.add(plan, &steps)
     }
 }

@@ -4,7 +4,7 @@ use agent_protocol::GUEST_SHM;
 
 use super::super::*;
 use super::*;
-use crate::model::{BindPlan, ContainerType, RootPlan};
+use crate::model::{BindPlan, ContainerType, HookPlan, RootPlan};
 use crate::sandbox::RootfsMount;
 
 /// Set to write the golden files instead of comparing them.
@@ -362,4 +362,69 @@ fn a_plan_is_no_larger_than_the_guest_takes() {
     .unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidArgument);
     assert!(error.context.contains("for the guest"), "{}", error.context);
+}
+
+#[test]
+fn hooks_go_where_they_can_act() {
+    let hooks = json!({
+        "prestart": [{"path": "/p0", "args": ["p", "x"], "env": ["A=b=c"], "timeout": 5}],
+        "createRuntime": [{"path": "/c0"}, {"path": "/c1"}],
+        "startContainer": [{"path": "/in/guest"}],
+        "poststart": [{"path": "/s0"}],
+        "poststop": [{"path": "/e0"}],
+    });
+    let (plan, guest) = planned(spec(&[("/hooks", hooks), ("/annotations", json!({"k": "v"}))])).unwrap();
+    assert_eq!(guest["hooks"], json!({"startContainer": [{"path": "/in/guest"}]}));
+    let names = |hooks: &[HookPlan]| -> Vec<String> { hooks.iter().map(|hook| hook.name.clone()).collect() };
+    let host = plan.hooks;
+    let create = [
+        "hooks.prestart[0]",
+        "hooks.createRuntime[0]",
+        "hooks.createRuntime[1]",
+    ];
+    assert_eq!(names(&host.create), create);
+    assert_eq!(names(&host.poststart), ["hooks.poststart[0]"]);
+    assert_eq!(names(&host.poststop), ["hooks.poststop[0]"]);
+    assert_eq!(host.create[0].args, ["p", "x"]);
+    assert_eq!(
+        (
+            host.create[0].env[0].name.as_str(),
+            host.create[0].env[0].value.as_str()
+        ),
+        ("A", "b=c")
+    );
+    assert_eq!(host.create[0].timeout, Some(std::time::Duration::from_secs(5)));
+    assert_eq!(host.create[1].timeout, None);
+    assert_eq!(
+        (host.version.as_str(), host.bundle.to_str().unwrap()),
+        ("1.0.2", "/bundle")
+    );
+    assert_eq!(host.annotations["k"], "v");
+}
+
+#[test]
+fn a_hook_that_could_act_nowhere_is_refused_with_a_remedy() {
+    for (hooks, kind, told) in [
+        (
+            json!({"createContainer": [{"path": "/usr/bin/nvidia-cdi-hook"}]}),
+            ErrorKind::Unsupported,
+            &[
+                "hooks.createContainer[0]",
+                "nvidia-cdi-hook",
+                "createRuntime",
+                "startContainer",
+            ][..],
+        ),
+        (
+            json!({"poststop": [{"path": "/x", "env": ["A=b", "nothing"]}]}),
+            ErrorKind::InvalidArgument,
+            &["hooks.poststop[0].env[1]", "nothing"],
+        ),
+    ] {
+        let error = planned(spec(&[("/hooks", hooks)])).unwrap_err();
+        assert_eq!(error.kind, kind);
+        for part in told {
+            assert!(error.chain().contains(part), "{}", error.chain());
+        }
+    }
 }

@@ -239,21 +239,31 @@ fn the_network_is_that_of_the_pods_namespace() {
         super::super::sandbox(config, sandbox, abilities, &all).unwrap()
     };
     sandbox.network_namespace = NetworkNamespace::Host;
+    sandbox.container_type = ContainerType::SingleContainer;
     assert_eq!(plan(&sandbox, &config, &abilities).network, None);
+    sandbox.container_type = ContainerType::PodSandbox;
+    let error = super::super::sandbox(&config, &sandbox, &abilities, &all).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    for told in ["linux.namespaces", "hostNetwork", "another runtime class"] {
+        assert!(error.context.contains(told), "{error}");
+    }
 
     sandbox.network_namespace = NetworkNamespace::New;
-    assert_eq!(
-        plan(&sandbox, &config, &abilities).network.unwrap().namespace,
-        None
-    );
+    let new = plan(&sandbox, &config, &abilities).network.unwrap();
+    assert_eq!((new.namespace, new.late), (None, true));
 
     sandbox.network_namespace = NetworkNamespace::Existing("/run/netns/pod".into());
+    sandbox.network_may_change = true;
+    let hooked = plan(&sandbox, &config, &abilities).network.unwrap();
+    assert!(hooked.late, "a hook may put interfaces into it");
+    sandbox.network_may_change = false;
     let made = plan(&sandbox, &config, &abilities);
     let expected = NetworkPlan {
         namespace: Some("/run/netns/pod".into()),
         model: NetworkModel::TcFilter,
         queues: made.vcpus,
         localhost: true,
+        late: false,
     };
     assert!(made.vcpus > 1);
     assert_eq!(made.network, Some(expected.clone()));
@@ -261,6 +271,13 @@ fn the_network_is_that_of_the_pods_namespace() {
     // It is in the namespace itself, and needs nothing connected.
     abilities.guest_is_process = true;
     abilities.fs_sharing = true;
+    sandbox.network_namespace = NetworkNamespace::Host;
+    assert_eq!(
+        plan(&sandbox, &config, &abilities).network,
+        None,
+        "it has the host's"
+    );
+    sandbox.network_namespace = NetworkNamespace::Existing("/run/netns/pod".into());
     let of_process = plan(&sandbox, &config, &abilities).network.unwrap();
     let nothing = NetworkPlan {
         model: NetworkModel::None,

@@ -167,7 +167,8 @@ fn a_terminal(bed: &mut Bed) -> Result<()> {
     session.resize(33, 101)?;
     session.write(b"tty; while test \"$(stty size)\" != '33 101'; do sleep 0.05; done; echo si''ze\n")?;
     session.wait_for("/dev/pts/")?;
-    session.wait_for("size")?;
+    // Not what is echoed.
+    session.wait_for("\nsize\r")?;
     session.resize(44, 102)?;
     session.write(b"while test \"$(stty size)\" != '44 102'; do sleep 0.05; done; echo oth''er\n")?;
     session.wait_for("other")?;
@@ -206,7 +207,8 @@ fn attached_to_a_terminal(bed: &mut Bed) -> Result<()> {
     let mut session = Session::attach(&pod, &container, true)?;
     session.resize(20, 70)?;
     session.write(b"while test \"$(stty size)\" != '20 70'; do sleep 0.05; done; echo si''ze; tty\n")?;
-    session.wait_for("size")?;
+    // Not what is echoed.
+    session.wait_for("\nsize\r")?;
     session.wait_for("/dev/pts/0")?;
     session.write(b"echo $TERM; exit 8\n")?;
     session.wait_for("xterm")?;
