@@ -225,26 +225,49 @@ fn flags(flags: CloneFlags) -> u64 {
 }
 
 impl Container {
-    /// Executes the program.
+    /// Executes the program. The order is given at once; the future is only the wait for it.
     ///
     /// # Errors
     /// [`Error::Program`] when the kernel refuses it; the process is gone then.
-    pub async fn start(&mut self) -> Result<()> {
+    pub fn start(&mut self) -> impl Future<Output = Result<()>> + Send + use<> {
+        let ordered = self.order_start();
+        let limit = self.start_limit;
+        async move { executed(&ordered?, limit).await }
+    }
+
+    fn order_start(&mut self) -> Result<AgentEnd> {
         let channel = self
             .waiting
             .take()
             .ok_or(Error::State("the container was started already"))?;
         channel.send(&Message::Start)?;
-        executed(&channel, self.start_limit).await
+        Ok(channel)
     }
 
-    /// Starts another process in the container and returns once its program runs.
+    /// Starts another process in the container. The process is there at once; the future is only the wait for its program
+    /// to run, and kills it when it is dropped before.
     ///
-    /// The process may have ended, and been reaped, by then.
+    /// The process may have ended, and been reaped, when the wait is over.
     ///
     /// # Errors
     /// [`Error::State`] for a container that is stopped or paused.
-    pub async fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Started> {
+    pub fn exec(
+        &self,
+        process: &Process,
+        stdio: ProcessStdio,
+    ) -> impl Future<Output = Result<Started>> + Send + use<> {
+        let cloned = self.clone_exec(process, stdio);
+        async move {
+            let (process, agent_end) = cloned?;
+            let console = ready(&agent_end).await?;
+            executed(&agent_end, deadlines::EXECUTE).await?;
+            let pid = Pid::from_raw(process.pid);
+            process.keep();
+            Ok(Started { pid, console })
+        }
+    }
+
+    fn clone_exec(&self, process: &Process, stdio: ProcessStdio) -> Result<(ChildProcess, AgentEnd)> {
         let plan = ProcessPlan::new(process)?;
         if self.has_ended()? {
             return Err(Error::State("the container is stopped"));
@@ -286,13 +309,8 @@ impl Container {
         }
         .step(|| "clone a process for the container")?;
         let process = ChildProcess::new(cloned);
-        drop(child_end);
         process.set_oom_score(&plan)?;
-        let console = ready(&agent_end).await?;
-        executed(&agent_end, deadlines::EXECUTE).await?;
-        let pid = Pid::from_raw(process.pid);
-        process.keep();
-        Ok(Started { pid, console })
+        Ok((process, agent_end))
     }
 
     /// The cgroup's directory, for statistics and events.
@@ -311,14 +329,14 @@ impl Container {
         self.cgroup.signal(signal)
     }
 
-    /// Stops every process; returns when they are.
-    pub async fn pause(&self) -> Result<()> {
-        self.cgroup.freeze(true).await
+    /// Stops every process. The order is given at once; the future is only the wait for it.
+    pub fn pause(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.cgroup.freeze(true)
     }
 
-    /// Lets the processes run again.
-    pub async fn resume(&self) -> Result<()> {
-        self.cgroup.freeze(false).await
+    /// Lets the processes run again, as [`Container::pause`] stops them.
+    pub fn resume(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.cgroup.freeze(false)
     }
 
     /// Changes limits; those that are not named stay, and so do the devices.

@@ -1,23 +1,27 @@
 //! The sandbox: every container and process of this guest, owned by one task.
 //!
-//! The task is commanded through a [`Handle`], one job after the other. A job that needs the workload's cooperation
-//! (output, the end of a process) only hands out what to wait on; the waiting is done by whoever asked. Containers are
-//! made and taken apart beside it, in the [`workshop`].
+//! The task is commanded through a [`Handle`], one job after the other, and no job waits for anything. One that needs the
+//! workload's cooperation (output, the end of a process) only hands out what to wait on; the waiting is done by whoever
+//! asked. Containers are made and taken apart beside it, in the [`workshop`], and started, entered and paused as `beside`
+//! says.
 //!
 //! Must not know of the wire (`rpc` translates).
 
+mod beside;
+mod birth;
 mod entry;
 mod handle;
 pub mod spec;
 pub mod state;
 mod stats;
+mod turn;
 mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_protocol::{GUEST_RESOLV_CONF, GUEST_SHM, StatsResponse};
+use agent_protocol::{GUEST_RESOLV_CONF, StatsResponse};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use slog::{Logger, warn};
 use tokio::sync::{mpsc, watch};
@@ -27,12 +31,11 @@ use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
 use crate::identity::Identity;
-use crate::network::{self, Network};
-use crate::process::stdio::{self, Wanted};
-use crate::process::{Process, Signal};
+use crate::network::Network;
+use crate::process::Signal;
+use crate::process::stdio::Wanted;
 use crate::reaper::{self, Exited, Reaper};
 use crate::storage::{Mounted, Mounter, Storage};
-use crate::sys;
 use entry::Entry;
 pub use handle::{Handle, Stream};
 use state::Call;
@@ -62,7 +65,7 @@ pub struct SandboxRequest {
     pub network: Network,
     /// Mounted as long as the sandbox lives.
     pub storages: Vec<Storage>,
-    /// Size of /dev/shm in bytes; 0: [`DEFAULT_SHM_SIZE`].
+    /// Size of /dev/shm in bytes; 0: as large as Docker makes it.
     pub shm_size: u64,
 }
 
@@ -92,12 +95,11 @@ pub struct ExecRequest {
     pub stdio: Wanted,
 }
 
-/// Size of /dev/shm when the host names none, in bytes (Docker's and Kubernetes' default).
-pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Blank,
+    /// Becoming a sandbox.
+    Making,
     Ready,
     /// Being destroyed: nothing new is accepted.
     Ending,
@@ -171,7 +173,7 @@ impl Sandbox {
         loop {
             tokio::select! {
                 job = jobs.recv() => match job {
-                    Some(job) => job(&mut self).await,
+                    Some(job) => job(&mut self),
                     None => return Ok(()),
                 },
                 changed = self.memory.changed() => changed?.iter().for_each(|id| self.announce_oom(id)),
@@ -181,7 +183,7 @@ impl Sandbox {
 
     fn ready(&self) -> Result<()> {
         match *self.phase.borrow() {
-            Phase::Blank => Err(Error::State("the sandbox is not created yet")),
+            Phase::Blank | Phase::Making => Err(Error::State("the sandbox is not created yet")),
             Phase::Ready => Ok(()),
             Phase::Ending | Phase::Destroyed => Err(Error::State("the sandbox is destroyed")),
         }
@@ -197,54 +199,6 @@ impl Sandbox {
         self.containers
             .get_mut(id)
             .ok_or_else(|| Error::NoContainer(id.to_owned()))
-    }
-
-    async fn create_sandbox(&mut self, request: SandboxRequest) -> Result<()> {
-        match *self.phase.borrow() {
-            Phase::Blank => {}
-            Phase::Ready => {
-                return Err(Error::Exists {
-                    what: "sandbox",
-                    id: request.id,
-                });
-            }
-            Phase::Ending | Phase::Destroyed => return Err(Error::State("the sandbox is destroyed")),
-        }
-        spec::check_id("sandbox_id", &request.id)?;
-        request.identity.check()?;
-        self.check_network(&request.network)?;
-        if self.owns_kernel {
-            request.identity.apply_to_guest()?;
-        }
-        network::add(&request.network).await?;
-        if self.owns_kernel {
-            request.identity.apply_sysctls()?;
-        }
-        let shm_size = if request.shm_size == 0 {
-            DEFAULT_SHM_SIZE
-        } else {
-            request.shm_size
-        };
-        let options = [
-            "nosuid",
-            "nodev",
-            "noexec",
-            "mode=1777",
-            &format!("size={shm_size}"),
-        ];
-        let shm = Storage::parse("tmpfs", "", "", &options.map(str::to_owned), GUEST_SHM)?;
-        let storages: Vec<Storage> = std::iter::once(shm).chain(request.storages).collect();
-        let mounts = self.workshop.mounter.mount_all(&storages).await?;
-        if let Some(text) = request.identity.dns.resolv_conf() {
-            let path = self.resolv_conf();
-            if let Err(error) = std::fs::write(&path, text) {
-                let _ = self.workshop.mounter.unmount_all(mounts);
-                return Err(Error::file("write", path)(error));
-            }
-        }
-        self.mounts = mounts;
-        self.phase.send_replace(Phase::Ready);
-        Ok(())
     }
 
     fn check_network(&self, network: &Network) -> Result<()> {
@@ -335,7 +289,7 @@ impl Sandbox {
         tokio::spawn(async move {
             if reaper::ended(exited).await.is_ok() {
                 // Fails only when the sandbox is gone, and all its processes with it.
-                let _ = handle.call(async move |sandbox| sandbox.init_ended(&id)).await;
+                let _ = handle.call(move |sandbox| sandbox.init_ended(&id)).await;
             }
         });
     }
@@ -366,53 +320,6 @@ impl Sandbox {
         }
     }
 
-    async fn start_container(&mut self, id: &str) -> Result<()> {
-        let entry = self.entry_mut(id)?;
-        let after = entry.check(Call::Start)?;
-        match entry.container.start().await {
-            Ok(()) => {
-                entry.enter(after);
-                Ok(())
-            }
-            Err(error) => {
-                // What could not execute is of no use to anyone: it ends now, and can be deleted.
-                entry.signal_all(Signal::KILL)?;
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn exec(&mut self, request: ExecRequest) -> Result<i32> {
-        spec::check_id("exec_id", &request.id)?;
-        let reaper = self.workshop.reaper.clone();
-        let entry = self.entry_mut(&request.container)?;
-        entry.check(Call::Exec)?;
-        if entry.execs.contains_key(&request.id) {
-            return Err(Error::Exists {
-                what: "process",
-                id: request.id,
-            });
-        }
-        let (pending, child) = stdio::prepare(request.stdio)?;
-        let expectation = reaper.expect();
-        let mut started = entry.container.exec(&request.process, child).await?;
-        let pid = started.pid.as_raw();
-        let exited = expectation.claim(pid);
-        let streams = pending.connect(&mut started);
-        if streams.is_err() {
-            sys::kill(pid, libc::SIGKILL).map_err(Error::system("kill a process without streams"))?;
-        }
-        entry.execs.insert(
-            request.id,
-            Process {
-                pid,
-                exited,
-                streams: streams?,
-            },
-        );
-        Ok(pid)
-    }
-
     fn signal(&self, container: &str, exec: &str, signal: Signal, all: bool) -> Result<()> {
         let entry = self.entry(container)?;
         let process = entry.process(container, exec)?;
@@ -439,22 +346,6 @@ impl Sandbox {
             return Err(Error::State("process still runs"));
         }
         entry.execs.remove(exec);
-        Ok(())
-    }
-
-    async fn pause(&mut self, id: &str) -> Result<()> {
-        let entry = self.entry_mut(id)?;
-        let after = entry.check(Call::Pause)?;
-        entry.container.pause().await?;
-        entry.enter(after);
-        Ok(())
-    }
-
-    async fn resume(&mut self, id: &str) -> Result<()> {
-        let entry = self.entry_mut(id)?;
-        let after = entry.check(Call::Resume)?;
-        entry.container.resume().await?;
-        entry.enter(after);
         Ok(())
     }
 

@@ -7,6 +7,7 @@
     reason = "a test fails loudly, its support code too"
 )]
 
+mod beside;
 mod connections;
 mod lifecycle;
 mod network;
