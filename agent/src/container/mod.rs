@@ -18,8 +18,10 @@ mod namespaces;
 mod plan;
 mod seccomp;
 mod setup;
+mod spawn;
 mod sys;
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,7 +39,8 @@ use error::Step;
 pub use error::{Error, Result};
 use plan::{Plan, ProcessPlan};
 use seccomp::Filter;
-use setup::{Child, Init};
+use setup::Child;
+use spawn::spawn_init;
 
 /// What a container is created from.
 #[derive(Debug)]
@@ -64,6 +67,9 @@ pub struct Environment {
 }
 
 /// Paths of namespaces that stand in where a specification asks for a new one. `None`: really a new one.
+///
+/// Of processes it is otherwise: a pod has one namespace for all, and those that its containers have to themselves are below
+/// it. So who shares the pod's processes sees every container's, and nobody sees the guest's.
 #[derive(Debug, Clone, Default)]
 pub struct PodNamespaces {
     /// IPC namespace.
@@ -72,7 +78,7 @@ pub struct PodNamespaces {
     pub uts: Option<PathBuf>,
     /// Network namespace.
     pub network: Option<PathBuf>,
-    /// PID namespace.
+    /// PID namespace: joined by a container that asks for none, parent of one that is new. `None`: the agent's own.
     pub pid: Option<PathBuf>,
 }
 
@@ -113,6 +119,7 @@ pub struct Container {
     /// Namespaces in which it differs from the agent.
     namespaces: CloneFlags,
     filter: Option<Filter>,
+    processes: Option<File>,
 }
 
 /// Creates a container; its first process is ready to execute the program, and waits for [`Container::start`].
@@ -131,18 +138,19 @@ pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> 
     let cgroup = Cgroup::create(&request.environment.cgroup_root, &plan.cgroup)?;
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     match spawn_init(&request, &plan, filter.as_ref(), &cgroup, resources).await {
-        Ok((init, waiting, started)) => {
+        Ok(spawned) => {
             let container = Container {
                 id: request.id.to_owned(),
                 cgroup,
-                init,
-                waiting: Some(waiting),
+                init: spawned.init,
+                waiting: Some(spawned.waiting),
                 start_limit: plan.hooks.iter().map(|hook| hook.timeout).sum::<Duration>()
                     + deadlines::EXECUTE,
                 namespaces: plan.namespaces.all(),
                 filter,
+                processes: spawned.processes,
             };
-            Ok((container, started))
+            Ok((container, spawned.started))
         }
         Err(error) => {
             // The first error is the one to report.
@@ -150,52 +158,6 @@ pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> 
             Err(error)
         }
     }
-}
-
-async fn spawn_init(
-    request: &CreateRequest<'_>,
-    plan: &Plan,
-    filter: Option<&Filter>,
-    cgroup: &Cgroup,
-    resources: Option<&LinuxResources>,
-) -> Result<(ChildProcess, AgentEnd, Started)> {
-    if let Some(resources) = resources {
-        cgroup.limit(resources)?;
-        cgroup.limit_devices(resources.devices().as_deref())?;
-    }
-    let joins = namespaces::Joins::open(&plan.namespaces)?;
-    let (agent_end, child_end) = channel::pair()?;
-    let child = Child {
-        id: request.id,
-        process: &plan.process,
-        filter,
-        stdio: &request.stdio,
-        channel: &child_end,
-    };
-    let init = Init {
-        plan,
-        join: &joins.child,
-        cgroup: cgroup.path(),
-    };
-    // The cgroup namespace is made by the child, once it is in its cgroup.
-    let new = plan.namespaces.new & !CloneFlags::CLONE_NEWCGROUP;
-    let cloned = namespaces::within(&joins.agent, || {
-        sys::clone_process(flags(new), Some(cgroup.as_fd()), || setup::init(&child, &init))
-    })?
-    .step(|| "clone the container's process")?;
-    let process = ChildProcess::new(cloned);
-    drop(child_end);
-    process.set_oom_score(&plan.process)?;
-    if new.contains(CloneFlags::CLONE_NEWUSER) {
-        namespaces::write_mappings(process.pid, &plan.namespaces)?;
-        agent_end.send(&Message::Mapped)?;
-    }
-    let console = ready(&agent_end).await?;
-    let started = Started {
-        pid: Pid::from_raw(process.pid),
-        console,
-    };
-    Ok((process.keep(), agent_end, started))
 }
 
 /// Waits for the child's being ready.
@@ -318,6 +280,11 @@ impl Container {
         self.cgroup.path()
     }
 
+    /// The pid namespace that was made for it, the first time that this is asked. It has a name as long as this is open.
+    pub fn take_processes(&mut self) -> Option<File> {
+        self.processes.take()
+    }
+
     /// Whether limits were accepted without effect, because the agent's tree has no cgroup v2 controllers. Only on a host
     /// with cgroup v1, never in a guest.
     pub fn is_unlimited(&self) -> bool {
@@ -393,6 +360,11 @@ impl ChildProcess {
         };
         std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
             .step(|| format!("set the OOM score adjustment {score}"))
+    }
+
+    fn pid_namespace(&self) -> Result<File> {
+        let path = format!("/proc/{}/ns/pid", self.pid);
+        File::open(&path).step(|| format!("open {path}"))
     }
 
     /// From now on it lives without this value.

@@ -51,11 +51,12 @@ impl Sandbox {
     }
 
     /// Takes over what was mounted. A destruction that has begun meanwhile waits for this, and undoes it.
-    pub(super) fn finish_create_sandbox(&mut self, made: Result<Vec<Mounted>>) -> Result<()> {
+    pub(super) fn finish_create_sandbox(&mut self, id: String, made: Result<Vec<Mounted>>) -> Result<()> {
         self.settle(ITSELF);
         let is_wanted = *self.phase.borrow() == Phase::Making;
         match made {
             Ok(mounts) => {
+                self.id = id;
                 self.mounts = mounts;
                 if is_wanted {
                     self.phase.send_replace(Phase::Ready);

@@ -81,9 +81,10 @@ impl Handle {
             let (birth, request) = handle
                 .call(move |sandbox| Ok((sandbox.begin_create_sandbox(&request)?, request)))
                 .await?;
+            let id = request.id.clone();
             let made = birth.make(request).await;
             handle
-                .call(move |sandbox| sandbox.finish_create_sandbox(made))
+                .call(move |sandbox| sandbox.finish_create_sandbox(id, made))
                 .await
         })
         .await

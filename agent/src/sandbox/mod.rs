@@ -18,6 +18,8 @@ mod turn;
 mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -115,7 +117,11 @@ pub struct Sandbox {
     owns_network: bool,
     handle: Handle,
     phase: watch::Sender<Phase>,
+    /// Its id, which is that of its first container as well.
+    id: String,
     mounts: Vec<Mounted>,
+    /// Keeps the name of the pod's pid namespace, while its first container is there.
+    processes: Option<File>,
     containers: BTreeMap<String, Entry>,
     connections: Connections,
     /// Ids of containers that are being made or taken apart.
@@ -150,7 +156,9 @@ impl Sandbox {
             owns_network: settings.owns_network,
             handle,
             phase,
+            id: String::new(),
             mounts: Vec::new(),
+            processes: None,
             containers: BTreeMap::new(),
             connections: Connections::default(),
             busy: watch::Sender::default(),
@@ -248,10 +256,14 @@ impl Sandbox {
     /// Takes a container that was made, and answers with the pid of its init process.
     fn finish_create(&mut self, id: String, made: Result<Entry>) -> Result<i32> {
         self.settle(&id);
-        let entry = made?;
+        let mut entry = made?;
         let pid = entry.init.pid;
         self.memory.add(&id, entry.container.cgroup());
         self.announce_end(&id, entry.init.exited.clone());
+        let processes = entry.container.take_processes();
+        if id == self.id {
+            self.share_processes(processes);
+        }
         self.containers.insert(id, entry);
         Ok(pid)
     }
@@ -261,12 +273,24 @@ impl Sandbox {
         self.entry(id)?.check(Call::Delete)?;
         self.announce_oom(id);
         self.memory.remove(id);
+        if id == self.id {
+            self.share_processes(None);
+        }
         let entry = self
             .containers
             .remove(id)
             .ok_or_else(|| Error::NoContainer(id.to_owned()))?;
         self.reserve(id);
         Ok((self.workshop.clone(), entry))
+    }
+
+    /// From now on the pod's processes are in this pid namespace.
+    fn share_processes(&mut self, processes: Option<File>) {
+        let environment = Arc::make_mut(&mut self.workshop.environment);
+        environment.pod.pid = processes
+            .as_ref()
+            .map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()).into());
+        self.processes = processes;
     }
 
     /// Keeps others from using an id.

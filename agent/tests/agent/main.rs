@@ -11,5 +11,6 @@ mod beside;
 mod connections;
 mod lifecycle;
 mod network;
+mod pod;
 mod streams;
 mod support;

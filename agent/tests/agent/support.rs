@@ -131,6 +131,7 @@ impl Sandbox {
             "head",
             "true",
             "tty",
+            "tr",
             "sha256sum",
             "dd",
         ] {

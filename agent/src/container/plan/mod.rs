@@ -40,6 +40,8 @@ pub(super) struct Plan {
 pub(super) struct Namespaces {
     pub(super) new: CloneFlags,
     pub(super) join: Vec<(CloneFlags, PathBuf)>,
+    /// The pid namespace in which the new one is made; the agent's, if none.
+    pub(super) pid_parent: Option<PathBuf>,
     /// Contents of uid_map and gid_map, for a new user namespace.
     pub(super) uid_map: String,
     pub(super) gid_map: String,
@@ -121,6 +123,7 @@ impl Namespaces {
         let mut namespaces = Self {
             new: CloneFlags::empty(),
             join: Vec::new(),
+            pid_parent: None,
             uid_map: String::new(),
             gid_map: String::new(),
         };
@@ -137,7 +140,7 @@ impl Namespaces {
                 LinuxNamespaceType::Uts => (CloneFlags::CLONE_NEWUTS, pod.uts.as_ref()),
                 LinuxNamespaceType::Ipc => (CloneFlags::CLONE_NEWIPC, pod.ipc.as_ref()),
                 LinuxNamespaceType::User => (CloneFlags::CLONE_NEWUSER, None),
-                LinuxNamespaceType::Pid => (CloneFlags::CLONE_NEWPID, pod.pid.as_ref()),
+                LinuxNamespaceType::Pid => (CloneFlags::CLONE_NEWPID, None),
                 LinuxNamespaceType::Network => (CloneFlags::CLONE_NEWNET, pod.network.as_ref()),
                 LinuxNamespaceType::Time => return Err(Error::unsupported(FIELD, "a time namespace")),
             };
@@ -157,6 +160,14 @@ impl Namespaces {
                 Some(path) => {
                     return Err(Error::spec(FIELD, format!("{} is not absolute", path.display())));
                 }
+            }
+        }
+        if let Some(pod) = &environment.pod.pid {
+            let pid = CloneFlags::CLONE_NEWPID;
+            if namespaces.new.contains(pid) {
+                namespaces.pid_parent = Some(pod.clone());
+            } else if namespaces.join.iter().all(|(kind, _)| *kind != pid) {
+                namespaces.join.push((pid, pod.clone()));
             }
         }
         if !namespaces.new.contains(CloneFlags::CLONE_NEWNS) {

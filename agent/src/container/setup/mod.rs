@@ -30,6 +30,9 @@ use super::plan::{Plan, ProcessPlan};
 use super::seccomp::Filter;
 use super::sys;
 
+/// What it is called that makes a container's process.
+pub(super) const CLONE: &str = "clone the container's process";
+
 /// What init and exec have in common.
 pub(super) struct Child<'a> {
     pub(super) id: &'a str,
@@ -51,6 +54,26 @@ pub(super) struct Init<'a> {
 /// The first process of a container.
 pub(super) fn init(child: &Child<'_>, init: &Init<'_>) -> Infallible {
     report(child.channel, run_init(child, init))
+}
+
+/// Makes a container's process below the pid namespace that it is in itself, as the agent's child, and hands that to the
+/// agent: only who is in a pid namespace can make another one in it.
+pub(super) fn go_between(
+    channel: &ChildEnd,
+    clone: impl FnOnce() -> std::io::Result<sys::Cloned>,
+) -> Infallible {
+    // As in `isolate`: the pod's processes can see this one.
+    let made = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .step(|| "protect the memory")
+        .and_then(|()| clone().step(|| CLONE));
+    match made {
+        Ok(cloned) => {
+            // Without an agent that listens, the container's process ends by itself.
+            let _ = channel.send(&Message::Cloned, Some(cloned.pidfd.as_fd()));
+            sys::exit(0)
+        }
+        Err(error) => report(channel, Err(error)),
+    }
 }
 
 /// Another process of a container; `namespaces` are those of the container's init, behind its pidfd.
