@@ -26,13 +26,22 @@ pub(super) struct Plan {
     pub(super) filesystem: filesystem::Filesystem,
     /// Relative to the agent's cgroup root.
     pub(super) cgroup: PathBuf,
-    /// Paths below /proc/sys, and values.
-    pub(super) sysctl: Vec<(PathBuf, String)>,
+    pub(super) sysctl: Vec<Sysctl>,
     pub(super) hostname: Option<String>,
     pub(super) domainname: Option<String>,
     pub(super) process: ProcessPlan,
     /// `startContainer` hooks; the others ran on the host.
     pub(super) hooks: Vec<Hook>,
+}
+
+/// A setting of the kernel's.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Sysctl {
+    /// Below /proc/sys.
+    pub(super) path: PathBuf,
+    pub(super) value: String,
+    /// As the specification names it.
+    pub(super) key: String,
 }
 
 /// Namespaces of the container; those that are in neither list it shares with the agent.
@@ -206,7 +215,7 @@ fn mapping(field: &str, mappings: Option<&[LinuxIdMapping]>) -> Result<String> {
     Ok(text)
 }
 
-fn sysctl(linux: &Linux) -> Result<Vec<(PathBuf, String)>> {
+fn sysctl(linux: &Linux) -> Result<Vec<Sysctl>> {
     let mut settings = Vec::new();
     for (key, value) in linux.sysctl().iter().flatten() {
         // As sysctl(8): the first separator decides whether a dot is a separator or part of a name.
@@ -227,7 +236,11 @@ fn sysctl(linux: &Linux) -> Result<Vec<(PathBuf, String)>> {
         if !ordinary {
             return Err(Error::spec("linux.sysctl", format!("{key:?} is no sysctl")));
         }
-        settings.push((PathBuf::from(path), value.clone()));
+        settings.push(Sysctl {
+            path: PathBuf::from(path),
+            value: value.clone(),
+            key: key.clone(),
+        });
     }
     settings.sort();
     Ok(settings)

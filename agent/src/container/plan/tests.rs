@@ -262,7 +262,7 @@ fn sysctl_names_take_both_separators() {
     let paths: Vec<_> = plan
         .sysctl
         .iter()
-        .map(|(path, _)| path.to_str().unwrap())
+        .map(|setting| setting.path.to_str().unwrap())
         .collect();
     assert_eq!(
         paths,

@@ -26,9 +26,10 @@ use rustix::process::DumpableBehavior;
 use super::ProcessStdio;
 use super::channel::{ChildEnd, Failure, Message};
 use super::error::{Error, Result, Step};
-use super::plan::{Plan, ProcessPlan};
+use super::plan::{Plan, ProcessPlan, Sysctl};
 use super::seccomp::Filter;
 use super::sys;
+use crate::sysctl;
 
 /// What it is called that makes a container's process.
 pub(super) const CLONE: &str = "clone the container's process";
@@ -113,9 +114,9 @@ fn run_init(child: &Child<'_>, init: &Init<'_>) -> Result<Infallible> {
     }
     rustix::process::umask(Mode::empty());
     // Through the agent's /proc: the container's could be anything.
-    for (path, value) in &init.plan.sysctl {
+    for Sysctl { path, value, key } in &init.plan.sysctl {
         std::fs::write(Path::new("/proc/sys").join(path), value)
-            .step(|| format!("set the sysctl {} to {value:?}", path.display()))?;
+            .map_err(|cause| Error::spec("linux.sysctl", sysctl::refusal(key, value, &cause)))?;
     }
     let root = rootfs::build(init.plan, init.cgroup, own_cgroups, null.as_fd())?;
     let terminal = match child.stdio.terminal {
