@@ -9,11 +9,15 @@ use crate::model::SandboxConfig;
 pub const SHARE_TAG: &str = "shared";
 
 /// Where the agent mounts it: `<GUEST_SHARE>/<directory>/<name>` is `<share>/<directory>/<name>` of the host, with a
-/// directory for each container.
+/// directory for each container and one for each volume. Each directory is a mount of its own, with which the agent drops what
+/// the guest remembers of it.
 pub const GUEST_SHARE: &str = "/run/kata/shared";
 
 /// Name of a container's root file system in the share.
 pub const ROOTFS: &str = "rootfs";
+
+/// Name of what is shared in the directory of a volume.
+pub const DATA: &str = "data";
 
 /// Kernel parameter that has the agent log everything.
 pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";

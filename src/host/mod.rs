@@ -15,6 +15,7 @@ mod network;
 mod options;
 mod ready;
 mod share;
+mod sources;
 mod step;
 mod sys;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use step::Steps;
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Ground, Look, SandboxRequest};
 use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, oci, plan};
@@ -111,7 +113,7 @@ impl Host {
         // A relative root is the caller's to mount, and may have to be made first.
         let root = spec.root().as_ref().map(|root| root.path().clone());
         let container = oci::container(&id, spec, bundle, Vec::new())?;
-        let container = plan::container(&request.config, plan, &container)?;
+        let container = plan::container(&request.config, plan, &container, &Volumes::default())?;
         share::find_sources(&container, root.is_some_and(|root| root.is_absolute()))
             .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
@@ -348,7 +350,10 @@ impl Ground for Host {
         // A guest remembers what it has seen under a name for a while.
         container.directory = format!("{}.{}", request.id, self.added);
         self.added += 1;
-        let plan = plan::container(&self.config, &self.plan, &container)?;
+        container.found = sources::look(plan::sources(&container)?);
+        let share = self.held.as_ref().and_then(|held| held.share.as_ref());
+        let volumes = share.ok_or_else(not_acquired)?.volumes();
+        let plan = plan::container(&self.config, &self.plan, &container, volumes)?;
         self.carry_out(&plan)?;
         Ok(plan.guest)
     }

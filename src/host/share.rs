@@ -1,5 +1,5 @@
 //! What the guest sees of the host: a small file system of our own (`mounts`), into which the host puts directories and
-//! mounts, one directory per container; and its mirror (`shared`), in which the same mounts appear, and which nobody can
+//! mounts, one directory per container and one per volume; and its mirror (`shared`), in which the same mounts appear, and which nobody can
 //! write, so that no name in it is ever the guest's. The mirror is what is served.
 //!
 //! It must not know who serves it.
@@ -16,8 +16,9 @@ use super::options::{Bind, Options};
 use super::step::Steps;
 use crate::ContainerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::ROOTFS;
+use crate::guest::{DATA, ROOTFS};
 use crate::model::{BindPlan, ContainerPlan, RootPlan};
+use crate::plan::Volumes;
 use crate::sandbox::RootfsMount;
 
 /// What the caller names, in errors.
@@ -32,6 +33,8 @@ pub(super) struct Share {
     inert: bool,
     /// Directories of the containers that are there.
     directories: BTreeMap<ContainerId, PathBuf>,
+    /// What is there for several of them.
+    volumes: Volumes,
 }
 
 impl Share {
@@ -43,6 +46,7 @@ impl Share {
             shared: dir.join("shared"),
             inert,
             directories: BTreeMap::new(),
+            volumes: Volumes::default(),
         };
         let failed = |cause: io::Error| {
             Error::caused(
@@ -70,10 +74,14 @@ impl Share {
         &self.shared
     }
 
+    /// What it shares for several containers.
+    pub(super) fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
     /// Makes a container's files appear. On an error nothing of them is left.
     pub(super) fn add(&mut self, plan: &ContainerPlan, steps: &mut Steps) -> Result<()> {
         let dir = self.mounts.join(name(&plan.directory)?);
-        make_directory(&dir).map_err(|cause| ours(&dir, cause))?;
         self.directories.insert(plan.id.clone(), dir.clone());
         self.fill(&dir, plan, steps).map_err(|error| {
             let error = error.while_doing(format_args!("container {}", plan.id));
@@ -84,10 +92,11 @@ impl Share {
         })
     }
 
-    fn fill(&self, dir: &Path, plan: &ContainerPlan, steps: &mut Steps) -> Result<()> {
+    fn fill(&mut self, dir: &Path, plan: &ContainerPlan, steps: &mut Steps) -> Result<()> {
+        let root = Self::make_place(dir, ROOTFS, make_directory)?;
         steps.take()?;
-        let root = dir.join(ROOTFS);
-        make_directory(&root).map_err(|cause| ours(&root, cause))?;
+        self.seal(dir)?;
+        steps.take()?;
         match &plan.root {
             RootPlan::Mounts(mounts) => {
                 for one in mounts {
@@ -104,9 +113,29 @@ impl Share {
         }
         for bind in &plan.binds {
             steps.take()?;
-            self.bind(bind, dir)?;
+            let dir = self.mounts.join(name(&bind.name)?);
+            if self.volumes.enter(bind, &plan.id) {
+                self.bind(bind, &dir)?;
+            }
         }
         steps.take()
+    }
+
+    /// Makes a directory with one name in it, where something is to be mounted.
+    fn make_place(dir: &Path, name: &str, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<PathBuf> {
+        let place = dir.join(name);
+        make_directory(dir)
+            .and_then(|()| make(&place))
+            .map_err(|cause| ours(dir, cause))?;
+        Ok(place)
+    }
+
+    /// Makes a directory a mount of its own, to which nobody adds names. What is mounted in it afterwards goes with it in the
+    /// guest: that drops one mount, and with it all that it remembers and we would have to hold open.
+    fn seal(&self, dir: &Path) -> Result<()> {
+        mount::open_directory(dir)
+            .and_then(|source| mount::bind(&source, dir, Bind::Single, self.limits(true)))
+            .map_err(|cause| ours(dir, cause))
     }
 
     fn limits(&self, readonly: bool) -> Limits {
@@ -131,14 +160,13 @@ impl Share {
     }
 
     fn bind(&self, bind: &BindPlan, dir: &Path) -> Result<()> {
-        let target = dir.join(name(&bind.name)?);
         let source = mount::open_source(&bind.source).map_err(|cause| theirs(SOURCE, &bind.source, cause))?;
         let status = rustix::fs::fstat(&source).map_err(|errno| ours(&bind.source, errno.into()))?;
-        let made = match rustix::fs::FileType::from_raw_mode(status.st_mode) {
-            rustix::fs::FileType::Directory => make_directory(&target),
-            _ => make_file(&target),
-        };
-        made.map_err(|cause| ours(&target, cause))?;
+        let target = match rustix::fs::FileType::from_raw_mode(status.st_mode) {
+            rustix::fs::FileType::Directory => Self::make_place(dir, DATA, make_directory),
+            _ => Self::make_place(dir, DATA, make_file),
+        }?;
+        self.seal(dir)?;
         let depth = match bind.recursive {
             true => Bind::Recursive,
             false => Bind::Single,
@@ -147,27 +175,47 @@ impl Share {
             .map_err(|cause| theirs(SOURCE, &bind.source, cause))
     }
 
-    /// Takes a container's files away. Nothing there is success. Nothing is deleted but what was made here: empty
-    /// directories and files.
+    /// Takes a container's files away, and what it was the last to use. Nothing there is success. Nothing is deleted but what
+    /// was made here: empty directories and files.
     pub(super) fn remove(&mut self, id: &ContainerId) -> Result<()> {
         let Some(dir) = self.directories.get(id) else {
             return Ok(());
         };
-        let entries = fs::read_dir(dir).map_err(|cause| ours(dir, cause))?;
-        let mut result = Ok(());
-        for entry in entries.flatten() {
-            let path = entry.path();
-            let removed = mount::clear(&path).and_then(|()| match entry.file_type()?.is_dir() {
-                true => fs::remove_dir(&path),
-                false => fs::remove_file(&path),
-            });
-            result = result.and(removed.map_err(|cause| ours(&path, cause)));
-        }
-        result?;
-        fs::remove_dir(dir).map_err(|cause| ours(dir, cause))?;
+        take_away(dir)?;
         self.directories.remove(id);
-        Ok(())
+        self.volumes.leave(id);
+        let mut result = Ok(());
+        for name in self.volumes.unused() {
+            let taken = take_away(&self.mounts.join(&name));
+            if taken.is_ok() {
+                self.volumes.forget(&name);
+            }
+            result = result.and(taken);
+        }
+        result
     }
+}
+
+/// Unmounts what is in a sealed directory, and removes it. Nothing there is success.
+fn take_away(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|cause| ours(dir, cause))?,
+    };
+    let places: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let mut result = Ok(());
+    for place in places.iter().map(PathBuf::as_path).chain([dir]) {
+        result = result.and(mount::clear(place).map_err(|cause| ours(place, cause)));
+    }
+    result?;
+    for place in &places {
+        let removed = match place.is_dir() {
+            true => fs::remove_dir(place),
+            false => fs::remove_file(place),
+        };
+        removed.map_err(|cause| ours(place, cause))?;
+    }
+    fs::remove_dir(dir).map_err(|cause| ours(dir, cause))
 }
 
 /// Looks for everything of the host's that a container is to see: `root` says whether the root file system is already there.

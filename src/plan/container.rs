@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 use serde_json::Value;
 
 use super::namespaces::Namespaces;
+use super::volumes::Volumes;
 use super::{devices, limits, mounts, namespaces, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
@@ -21,12 +22,13 @@ pub(super) fn plan(
     config: &Config,
     sandbox: &SandboxPlan,
     container: &ContainerConfig,
+    volumes: &Volumes,
 ) -> Result<ContainerPlan> {
     let spec = &container.spec;
     // A guest that is a process of the host has no kernel to itself.
     let own_kernel = sandbox.share != SharePlan::Process;
     let namespaces = namespaces::plan(spec, container.container_type, own_kernel)?;
-    let mounts = mounts::plan(container, namespaces.own_user)?;
+    let mounts = mounts::plan(container, volumes, namespaces.own_user)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     let guest_root = RootBuilder::default()
         .path(guest::shared(&container.directory, guest::ROOTFS))

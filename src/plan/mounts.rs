@@ -12,6 +12,7 @@ use super::unsupported;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{BindPlan, ContainerConfig};
+use crate::plan::volumes::{Volumes, Wanted};
 
 /// File systems that the kernel makes out of nothing.
 const OF_THE_KERNEL: [&str; 16] = [
@@ -33,6 +34,9 @@ const OF_THE_KERNEL: [&str; 16] = [
     "tracefs",
 ];
 
+/// The directory in which the kubelet keeps a pod's `emptyDir` volumes.
+const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+
 /// The options that set SELinux labels; the guest's kernel has no SELinux and takes them for nonsense.
 const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
 
@@ -46,7 +50,7 @@ pub(super) struct Mounts {
 }
 
 /// Sorts the mounts of a specification. `own_user`: the container has a user namespace of its own.
-pub(super) fn plan(container: &ContainerConfig, own_user: bool) -> Result<Mounts> {
+pub(super) fn plan(container: &ContainerConfig, volumes: &Volumes, own_user: bool) -> Result<Mounts> {
     let mut mounts = Mounts::default();
     for (index, asked) in container.spec.mounts().iter().flatten().enumerate() {
         if asked.uid_mappings().is_some() || asked.gid_mappings().is_some() {
@@ -61,7 +65,7 @@ pub(super) fn plan(container: &ContainerConfig, own_user: bool) -> Result<Mounts
         if options.remount {
             mount.set_source(None);
         } else if options.bind {
-            bind(index, &mut mount, &options, container, &mut mounts.binds)?;
+            bind(index, &mut mount, &options, container, volumes, &mut mounts)?;
         } else {
             new(index, &mut mount, own_user)?;
         }
@@ -118,7 +122,8 @@ fn bind(
     mount: &mut Mount,
     options: &Options,
     container: &ContainerConfig,
-    binds: &mut Vec<BindPlan>,
+    volumes: &Volumes,
+    mounts: &mut Mounts,
 ) -> Result<()> {
     let source = match mount.source() {
         Some(source) if !source.as_os_str().is_empty() => container.bundle.join(source),
@@ -152,16 +157,57 @@ fn bind(
     {
         mount.set_source(Some(clean));
     } else {
-        let name = format!("m{}", binds.len());
-        mount.set_source(Some(guest::shared(&container.directory, &name).into()));
-        binds.push(BindPlan {
-            name,
-            source,
-            readonly: options.readonly,
-            recursive: options.recursive,
-        });
+        let name = share(source, &clean, options, container, volumes, &mut mounts.binds);
+        mount.set_source(Some(guest::shared(&name, guest::DATA).into()));
     }
     Ok(())
+}
+
+/// Shares what is at a path of the host; the answer is its name in the share.
+fn share(
+    source: PathBuf,
+    clean: &Path,
+    options: &Options,
+    container: &ContainerConfig,
+    volumes: &Volumes,
+    binds: &mut Vec<BindPlan>,
+) -> String {
+    let identity = container.found.get(&source).map(|found| &found.identity);
+    let wanted = Wanted {
+        identity,
+        // A pod's own directory is shared for writing if only because another container may come to write: it is to be the
+        // same one for those who read, and nothing but the pod's is in it. The mount in the container is read-only.
+        readonly: options.readonly && !is_empty_dir(clean),
+        recursive: options.recursive,
+    };
+    let known = volumes.find(wanted, binds);
+    if let Some(name) = &known
+        && binds.iter().any(|bind| bind.name == *name)
+    {
+        return name.clone();
+    }
+    let new = binds
+        .iter()
+        .filter(|bind| volumes.get(&bind.name).is_none())
+        .count();
+    let name = known.unwrap_or_else(|| volumes.new_name(new));
+    binds.push(match volumes.get(&name) {
+        Some(plan) => plan.clone(),
+        None => BindPlan {
+            name: name.clone(),
+            source,
+            readonly: wanted.readonly,
+            recursive: wanted.recursive,
+            identity: identity.cloned(),
+        },
+    });
+    name
+}
+
+/// Whether the kubelet has made this directory for one pod, or something below it.
+fn is_empty_dir(path: &Path) -> bool {
+    path.components()
+        .any(|part| part == Component::Normal(EMPTY_DIR.as_ref()))
 }
 
 fn new(index: usize, mount: &mut Mount, own_user: bool) -> Result<()> {

@@ -1,0 +1,87 @@
+//! What there is at the paths of the host that a container mounts. Looks, and changes nothing.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+
+use super::{mount, mountinfo};
+use crate::model::{Found, Identity};
+
+/// Looks at each path. What cannot be looked at is left out: it is mounted later, and refused then with a reason.
+pub(super) fn look(paths: Vec<PathBuf>) -> BTreeMap<PathBuf, Found> {
+    if paths.is_empty() {
+        return BTreeMap::new();
+    }
+    let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let found = paths.into_iter().filter_map(|path| {
+        let found = look_at(&path, &mounts).ok()??;
+        Some((path, found))
+    });
+    found.collect()
+}
+
+fn look_at(path: &Path, mounts: &[u8]) -> io::Result<Option<Found>> {
+    let source = mount::open_source(path)?;
+    let status = statx(
+        &source,
+        c"",
+        AtFlags::EMPTY_PATH,
+        StatxFlags::INO | StatxFlags::MNT_ID,
+    )?;
+    if status.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        // A kernel before 5.8 does not tell the mounts apart.
+        return Ok(None);
+    }
+    let mut numbers = vec![status.stx_mnt_id];
+    numbers.extend(mountinfo::ids_below(mounts, &real(&source)?));
+    Ok(Some(Found {
+        identity: Identity {
+            device: rustix::fs::makedev(status.stx_dev_major, status.stx_dev_minor),
+            inode: status.stx_ino,
+            mounts: numbers,
+        },
+    }))
+}
+
+/// The path without links.
+fn real(source: &OwnedFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", source.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_shows_the_same_files_is_the_same_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["a/below", "b"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        symlink("a", path("link")).unwrap();
+        let identity = |name: &str| {
+            let found = look(vec![path(name)]);
+            found.get(&path(name)).map(|found| found.identity.clone())
+        };
+        let before = identity("a");
+        assert!(before.is_some());
+        assert_eq!(identity("link"), before);
+        assert_eq!(identity("b/../a"), before);
+        assert_ne!(identity("b"), before);
+        assert_eq!(identity("missing"), None);
+
+        mount::memory(&path("a/below")).unwrap();
+        let covered = identity("a");
+        assert_ne!(covered, before, "something is mounted below it");
+        assert_eq!(identity("a"), covered);
+        mount::clear(&path("a/below")).unwrap();
+        assert_eq!(identity("a"), before);
+    }
+}
