@@ -160,6 +160,22 @@ pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> 
     }
 }
 
+/// Does something that may hang in a process of its own, for which nobody waits. It has none of the agent's descriptors.
+///
+/// # Errors
+/// When no process can be made.
+pub fn apart(work: impl FnOnce()) -> Result<()> {
+    let child = || {
+        // What it holds of others' streams would keep them open. If it can't be closed, it is not held for long either.
+        let _ = sys::close_range(3, u32::MAX);
+        work();
+        sys::exit(0)
+    };
+    sys::clone_process(0, None, child)
+        .step(|| "make a process for what may hang")
+        .map(drop)
+}
+
 /// Waits for the child's being ready.
 async fn ready(channel: &AgentEnd) -> Result<Option<OwnedFd>> {
     match channel

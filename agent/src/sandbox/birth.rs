@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use agent_protocol::GUEST_SHM;
 
+use super::shares::Shares;
 use super::workshop::Workshop;
 use super::{Phase, Sandbox, SandboxRequest, spec};
 use crate::error::{Error, Result};
@@ -51,11 +52,16 @@ impl Sandbox {
     }
 
     /// Takes over what was mounted. A destruction that has begun meanwhile waits for this, and undoes it.
-    pub(super) fn finish_create_sandbox(&mut self, id: String, made: Result<Vec<Mounted>>) -> Result<()> {
+    pub(super) fn finish_create_sandbox(
+        &mut self,
+        id: String,
+        made: Result<(Vec<Mounted>, Shares)>,
+    ) -> Result<()> {
         self.settle(ITSELF);
         let is_wanted = *self.phase.borrow() == Phase::Making;
         match made {
-            Ok(mounts) => {
+            Ok((mounts, shares)) => {
+                self.shares = shares;
                 self.id = id;
                 self.mounts = mounts;
                 if is_wanted {
@@ -74,8 +80,8 @@ impl Sandbox {
 }
 
 impl Birth {
-    /// Makes the guest this sandbox; what was mounted is the answer.
-    pub(super) async fn make(self, request: SandboxRequest) -> Result<Vec<Mounted>> {
+    /// Makes the guest this sandbox; what was mounted, and shares in it, are the answer.
+    pub(super) async fn make(self, request: SandboxRequest) -> Result<(Vec<Mounted>, Shares)> {
         if self.owns_kernel {
             request.identity.apply_to_guest()?;
         }
@@ -97,13 +103,15 @@ impl Birth {
         ];
         let shm = Storage::parse("tmpfs", "", "", &options.map(str::to_owned), GUEST_SHM)?;
         let storages: Vec<Storage> = std::iter::once(shm).chain(request.storages).collect();
-        let mounts = self.workshop.mounter.mount_all(&storages).await?;
+        let mounter = &self.workshop.mounter;
+        let mounts = mounter.mount_all(&storages).await?;
         if let Some(text) = request.identity.dns.resolv_conf()
             && let Err(error) = std::fs::write(&self.resolv_conf, text)
         {
-            let _ = self.workshop.mounter.unmount_all(mounts);
+            let _ = mounter.unmount_all(mounts);
             return Err(Error::file("write", self.resolv_conf)(error));
         }
-        Ok(mounts)
+        let shares = storages.iter().filter_map(|storage| mounter.share(storage));
+        Ok((mounts, Shares::new(shares.collect())))
     }
 }

@@ -1,6 +1,7 @@
 //! One container with its processes: what the sandbox keeps of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use super::state::{self, Call, State};
 use super::turn::Turns;
@@ -23,6 +24,8 @@ pub struct Entry {
     pub begun: BTreeSet<String>,
     /// Who may be at work on it.
     pub turns: Turns,
+    /// What it uses of the host's shares.
+    pub used: BTreeSet<PathBuf>,
     /// What was mounted for it.
     pub mounts: Vec<Mounted>,
     /// Kills for want of memory that were announced already.
@@ -39,6 +42,7 @@ impl Entry {
             execs: BTreeMap::new(),
             begun: BTreeSet::new(),
             turns: Turns::default(),
+            used: BTreeSet::new(),
             mounts,
             oom_kills: 0,
             state: State::Created,

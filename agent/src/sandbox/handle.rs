@@ -10,6 +10,7 @@ use oci_spec::runtime::LinuxResources;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::shares;
 use super::state::Call;
 use super::turn::{Place, Turn, Turns};
 use super::{ContainerRequest, ExecRequest, Phase, Sandbox, SandboxRequest};
@@ -164,10 +165,17 @@ impl Handle {
         let handle = self.clone();
         completed(async move {
             let id = request.id.clone();
-            let workshop = handle.call(move |sandbox| sandbox.begin_create(&id)).await?;
-            let made = workshop.create(&request).await;
+            let (workshop, shares) = handle.call(move |sandbox| sandbox.begin_create(&id)).await?;
+            let mut used = BTreeSet::new();
+            let made = match workshop.specification(&request) {
+                Ok(spec) => {
+                    used = shares::used(&shares, &spec);
+                    workshop.create(&request, &spec).await
+                }
+                Err(error) => Err(error),
+            };
             handle
-                .call(move |sandbox| sandbox.finish_create(request.id, made))
+                .call(move |sandbox| sandbox.finish_create(request.id, used, made))
                 .await
         })
         .await

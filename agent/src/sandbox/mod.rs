@@ -11,6 +11,7 @@ mod beside;
 mod birth;
 mod entry;
 mod handle;
+mod shares;
 pub mod spec;
 pub mod state;
 mod stats;
@@ -37,9 +38,10 @@ use crate::network::Network;
 use crate::process::Signal;
 use crate::process::stdio::Wanted;
 use crate::reaper::{self, Exited, Reaper};
-use crate::storage::{Mounted, Mounter, Storage};
+use crate::storage::{self, Mounted, Mounter, Storage};
 use entry::Entry;
 pub use handle::{Handle, Stream};
+use shares::Shares;
 use state::Call;
 use workshop::Workshop;
 
@@ -120,6 +122,7 @@ pub struct Sandbox {
     /// Its id, which is that of its first container as well.
     id: String,
     mounts: Vec<Mounted>,
+    shares: Shares,
     /// Keeps the name of the pod's pid namespace, while its first container is there.
     processes: Option<File>,
     containers: BTreeMap<String, Entry>,
@@ -158,6 +161,7 @@ impl Sandbox {
             phase,
             id: String::new(),
             mounts: Vec::new(),
+            shares: Shares::default(),
             processes: None,
             containers: BTreeMap::new(),
             connections: Connections::default(),
@@ -239,8 +243,8 @@ impl Sandbox {
         spec::locate(Path::new(GUEST_RESOLV_CONF), self.workshop.mounter.root().dir())
     }
 
-    /// Reserves the id of a container that is about to be made.
-    fn begin_create(&mut self, id: &str) -> Result<Workshop> {
+    /// Reserves the id of a container that is about to be made. Answers with where the shares are, too.
+    fn begin_create(&mut self, id: &str) -> Result<(Workshop, Vec<PathBuf>)> {
         self.ready()?;
         spec::check_id("container_id", id)?;
         if self.containers.contains_key(id) || self.busy.borrow().contains(id) {
@@ -250,13 +254,20 @@ impl Sandbox {
             });
         }
         self.reserve(id);
-        Ok(self.workshop.clone())
+        Ok((self.workshop.clone(), self.shares.roots().to_owned()))
     }
 
-    /// Takes a container that was made, and answers with the pid of its init process.
-    fn finish_create(&mut self, id: String, made: Result<Entry>) -> Result<i32> {
-        self.settle(&id);
-        let mut entry = made?;
+    /// Takes a container that was made, and answers with the pid of its init process. `used`: what it has used of the shares.
+    fn finish_create(&mut self, id: String, used: BTreeSet<PathBuf>, made: Result<Entry>) -> Result<i32> {
+        let mut entry = match made {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.shares.left(used);
+                self.settle(&id);
+                return Err(error);
+            }
+        };
+        entry.used = used;
         let pid = entry.init.pid;
         self.memory.add(&id, entry.container.cgroup());
         self.announce_end(&id, entry.init.exited.clone());
@@ -264,7 +275,8 @@ impl Sandbox {
         if id == self.id {
             self.share_processes(processes);
         }
-        self.containers.insert(id, entry);
+        self.containers.insert(id.clone(), entry);
+        self.settle(&id);
         Ok(pid)
     }
 
@@ -280,6 +292,7 @@ impl Sandbox {
             .containers
             .remove(id)
             .ok_or_else(|| Error::NoContainer(id.to_owned()))?;
+        self.shares.left(entry.used.clone());
         self.reserve(id);
         Ok((self.workshop.clone(), entry))
     }
@@ -301,10 +314,18 @@ impl Sandbox {
     }
 
     /// Frees an id that was reserved.
-    fn settle(&self, id: &str) {
+    fn settle(&mut self, id: &str) {
         self.busy.send_modify(|busy| {
             busy.remove(id);
         });
+        // What is being made may use what others have left.
+        if self.busy.borrow().is_empty() {
+            let used = self.containers.values().map(|entry| &entry.used);
+            let unused = self.shares.take_unused(used);
+            if let Err(error) = storage::forget(&unused) {
+                warn!(self.log, "the host may hold what nobody uses any more"; "cause" => %error);
+            }
+        }
     }
 
     /// Sees to it that the end of an init process takes the rest of its container with it.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use oci_spec::runtime::Spec;
 use slog::{Logger, warn};
 
 use super::entry::Entry;
@@ -27,14 +28,21 @@ pub struct Workshop {
 }
 
 impl Workshop {
+    /// Reads what the container is to be.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::error::Error::Invalid).
+    pub fn specification(&self, request: &ContainerRequest) -> Result<Spec> {
+        spec::container(&request.spec, self.mounter.root().dir())
+    }
+
     /// Mounts what the container needs, and creates it up to the exec of its first process. Undone on failure.
     ///
     /// # Errors
     /// The first step that fails.
-    pub async fn create(&self, request: &ContainerRequest) -> Result<Entry> {
-        let spec = spec::container(&request.spec, self.mounter.root().dir())?;
+    pub async fn create(&self, request: &ContainerRequest, spec: &Spec) -> Result<Entry> {
         let mounts = self.mounter.mount_all(&request.storages).await?;
-        match self.create_init(request, &spec).await {
+        match self.create_init(request, spec).await {
             Ok((container, init)) => Ok(Entry::new(container, init, mounts)),
             Err(error) => {
                 if let Err(leftover) = self.mounter.unmount_all(mounts) {
@@ -45,11 +53,7 @@ impl Workshop {
         }
     }
 
-    async fn create_init(
-        &self,
-        request: &ContainerRequest,
-        spec: &oci_spec::runtime::Spec,
-    ) -> Result<(Container, Process)> {
+    async fn create_init(&self, request: &ContainerRequest, spec: &Spec) -> Result<(Container, Process)> {
         let (pending, child) = stdio::prepare(request.stdio)?;
         let expectation = self.reaper.expect();
         let create = CreateRequest {

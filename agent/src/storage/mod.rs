@@ -17,6 +17,7 @@ use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
 
+use crate::container;
 use crate::error::{Error, Result};
 use crate::uevent;
 use options::Options;
@@ -195,6 +196,16 @@ impl Mounter {
         &self.root
     }
 
+    /// Where this storage is a share of the host's, in which the kernel mounts by itself what is a mount there.
+    pub fn share(&self, storage: &Storage) -> Option<PathBuf> {
+        match &storage.driver {
+            Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
+                Some(self.root.locate(&storage.mount_point))
+            }
+            _ => None,
+        }
+    }
+
     /// Mounts all, in order; on failure everything is undone.
     ///
     /// # Errors
@@ -355,6 +366,24 @@ impl Mounter {
         }
         result.map_err(Error::file("unmount", mounted.mount_point.in_guest()))
     }
+}
+
+/// Lets the kernel forget what it has seen in directories of a share that are mounts of their own: with the mount go the names
+/// and files below it that the host holds open for it. In another process, because the host may not answer.
+///
+/// # Errors
+/// When there can be no such process.
+pub fn forget(directories: &[PathBuf]) -> Result<()> {
+    if directories.is_empty() {
+        return Ok(());
+    }
+    container::apart(|| {
+        for directory in directories {
+            // One of which nothing was ever used is no mount.
+            let _ = unmount(directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
+    })?;
+    Ok(())
 }
 
 fn is_directory(fd: &OwnedFd) -> bool {
