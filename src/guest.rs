@@ -27,6 +27,11 @@ pub(crate) fn shared(directory: &str, name: &str) -> String {
     format!("{GUEST_SHARE}/{directory}/{name}")
 }
 
+/// Guest path of a volume of memory, which stands for a directory of the host with these numbers.
+pub(crate) fn volume(device: u64, inode: u64) -> String {
+    format!("{}/volumes/{device:x}-{inode:x}", p::GUEST_DIR)
+}
+
 /// The sandbox's part of the conversation, but for clock and entropy.
 pub(crate) fn create_sandbox(sandbox: &SandboxConfig) -> p::CreateSandboxRequest {
     let share = p::Storage {
@@ -54,10 +59,15 @@ pub(crate) fn create_sandbox(sandbox: &SandboxConfig) -> p::CreateSandboxRequest
 }
 
 /// A container's part, but for the streams.
-pub(crate) fn create_container(id: &ContainerId, spec: Vec<u8>) -> p::CreateContainerRequest {
+pub(crate) fn create_container(
+    id: &ContainerId,
+    spec: Vec<u8>,
+    storages: Vec<p::Storage>,
+) -> p::CreateContainerRequest {
     p::CreateContainerRequest {
         container_id: id.to_string(),
         spec,
+        storages,
         ..Default::default()
     }
 }

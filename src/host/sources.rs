@@ -5,10 +5,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, StatxFlags, fstatfs, statx};
 
 use super::{mount, mountinfo};
-use crate::model::{Found, Identity};
+use crate::model::{Found, Identity, Medium};
 
 /// Looks at each path. What cannot be looked at is left out: it is mounted later, and refused then with a reason.
 pub(super) fn look(paths: Vec<PathBuf>) -> BTreeMap<PathBuf, Found> {
@@ -43,7 +43,24 @@ fn look_at(path: &Path, mounts: &[u8]) -> io::Result<Option<Found>> {
             inode: status.stx_ino,
             mounts: numbers,
         },
+        medium: medium(&source)?,
+        mode: u32::from(status.stx_mode) & 0o7777,
+        uid: status.stx_uid,
+        gid: status.stx_gid,
     }))
+}
+
+fn medium(source: &OwnedFd) -> io::Result<Medium> {
+    let status = fstatfs(source)?;
+    // Unsigned on some architectures, signed on others.
+    let size = u64::try_from(status.f_bsize).unwrap_or(0);
+    Ok(match i64::from(status.f_type) {
+        libc::TMPFS_MAGIC => Medium::Memory {
+            limit: size.saturating_mul(status.f_blocks),
+        },
+        libc::HUGETLBFS_MAGIC => Medium::HugePages { size },
+        _ => Medium::Disk,
+    })
 }
 
 /// The path without links.
@@ -77,7 +94,14 @@ mod tests {
         assert_ne!(identity("b"), before);
         assert_eq!(identity("missing"), None);
 
+        let medium = |name: &str| look(vec![path(name)])[&path(name)].medium;
+        assert_eq!(
+            medium("a/below"),
+            Medium::Disk,
+            "this test needs TMPDIR on a disk"
+        );
         mount::memory(&path("a/below")).unwrap();
+        assert!(matches!(medium("a/below"), Medium::Memory { limit } if limit > 0));
         let covered = identity("a");
         assert_ne!(covered, before, "something is mounted below it");
         assert_eq!(identity("a"), covered);

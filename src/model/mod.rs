@@ -117,6 +117,31 @@ pub struct ContainerConfig {
 pub struct Found {
     /// Which file or directory it is.
     pub identity: Identity,
+    /// What it is made of.
+    pub medium: Medium,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// What the files of a directory are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Whatever can be shared.
+    Disk,
+    /// Memory of the host's kernel: at most so many bytes (0: no limit).
+    Memory {
+        /// Bytes.
+        limit: u64,
+    },
+    /// Huge pages of the host's kernel.
+    HugePages {
+        /// Bytes of a page.
+        size: u64,
+    },
 }
 
 /// A file or directory of the host with all that is mounted below it. Paths that have the same one show the same files.

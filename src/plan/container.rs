@@ -62,7 +62,7 @@ pub(super) fn plan(
         directory: container.directory.clone(),
         root: self::root(container, root.path())?,
         binds: mounts.binds,
-        guest: guest::create_container(&container.id, json(&for_guest)?),
+        guest: guest::create_container(&container.id, json(&for_guest)?, mounts.storages),
     })
 }
 

@@ -6,6 +6,7 @@ mod channel;
 mod container;
 mod devices;
 mod limits;
+mod memory;
 mod mounts;
 mod namespaces;
 mod share;

@@ -6,9 +6,10 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use agent_protocol as p;
 use oci_spec::runtime::Mount;
 
-use super::unsupported;
+use super::{memory, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{BindPlan, ContainerConfig};
@@ -34,9 +35,6 @@ const OF_THE_KERNEL: [&str; 16] = [
     "tracefs",
 ];
 
-/// The directory in which the kubelet keeps a pod's `emptyDir` volumes.
-const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
-
 /// The options that set SELinux labels; the guest's kernel has no SELinux and takes them for nonsense.
 const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
 
@@ -47,6 +45,8 @@ pub(super) struct Mounts {
     pub(super) guest: Vec<Mount>,
     /// On the host, for the guest.
     pub(super) binds: Vec<BindPlan>,
+    /// In the guest, for the pod.
+    pub(super) storages: Vec<p::Storage>,
 }
 
 /// Sorts the mounts of a specification. `own_user`: the container has a user namespace of its own.
@@ -150,17 +150,30 @@ fn bind(
         mount.set_options(Some(rest));
     } else if mount.destination() == Path::new("/dev/shm") || clean.starts_with("/dev/shm") {
         // Memory that processes share must be memory of their own kernel.
-        mount.set_source(Some(agent_protocol::GUEST_SHM.into()));
+        mount.set_source(Some(p::GUEST_SHM.into()));
     } else if ["/sys", "/proc", "/dev"]
         .iter()
         .any(|kernel| clean.starts_with(kernel))
     {
         mount.set_source(Some(clean));
+    } else if let Some(storage) = of_memory(&source, &clean, container) {
+        mount.set_source(Some(storage.mount_point.clone().into()));
+        if !mounts.storages.contains(&storage) {
+            mounts.storages.push(storage);
+        }
     } else {
         let name = share(source, &clean, options, container, volumes, &mut mounts.binds);
         mount.set_source(Some(guest::shared(&name, guest::DATA).into()));
     }
     Ok(())
+}
+
+fn of_memory(source: &Path, clean: &Path, container: &ContainerConfig) -> Option<p::Storage> {
+    let linux = container.spec.linux().as_ref();
+    let limits = linux
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.hugepage_limits().as_deref());
+    memory::volume(clean, container.found.get(source)?, limits.unwrap_or_default())
 }
 
 /// Shares what is at a path of the host; the answer is its name in the share.
@@ -177,7 +190,7 @@ fn share(
         identity,
         // A pod's own directory is shared for writing if only because another container may come to write: it is to be the
         // same one for those who read, and nothing but the pod's is in it. The mount in the container is read-only.
-        readonly: options.readonly && !is_empty_dir(clean),
+        readonly: options.readonly && !memory::is_of_a_pod(clean),
         recursive: options.recursive,
     };
     let known = volumes.find(wanted, binds);
@@ -202,12 +215,6 @@ fn share(
         },
     });
     name
-}
-
-/// Whether the kubelet has made this directory for one pod, or something below it.
-fn is_empty_dir(path: &Path) -> bool {
-    path.components()
-        .any(|part| part == Component::Normal(EMPTY_DIR.as_ref()))
 }
 
 fn new(index: usize, mount: &mut Mount, own_user: bool) -> Result<()> {

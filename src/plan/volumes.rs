@@ -172,7 +172,7 @@ mod tests {
         volumes.leave(&id("b"));
         assert!(volumes.unused().is_empty());
         volumes.leave(&id("a"));
-        assert_eq!(volumes.unused(), [plan.name.clone()]);
+        assert_eq!(volumes.unused().as_slice(), std::slice::from_ref(&plan.name));
         volumes.forget(&plan.name);
         assert!(volumes.get(&plan.name).is_none());
         assert_ne!(volumes.new_name(0), plan.name);

@@ -164,8 +164,12 @@ impl Handle {
     pub async fn create_container(&self, request: ContainerRequest) -> Result<i32> {
         let handle = self.clone();
         completed(async move {
-            let id = request.id.clone();
-            let (workshop, shares) = handle.call(move |sandbox| sandbox.begin_create(&id)).await?;
+            let (workshop, shares, request) = handle
+                .call(move |sandbox| {
+                    let (workshop, shares) = sandbox.begin_create(&request)?;
+                    Ok((workshop, shares, request))
+                })
+                .await?;
             let mut used = BTreeSet::new();
             let made = match workshop.specification(&request) {
                 Ok(spec) => {

@@ -122,6 +122,8 @@ pub struct Sandbox {
     /// Its id, which is that of its first container as well.
     id: String,
     mounts: Vec<Mounted>,
+    /// What containers have asked to be mounted for the pod, by the mount point.
+    of_pod: BTreeMap<PathBuf, Storage>,
     shares: Shares,
     /// Keeps the name of the pod's pid namespace, while its first container is there.
     processes: Option<File>,
@@ -161,6 +163,7 @@ impl Sandbox {
             phase,
             id: String::new(),
             mounts: Vec::new(),
+            of_pod: BTreeMap::new(),
             shares: Shares::default(),
             processes: None,
             containers: BTreeMap::new(),
@@ -243,8 +246,10 @@ impl Sandbox {
         spec::locate(Path::new(GUEST_RESOLV_CONF), self.workshop.mounter.root().dir())
     }
 
-    /// Reserves the id of a container that is about to be made. Answers with where the shares are, too.
-    fn begin_create(&mut self, id: &str) -> Result<(Workshop, Vec<PathBuf>)> {
+    /// Reserves the id of a container that is about to be made, and mounts what of its storages is the pod's and not there yet.
+    /// Answers with where the shares are, too.
+    fn begin_create(&mut self, request: &ContainerRequest) -> Result<(Workshop, Vec<PathBuf>)> {
+        let id = request.id.as_str();
         self.ready()?;
         spec::check_id("container_id", id)?;
         if self.containers.contains_key(id) || self.busy.borrow().contains(id) {
@@ -253,8 +258,32 @@ impl Sandbox {
                 id: id.to_owned(),
             });
         }
+        self.mount_of_pod(&request.storages)?;
         self.reserve(id);
         Ok((self.workshop.clone(), self.shares.roots().to_owned()))
+    }
+
+    /// It is memory, which is there at once, and stays until the end of the sandbox.
+    fn mount_of_pod(&mut self, storages: &[Storage]) -> Result<()> {
+        for storage in storages.iter().filter(|storage| storage.is_of_the_pod()) {
+            match self.of_pod.get(&storage.mount_point()) {
+                Some(known) if known == storage => {}
+                Some(_) => {
+                    return Err(Error::invalid(
+                        "storage.mount_point",
+                        format!(
+                            "{} is another storage of the pod's",
+                            storage.mount_point().display()
+                        ),
+                    ));
+                }
+                None => {
+                    self.mounts.push(self.workshop.mounter.mount_of_pod(storage)?);
+                    self.of_pod.insert(storage.mount_point(), storage.clone());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes a container that was made, and answers with the pid of its init process. `used`: what it has used of the shares.

@@ -12,7 +12,7 @@ use crate::container::{self, Container, CreateRequest, Environment};
 use crate::error::Result;
 use crate::process::{Process, stdio};
 use crate::reaper::Reaper;
-use crate::storage::Mounter;
+use crate::storage::{Mounter, Storage};
 
 /// What it takes to make a container. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -41,7 +41,13 @@ impl Workshop {
     /// # Errors
     /// The first step that fails.
     pub async fn create(&self, request: &ContainerRequest, spec: &Spec) -> Result<Entry> {
-        let mounts = self.mounter.mount_all(&request.storages).await?;
+        let own: Vec<Storage> = request
+            .storages
+            .iter()
+            .filter(|storage| !storage.is_of_the_pod())
+            .cloned()
+            .collect();
+        let mounts = self.mounter.mount_all(&own).await?;
         match self.create_init(request, spec).await {
             Ok((container, init)) => Ok(Entry::new(container, init, mounts)),
             Err(error) => {

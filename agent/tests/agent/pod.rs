@@ -88,3 +88,61 @@ async fn a_pod_ends_with_its_first_process_and_says_so() {
     assert_eq!(sandbox.told("again", &spec("echo $$", false)).await, "1\n");
     sandbox.destroy().await;
 }
+
+fn memory(options: &[&str]) -> p::Storage {
+    p::Storage {
+        driver: "tmpfs".into(),
+        options: options.iter().map(ToString::to_string).collect(),
+        mount_point: "/run/kata/volumes/scratch".into(),
+        pod: true,
+        ..Default::default()
+    }
+}
+
+/// A container with this storage at /data.
+fn with_storage(id: &str, script: &str, storage: p::Storage) -> p::CreateContainerRequest {
+    let mut spec = spec(script, false);
+    let mount =
+        json!({"destination": "/data", "type": "bind", "source": storage.mount_point, "options": ["rbind"]});
+    spec["mounts"].as_array_mut().unwrap().push(mount);
+    p::CreateContainerRequest {
+        container_id: id.into(),
+        spec: spec.to_string().into_bytes(),
+        storages: vec![storage],
+        stdio: Some(stdio("o")).into(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn memory_of_the_pod_outlives_the_containers_that_use_it() {
+    let sandbox = Sandbox::ready().await;
+    let options = ["size=1048576", "mode=1777"];
+    for (id, script, said) in [
+        ("one", "echo kept >/data/word", ""),
+        (
+            "two",
+            "cat /data/word; stat -c %a /data; df -k /data | tail -n 1 | awk '{print $2}'",
+            "kept\n1777\n1024\n",
+        ),
+    ] {
+        let request = with_storage(id, script, memory(&options));
+        sandbox.agent.create_container(request, SOON).await.unwrap();
+        sandbox.start(id).await.unwrap();
+        assert_eq!(sandbox.output(id, "").await, said);
+        sandbox.wait(id, "").await.unwrap();
+        sandbox.delete(id, false).await.unwrap();
+    }
+    let other = with_storage("three", "true", memory(&["size=2m"]));
+    let refused = sandbox.agent.create_container(other, SOON).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::InvalidArgument, "{refused}");
+    let mut disk = memory(&[]);
+    (disk.driver, disk.source) = ("virtio-fs".into(), "shared".into());
+    let refused = sandbox
+        .agent
+        .create_container(with_storage("three", "true", disk), SOON)
+        .await
+        .unwrap_err();
+    assert!(refused.message.contains("storage.pod"), "{refused}");
+    sandbox.destroy().await;
+}

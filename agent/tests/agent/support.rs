@@ -132,6 +132,10 @@ impl Sandbox {
             "true",
             "tty",
             "tr",
+            "stat",
+            "df",
+            "tail",
+            "awk",
             "sha256sum",
             "dd",
         ] {

@@ -5,7 +5,7 @@ use agent_protocol::GUEST_SHM;
 use super::super::*;
 use super::*;
 use crate::ContainerId;
-use crate::model::{BindPlan, ContainerConfig, ContainerType, Found, Identity, RootPlan};
+use crate::model::{BindPlan, ContainerConfig, ContainerType, Found, Identity, Medium, RootPlan};
 use crate::sandbox::RootfsMount;
 
 /// Set to write the golden files instead of comparing them.
@@ -388,7 +388,14 @@ fn mounting(id: &str, mounts: &[(&str, &str, u64)]) -> ContainerConfig {
             inode: *inode,
             mounts: vec![1],
         };
-        container.found.insert(source.into(), Found { identity });
+        let found = Found {
+            identity,
+            medium: Medium::Disk,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        };
+        container.found.insert(source.into(), found);
     }
     container
 }
@@ -438,4 +445,20 @@ fn what_containers_mount_in_common_is_one_thing_in_the_guest() {
     );
     assert_eq!(sources, "v2/data v3/data v0/data v4/data");
     assert_eq!(binds.len(), 4, "it uses all of them, whoever has made them");
+}
+
+#[test]
+fn a_volume_of_memory_is_mounted_in_the_guest_for_the_pod() {
+    const EMPTY: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/memory";
+    let mut container = mounting("a", &[(EMPTY, "rw", 1), (EMPTY, "ro", 1), ("/srv", "rw", 7)]);
+    container.found.get_mut(Path::new(EMPTY)).unwrap().medium = Medium::Memory { limit: 4096 };
+    let plan = super::super::container(&config(), &sandbox_plan(), &container, &Volumes::default()).unwrap();
+    assert_eq!(plan.guest.storages.len(), 1, "{:?}", plan.guest.storages);
+    assert!(plan.guest.storages[0].pod);
+    let guest: Value = serde_json::from_slice(&plan.guest.spec).unwrap();
+    let sources: Vec<_> = (0..3)
+        .map(|n| guest["mounts"][n]["source"].as_str().unwrap())
+        .collect();
+    let memory = plan.guest.storages[0].mount_point.as_str();
+    assert_eq!(sources, [memory, memory, "/run/kata/shared/v0/data"]);
 }
