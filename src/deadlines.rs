@@ -71,3 +71,6 @@ pub(crate) const CLEANED: Duration = Duration::from_millis(3500);
 /// From an owner's death to the end of a child that it was just starting, which has its lock. Shorter than what callers
 /// allow for a cleaning up (containerd: 5 s).
 pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);
+
+/// Between two looks of a container that waits for what another one makes: whether anybody still waits for the first.
+pub(crate) const LOOK: Duration = Duration::from_millis(100);

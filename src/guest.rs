@@ -9,11 +9,15 @@ use crate::model::SandboxConfig;
 pub const SHARE_TAG: &str = "shared";
 
 /// Where the agent mounts it: `<GUEST_SHARE>/<directory>/<name>` is `<share>/<directory>/<name>` of the host, with a
-/// directory for each container.
+/// directory for each container and one for each volume. Each directory is a mount of its own, with which the agent drops what
+/// the guest remembers of it.
 pub const GUEST_SHARE: &str = "/run/kata/shared";
 
 /// Name of a container's root file system in the share.
 pub const ROOTFS: &str = "rootfs";
+
+/// Name of what is shared in the directory of a volume.
+pub const DATA: &str = "data";
 
 /// Kernel parameter that has the agent log everything.
 pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
@@ -21,6 +25,11 @@ pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
 /// Guest path of what is `<share>/<directory>/<name>` on the host.
 pub(crate) fn shared(directory: &str, name: &str) -> String {
     format!("{GUEST_SHARE}/{directory}/{name}")
+}
+
+/// Guest path of a volume of memory, which stands for a directory of the host with these numbers.
+pub(crate) fn volume(device: u64, inode: u64) -> String {
+    format!("{}/volumes/{device:x}-{inode:x}", p::GUEST_DIR)
 }
 
 /// The sandbox's part of the conversation, but for clock and entropy.
@@ -50,10 +59,15 @@ pub(crate) fn create_sandbox(sandbox: &SandboxConfig) -> p::CreateSandboxRequest
 }
 
 /// A container's part, but for the streams.
-pub(crate) fn create_container(id: &ContainerId, spec: Vec<u8>) -> p::CreateContainerRequest {
+pub(crate) fn create_container(
+    id: &ContainerId,
+    spec: Vec<u8>,
+    storages: Vec<p::Storage>,
+) -> p::CreateContainerRequest {
     p::CreateContainerRequest {
         container_id: id.to_string(),
         spec,
+        storages,
         ..Default::default()
     }
 }

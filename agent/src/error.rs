@@ -63,6 +63,19 @@ pub enum Error {
     /// The guest lacks something.
     #[error("{0} is not supported by this guest")]
     Unsupported(String),
+    /// There is no room for huge pages.
+    #[error(
+        "the guest cannot have {wanted} huge pages of {kilobytes} kB, only {free}; give its virtual machine more memory, or the \
+         container a smaller limit of huge pages"
+    )]
+    NoPages {
+        /// Of one page.
+        kilobytes: u64,
+        /// Pages that were asked for.
+        wanted: u64,
+        /// Pages that there are.
+        free: u64,
+    },
     /// Something did not happen in time.
     #[error("{0} did not happen within {1:?}")]
     Late(String, std::time::Duration),
@@ -164,6 +177,7 @@ impl Error {
             | Self::NoConnection(_) => Kind::NotFound,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Invalid { .. } => Kind::InvalidArgument,
+            Self::NoPages { .. } => Kind::FailedPrecondition,
             Self::State(_) | Self::NoStream(_) | Self::ShuttingDown => Kind::FailedPrecondition,
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Late(..) => Kind::DeadlineExceeded,

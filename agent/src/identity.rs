@@ -12,6 +12,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::sysctl;
 
 /// The identity that the host gives to a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -101,11 +102,12 @@ impl Identity {
     /// Sets the sysctls. They may name network interfaces, which are to have their names before.
     ///
     /// # Errors
-    /// [`Error::File`] with the kernel's reason.
+    /// [`Error::Invalid`] with the kernel's reason.
     pub fn apply_sysctls(&self) -> Result<()> {
         for (key, value) in &self.sysctls {
             let path = sysctl_file(key)?;
-            std::fs::write(&path, value).map_err(Error::file("write", path))?;
+            std::fs::write(&path, value)
+                .map_err(|cause| Error::invalid("sysctls", sysctl::refusal(key, value, &cause)))?;
         }
         Ok(())
     }

@@ -24,4 +24,5 @@ mod sandbox;
 mod server;
 mod storage;
 mod sys;
+mod sysctl;
 mod uevent;

@@ -16,6 +16,7 @@ mod network;
 mod options;
 mod ready;
 mod share;
+mod sources;
 mod step;
 mod sys;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use step::Steps;
 use crate::aside::{Site, aside};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{CgroupPlan, ChannelPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
 use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, deadlines, oci, plan};
@@ -113,7 +115,7 @@ impl Host {
         // A relative root is the caller's to mount, and may have to be made first.
         let root = spec.root().as_ref().map(|root| root.path().clone());
         let container = oci::container(&id, spec, bundle, Vec::new())?;
-        let container = plan::container(&request.config, plan, &container)?;
+        let container = plan::container(&request.config, plan, &container, &Volumes::default())?;
         share::find_sources(&container, root.is_some_and(|root| root.is_absolute()), site)
             .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
@@ -355,8 +357,9 @@ impl Ground for Host {
             let spec = bundle::specification(&bundle, site)?;
             let mut container = oci::container(&request.id, spec, bundle, request.rootfs)?;
             container.directory = directory;
-            let plan = plan::container(&config, &sandbox, &container)?;
-            share.add(&plan, &steps.aside(site))?;
+            container.found = sources::look(plan::sources(&container)?, site)?;
+            let planned = |volumes: &Volumes| plan::container(&config, &sandbox, &container, volumes);
+            let plan = share.add(planned, &steps.aside(site))?;
             Ok(Added {
                 guest: plan.guest,
                 hooks: Hooks::new(&plan.id, plan.hooks),

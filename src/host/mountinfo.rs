@@ -15,6 +15,17 @@ pub(super) fn below(mountinfo: &[u8], dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The numbers of mounts below `dir`, without the one on it, in the order of the list.
+pub(super) fn ids_below(mountinfo: &[u8], dir: &Path) -> Vec<u64> {
+    let line = |line: &[u8]| {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+        let path = unescaped(fields.nth(3)?);
+        (path != dir && path.starts_with(dir)).then_some(id)
+    };
+    mountinfo.split(|&byte| byte == b'\n').filter_map(line).collect()
+}
+
 /// Undoes `\040` and its like.
 pub(super) fn unescaped(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
@@ -57,6 +68,11 @@ mod tests {
             "/run/kata/a@b",
         ];
         assert_eq!(found, expected.map(PathBuf::from));
+        assert_eq!(ids_below(TEXT, Path::new("/run/kata/a@b")), [30, 31]);
+        assert_eq!(
+            ids_below(TEXT, Path::new("/run/kata/a@b/mounts/c/root fs")),
+            [0_u64; 0]
+        );
     }
 
     proptest! {

@@ -1,16 +1,16 @@
 //! What the guest sees of the host: a small file system of our own (`mounts`), into which the host puts directories and
-//! mounts, one directory per container; and its mirror (`shared`), in which the same mounts appear, and which nobody can
+//! mounts, one directory per container and one per volume; and its mirror (`shared`), in which the same mounts appear, and which nobody can
 //! write, so that no name in it is ever the guest's. The mirror is what is served.
 //!
 //! It must not know who serves it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -20,8 +20,9 @@ use super::options::{Bind, Options};
 use super::step::Steps;
 use crate::aside::Site;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::ROOTFS;
+use crate::guest::{DATA, ROOTFS};
 use crate::model::{BindPlan, ContainerPlan, RootPlan};
+use crate::plan::Volumes;
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, deadlines};
 
@@ -35,10 +36,26 @@ pub(super) struct Share {
     mounts: PathBuf,
     shared: PathBuf,
     inert: bool,
-    /// Directories of the containers that are there. Held for moments only.
-    directories: Arc<Mutex<BTreeMap<ContainerId, PathBuf>>>,
+    /// Held for moments only.
+    held: Arc<Mutex<Held>>,
+    /// A volume was made, or could not be.
+    made: Arc<Condvar>,
     /// Containers that are being added.
     adding: watch::Sender<usize>,
+}
+
+/// What is there.
+#[derive(Debug, Default)]
+struct Held {
+    /// Directories of the containers.
+    directories: BTreeMap<ContainerId, PathBuf>,
+    /// What there is, or will be, for several of them.
+    volumes: Volumes,
+    /// Names of those that somebody is making, and of those that are there.
+    making: BTreeSet<String>,
+    ready: BTreeSet<String>,
+    /// Names of those that nobody uses and that are not gone yet.
+    doomed: BTreeSet<String>,
 }
 
 /// A container is being added.
@@ -60,7 +77,8 @@ impl Share {
             mounts: dir.join("mounts"),
             shared: dir.join("shared"),
             inert,
-            directories: Arc::default(),
+            held: Arc::default(),
+            made: Arc::default(),
             adding: watch::Sender::new(0),
         };
         let failed = |cause: io::Error| {
@@ -89,26 +107,45 @@ impl Share {
         &self.shared
     }
 
-    /// Makes a container's files appear. On an error, or if nobody wants them any more, nothing of them is left.
-    pub(super) fn add(&self, plan: &ContainerPlan, steps: &Steps) -> Result<()> {
+    /// Makes a container's files appear, as they are planned with what is shared already. On an error, or if nobody wants
+    /// them any more, nothing of them is left.
+    pub(super) fn add(
+        &self,
+        planned: impl FnOnce(&Volumes) -> Result<ContainerPlan>,
+        steps: &Steps,
+    ) -> Result<ContainerPlan> {
         self.adding.send_modify(|adding| *adding += 1);
         let _adding = Adding(self);
-        let dir = self.mounts.join(name(&plan.directory)?);
-        make_directory(&dir).map_err(|cause| ours(&dir, cause))?;
-        let filled = self.fill(&dir, plan, steps).and_then(|()| {
-            let mut directories = self.directories();
-            // Whoever gives up removes afterwards what is in the list by then.
-            steps.at(&dir)?;
-            directories.insert(plan.id.clone(), dir.clone());
-            Ok(())
-        });
-        filled.map_err(|error| {
-            let error = error.while_doing(format_args!("container {}", plan.id));
-            match clear(&dir) {
-                Ok(()) => error,
-                Err(second) => error.and(&second),
+        // Another container that is added meanwhile is planned with what this one is about to share.
+        let plan = {
+            let mut held = self.held();
+            let plan = planned(&held.volumes)?;
+            for bind in &plan.binds {
+                held.volumes.enter(bind, &plan.id);
             }
-        })
+            plan
+        };
+        let filled = self.directory_of(&plan).and_then(|dir| {
+            let filled = self.fill(&dir, &plan, steps).and_then(|()| {
+                let mut held = self.held();
+                // Whoever gives up removes afterwards what is in the list by then.
+                steps.at(&dir)?;
+                held.directories.insert(plan.id.clone(), dir.clone());
+                Ok(())
+            });
+            filled.map_err(|error| or_both(error, take_away(&dir)))
+        });
+        match filled {
+            Ok(()) => Ok(plan),
+            Err(error) => {
+                let error = error.while_doing(format_args!("container {}", plan.id));
+                Err(or_both(error, self.leave(&plan.id)))
+            }
+        }
+    }
+
+    fn directory_of(&self, plan: &ContainerPlan) -> Result<PathBuf> {
+        Ok(self.mounts.join(name(&plan.directory)?))
     }
 
     /// Waits until nothing is being added, or for the time that takes where nothing hangs.
@@ -118,15 +155,16 @@ impl Share {
         let _ = timeout(deadlines::SETTLED, adding.wait_for(|adding| *adding == 0)).await;
     }
 
-    fn directories(&self) -> MutexGuard<'_, BTreeMap<ContainerId, PathBuf>> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         // Nothing panics while it holds them.
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fill(&self, dir: &Path, plan: &ContainerPlan, steps: &Steps) -> Result<()> {
+        let root = Self::make_place(dir, ROOTFS, make_directory)?;
         steps.take()?;
-        let root = dir.join(ROOTFS);
-        make_directory(&root).map_err(|cause| ours(&root, cause))?;
+        self.seal(dir)?;
+        steps.take()?;
         match &plan.root {
             RootPlan::Mounts(mounts) => {
                 for one in mounts {
@@ -146,9 +184,26 @@ impl Share {
         for bind in &plan.binds {
             steps.take()?;
             steps.at(&bind.source)?;
-            self.bind(bind, dir)?;
+            self.volume(bind, steps)?;
         }
         steps.take()
+    }
+
+    /// Makes a directory with one name in it, where something is to be mounted.
+    fn make_place(dir: &Path, name: &str, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<PathBuf> {
+        let place = dir.join(name);
+        make_directory(dir)
+            .and_then(|()| make(&place))
+            .map_err(|cause| ours(dir, cause))?;
+        Ok(place)
+    }
+
+    /// Makes a directory a mount of its own, to which nobody adds names. What is mounted in it afterwards goes with it in the
+    /// guest: that drops one mount, and with it all that it remembers and we would have to hold open.
+    fn seal(&self, dir: &Path) -> Result<()> {
+        mount::open_directory(dir)
+            .and_then(|source| mount::bind(&source, dir, Bind::Single, self.limits(true)))
+            .map_err(|cause| ours(dir, cause))
     }
 
     fn limits(&self, readonly: bool) -> Limits {
@@ -173,14 +228,13 @@ impl Share {
     }
 
     fn bind(&self, bind: &BindPlan, dir: &Path) -> Result<()> {
-        let target = dir.join(name(&bind.name)?);
         let source = mount::open_source(&bind.source).map_err(|cause| theirs(SOURCE, &bind.source, cause))?;
         let status = rustix::fs::fstat(&source).map_err(|errno| ours(&bind.source, errno.into()))?;
-        let made = match rustix::fs::FileType::from_raw_mode(status.st_mode) {
-            rustix::fs::FileType::Directory => make_directory(&target),
-            _ => make_file(&target),
-        };
-        made.map_err(|cause| ours(&target, cause))?;
+        let target = match rustix::fs::FileType::from_raw_mode(status.st_mode) {
+            rustix::fs::FileType::Directory => Self::make_place(dir, DATA, make_directory),
+            _ => Self::make_place(dir, DATA, make_file),
+        }?;
+        self.seal(dir)?;
         let depth = match bind.recursive {
             true => Bind::Recursive,
             false => Bind::Single,
@@ -189,31 +243,101 @@ impl Share {
             .map_err(|cause| theirs(SOURCE, &bind.source, cause))
     }
 
-    /// Takes a container's files away. Nothing there is success. Nothing is deleted but what was made here: empty
-    /// directories and files.
+    /// Makes a volume, unless it is there; if somebody else is at it, waits for that.
+    fn volume(&self, bind: &BindPlan, steps: &Steps) -> Result<()> {
+        let mut held = self.held();
+        loop {
+            if held.ready.contains(&bind.name) {
+                return Ok(());
+            }
+            if held.making.insert(bind.name.clone()) {
+                break;
+            }
+            let waited = self.made.wait_timeout(held, deadlines::LOOK);
+            held = waited.unwrap_or_else(PoisonError::into_inner).0;
+            // Whoever makes it may hang.
+            steps.at(&bind.source)?;
+        }
+        drop(held);
+        let made = name(&bind.name).and_then(|name| {
+            let dir = self.mounts.join(name);
+            self.bind(bind, &dir)
+                .map_err(|error| or_both(error, take_away(&dir)))
+        });
+        let mut held = self.held();
+        held.making.remove(&bind.name);
+        if made.is_ok() {
+            held.ready.insert(bind.name.clone());
+        }
+        drop(held);
+        self.made.notify_all();
+        made
+    }
+
+    /// Takes a container's files away, and what it was the last to use. Nothing there is success. Nothing is deleted but what
+    /// was made here: empty directories and files.
     pub(super) fn remove(&self, id: &ContainerId) -> Result<()> {
-        let Some(dir) = self.directories().get(id).cloned() else {
+        let Some(dir) = self.held().directories.get(id).cloned() else {
             return Ok(());
         };
-        clear(&dir)?;
-        self.directories().remove(id);
-        Ok(())
+        take_away(&dir)?;
+        self.held().directories.remove(id);
+        self.leave(id)
+    }
+
+    /// A container uses nothing any more: takes away what it was the last to use, and what could not be taken away before.
+    fn leave(&self, id: &ContainerId) -> Result<()> {
+        let doomed = {
+            let mut held = self.held();
+            held.volumes.leave(id);
+            for name in held.volumes.unused() {
+                // From here on nobody finds it, and its name is not used again.
+                held.volumes.forget(&name);
+                if held.ready.remove(&name) {
+                    held.doomed.insert(name);
+                }
+            }
+            held.doomed.clone()
+        };
+        let mut result = Ok(());
+        for name in doomed {
+            let taken = take_away(&self.mounts.join(&name));
+            if taken.is_ok() {
+                self.held().doomed.remove(&name);
+            }
+            result = result.and(taken);
+        }
+        result
     }
 }
 
-/// Takes a container's directory away.
-fn clear(dir: &Path) -> Result<()> {
-    let entries = fs::read_dir(dir).map_err(|cause| ours(dir, cause))?;
+/// An error, and what went wrong in undoing what had been done.
+fn or_both(error: Error, undone: Result<()>) -> Error {
+    match undone {
+        Ok(()) => error,
+        Err(second) => error.and(&second),
+    }
+}
+
+/// Unmounts what is in a sealed directory, and removes it. Nothing there is success.
+fn take_away(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|cause| ours(dir, cause))?,
+    };
+    let places: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     let mut result = Ok(());
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let removed = mount::clear(&path).and_then(|()| match entry.file_type()?.is_dir() {
-            true => fs::remove_dir(&path),
-            false => fs::remove_file(&path),
-        });
-        result = result.and(removed.map_err(|cause| ours(&path, cause)));
+    for place in places.iter().map(PathBuf::as_path).chain([dir]) {
+        result = result.and(mount::clear(place).map_err(|cause| ours(place, cause)));
     }
     result?;
+    for place in &places {
+        let removed = match place.is_dir() {
+            true => fs::remove_dir(place),
+            false => fs::remove_file(place),
+        };
+        removed.map_err(|cause| ours(place, cause))?;
+    }
     fs::remove_dir(dir).map_err(|cause| ours(dir, cause))
 }
 

@@ -112,6 +112,51 @@ pub struct ContainerConfig {
     pub bundle: PathBuf,
     /// Mounts that make the root file system. Empty: `root.path` is there already.
     pub rootfs: Vec<RootfsMount>,
+    /// What there is at the sources of its mounts, as far as it is known.
+    pub found: BTreeMap<PathBuf, Found>,
+}
+
+/// What there is at a path of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Which file or directory it is.
+    pub identity: Identity,
+    /// What it is made of.
+    pub medium: Medium,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// What the files of a directory are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Whatever can be shared.
+    Disk,
+    /// Memory of the host's kernel: at most so many bytes (0: no limit).
+    Memory {
+        /// Bytes.
+        limit: u64,
+    },
+    /// Huge pages of the host's kernel.
+    HugePages {
+        /// Bytes of a page.
+        size: u64,
+    },
+}
+
+/// A file or directory of the host with all that is mounted below it. Paths that have the same one show the same files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its file system's number.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// The numbers of its mount and of those below it.
+    pub mounts: Vec<u64>,
 }
 
 /// Everything that is decided about a sandbox before anything is acquired.
@@ -203,7 +248,7 @@ pub struct ContainerPlan {
     pub directory: String,
     /// Where its root file system comes from.
     pub root: RootPlan,
-    /// Host files and directories that it mounts, each below its own name in the share.
+    /// Host files and directories that it mounts.
     pub binds: Vec<BindPlan>,
     /// Programs of the host's that are told of its life.
     pub hooks: HooksPlan,
@@ -252,10 +297,11 @@ pub enum RootPlan {
     Directory(PathBuf),
 }
 
-/// A file or directory of the host that becomes visible in the guest.
+/// A file or directory of the host that becomes visible in the guest, for all containers of the sandbox that mount it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindPlan {
-    /// A name of our own making, unique in the container: `<share>/<directory>/<name>`.
+    /// A name of our own making, that of its directory in the share: it is `<share>/<name>/data`. Several containers that name
+    /// the same one share it.
     pub name: String,
     /// Absolute path on the host.
     pub source: PathBuf,
@@ -263,4 +309,6 @@ pub struct BindPlan {
     pub readonly: bool,
     /// Mounts below the source come along.
     pub recursive: bool,
+    /// What was found at the source. `None`: not looked for.
+    pub identity: Option<Identity>,
 }

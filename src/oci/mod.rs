@@ -14,6 +14,7 @@ mod state;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -97,6 +98,7 @@ pub fn container(
         spec,
         bundle,
         rootfs,
+        found: BTreeMap::new(),
     })
 }
 

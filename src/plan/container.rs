@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 use serde_json::Value;
 
 use super::namespaces::Namespaces;
+use super::volumes::Volumes;
 use super::{devices, hooks, limits, mounts, namespaces, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
@@ -20,12 +21,13 @@ pub(super) fn plan(
     config: &Config,
     sandbox: &SandboxPlan,
     container: &ContainerConfig,
+    volumes: &Volumes,
 ) -> Result<ContainerPlan> {
     let spec = &container.spec;
     // A guest that is a process of the host has no kernel to itself.
     let own_kernel = sandbox.share != SharePlan::Process;
     let namespaces = namespaces::plan(spec, container.container_type, own_kernel)?;
-    let mounts = mounts::plan(container, namespaces.own_user)?;
+    let mounts = mounts::plan(container, volumes, namespaces.own_user)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     let guest_root = RootBuilder::default()
         .path(guest::shared(&container.directory, guest::ROOTFS))
@@ -60,7 +62,7 @@ pub(super) fn plan(
         root: self::root(container, root.path())?,
         binds: mounts.binds,
         hooks: hooks::on_host(container)?,
-        guest: guest::create_container(&container.id, json(&for_guest)?),
+        guest: guest::create_container(&container.id, json(&for_guest)?, mounts.storages),
     })
 }
 

@@ -7,18 +7,22 @@ mod container;
 mod devices;
 mod hooks;
 mod limits;
+mod memory;
 mod mounts;
 mod namespaces;
 mod share;
 mod sizing;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use configuration::{Config, NetworkModel};
 use hypervisor::{Capabilities, Memory, MemoryBacking};
 use oci_spec::runtime::LinuxResources;
+
+pub use volumes::Volumes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
@@ -110,7 +114,7 @@ fn network(
     }))
 }
 
-/// Plans a container in a sandbox.
+/// Plans a container in a sandbox that shares this already.
 ///
 /// # Errors
 /// The container cannot run there; the error names the field.
@@ -118,8 +122,18 @@ pub fn container(
     config: &Config,
     sandbox: &SandboxPlan,
     container: &ContainerConfig,
+    volumes: &Volumes,
 ) -> Result<ContainerPlan> {
-    container::plan(config, sandbox, container)
+    container::plan(config, sandbox, container, volumes)
+}
+
+/// The paths of the host that a container mounts: where to look before it is planned.
+///
+/// # Errors
+/// Mounts that cannot be planned whatever is there.
+pub fn sources(container: &ContainerConfig) -> Result<Vec<PathBuf>> {
+    let mounts = mounts::plan(container, &Volumes::default(), false)?;
+    Ok(mounts.binds.into_iter().map(|bind| bind.source).collect())
 }
 
 /// The limits of an update as the guest is to apply them. What a guest has no counterpart of is left out, as at creation.

@@ -6,12 +6,14 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use agent_protocol as p;
 use oci_spec::runtime::Mount;
 
-use super::unsupported;
+use super::{memory, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{BindPlan, ContainerConfig};
+use crate::plan::volumes::{Volumes, Wanted};
 
 /// File systems that the kernel makes out of nothing.
 const OF_THE_KERNEL: [&str; 16] = [
@@ -43,10 +45,12 @@ pub(super) struct Mounts {
     pub(super) guest: Vec<Mount>,
     /// On the host, for the guest.
     pub(super) binds: Vec<BindPlan>,
+    /// In the guest, for the pod.
+    pub(super) storages: Vec<p::Storage>,
 }
 
 /// Sorts the mounts of a specification. `own_user`: the container has a user namespace of its own.
-pub(super) fn plan(container: &ContainerConfig, own_user: bool) -> Result<Mounts> {
+pub(super) fn plan(container: &ContainerConfig, volumes: &Volumes, own_user: bool) -> Result<Mounts> {
     let mut mounts = Mounts::default();
     for (index, asked) in container.spec.mounts().iter().flatten().enumerate() {
         if asked.uid_mappings().is_some() || asked.gid_mappings().is_some() {
@@ -61,7 +65,7 @@ pub(super) fn plan(container: &ContainerConfig, own_user: bool) -> Result<Mounts
         if options.remount {
             mount.set_source(None);
         } else if options.bind {
-            bind(index, &mut mount, &options, container, &mut mounts.binds)?;
+            bind(index, &mut mount, &options, container, volumes, &mut mounts)?;
         } else {
             new(index, &mut mount, own_user)?;
         }
@@ -118,7 +122,8 @@ fn bind(
     mount: &mut Mount,
     options: &Options,
     container: &ContainerConfig,
-    binds: &mut Vec<BindPlan>,
+    volumes: &Volumes,
+    mounts: &mut Mounts,
 ) -> Result<()> {
     let source = match mount.source() {
         Some(source) if !source.as_os_str().is_empty() => container.bundle.join(source),
@@ -145,23 +150,71 @@ fn bind(
         mount.set_options(Some(rest));
     } else if mount.destination() == Path::new("/dev/shm") || clean.starts_with("/dev/shm") {
         // Memory that processes share must be memory of their own kernel.
-        mount.set_source(Some(agent_protocol::GUEST_SHM.into()));
+        mount.set_source(Some(p::GUEST_SHM.into()));
     } else if ["/sys", "/proc", "/dev"]
         .iter()
         .any(|kernel| clean.starts_with(kernel))
     {
         mount.set_source(Some(clean));
+    } else if let Some(storage) = of_memory(&source, &clean, container) {
+        mount.set_source(Some(storage.mount_point.clone().into()));
+        if !mounts.storages.contains(&storage) {
+            mounts.storages.push(storage);
+        }
     } else {
-        let name = format!("m{}", binds.len());
-        mount.set_source(Some(guest::shared(&container.directory, &name).into()));
-        binds.push(BindPlan {
-            name,
-            source,
-            readonly: options.readonly,
-            recursive: options.recursive,
-        });
+        let name = share(source, &clean, options, container, volumes, &mut mounts.binds);
+        mount.set_source(Some(guest::shared(&name, guest::DATA).into()));
     }
     Ok(())
+}
+
+fn of_memory(source: &Path, clean: &Path, container: &ContainerConfig) -> Option<p::Storage> {
+    let linux = container.spec.linux().as_ref();
+    let limits = linux
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.hugepage_limits().as_deref());
+    memory::volume(clean, container.found.get(source)?, limits.unwrap_or_default())
+}
+
+/// Shares what is at a path of the host; the answer is its name in the share.
+fn share(
+    source: PathBuf,
+    clean: &Path,
+    options: &Options,
+    container: &ContainerConfig,
+    volumes: &Volumes,
+    binds: &mut Vec<BindPlan>,
+) -> String {
+    let identity = container.found.get(&source).map(|found| &found.identity);
+    let wanted = Wanted {
+        identity,
+        // A pod's own directory is shared for writing if only because another container may come to write: it is to be the
+        // same one for those who read, and nothing but the pod's is in it. The mount in the container is read-only.
+        readonly: options.readonly && !memory::is_of_a_pod(clean),
+        recursive: options.recursive,
+    };
+    let known = volumes.find(wanted, binds);
+    if let Some(name) = &known
+        && binds.iter().any(|bind| bind.name == *name)
+    {
+        return name.clone();
+    }
+    let new = binds
+        .iter()
+        .filter(|bind| volumes.get(&bind.name).is_none())
+        .count();
+    let name = known.unwrap_or_else(|| volumes.new_name(new));
+    binds.push(match volumes.get(&name) {
+        Some(plan) => plan.clone(),
+        None => BindPlan {
+            name: name.clone(),
+            source,
+            readonly: wanted.readonly,
+            recursive: wanted.recursive,
+            identity: identity.cloned(),
+        },
+    });
+    name
 }
 
 fn new(index: usize, mount: &mut Mount, own_user: bool) -> Result<()> {

@@ -29,6 +29,8 @@ pub(super) enum Message {
     Ready,
     /// Agent: execute the program.
     Start,
+    /// A go-between: the container's process is made. Comes with its pidfd.
+    Cloned,
     /// Child: it failed. It exits after this.
     Failed(Failure),
 }
@@ -96,6 +98,7 @@ impl Message {
             Self::Mapped => vec![b'M'],
             Self::Ready => vec![b'R'],
             Self::Start => vec![b'S'],
+            Self::Cloned => vec![b'C'],
             Self::Failed(failure) => {
                 let kind = match failure.kind {
                     FailureKind::Step => b's',
@@ -117,6 +120,7 @@ impl Message {
             b"M" => Some(Self::Mapped),
             b"R" => Some(Self::Ready),
             b"S" => Some(Self::Start),
+            b"C" => Some(Self::Cloned),
             [b'F', kind, rest @ ..] => {
                 let (errno, text) = rest.split_first_chunk::<4>()?;
                 Some(Self::Failed(Failure {

@@ -18,8 +18,10 @@ mod namespaces;
 mod plan;
 mod seccomp;
 mod setup;
+mod spawn;
 mod sys;
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,7 +39,8 @@ use error::Step;
 pub use error::{Error, Result};
 use plan::{Plan, ProcessPlan};
 use seccomp::Filter;
-use setup::{Child, Init};
+use setup::Child;
+use spawn::spawn_init;
 
 /// What a container is created from.
 #[derive(Debug)]
@@ -64,6 +67,9 @@ pub struct Environment {
 }
 
 /// Paths of namespaces that stand in where a specification asks for a new one. `None`: really a new one.
+///
+/// Of processes it is otherwise: a pod has one namespace for all, and those that its containers have to themselves are below
+/// it. So who shares the pod's processes sees every container's, and nobody sees the guest's.
 #[derive(Debug, Clone, Default)]
 pub struct PodNamespaces {
     /// IPC namespace.
@@ -72,7 +78,7 @@ pub struct PodNamespaces {
     pub uts: Option<PathBuf>,
     /// Network namespace.
     pub network: Option<PathBuf>,
-    /// PID namespace.
+    /// PID namespace: joined by a container that asks for none, parent of one that is new. `None`: the agent's own.
     pub pid: Option<PathBuf>,
 }
 
@@ -113,6 +119,7 @@ pub struct Container {
     /// Namespaces in which it differs from the agent.
     namespaces: CloneFlags,
     filter: Option<Filter>,
+    processes: Option<File>,
 }
 
 /// Creates a container; its first process is ready to execute the program, and waits for [`Container::start`].
@@ -131,18 +138,19 @@ pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> 
     let cgroup = Cgroup::create(&request.environment.cgroup_root, &plan.cgroup)?;
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     match spawn_init(&request, &plan, filter.as_ref(), &cgroup, resources).await {
-        Ok((init, waiting, started)) => {
+        Ok(spawned) => {
             let container = Container {
                 id: request.id.to_owned(),
                 cgroup,
-                init,
-                waiting: Some(waiting),
+                init: spawned.init,
+                waiting: Some(spawned.waiting),
                 start_limit: plan.hooks.iter().map(|hook| hook.timeout).sum::<Duration>()
                     + deadlines::EXECUTE,
                 namespaces: plan.namespaces.all(),
                 filter,
+                processes: spawned.processes,
             };
-            Ok((container, started))
+            Ok((container, spawned.started))
         }
         Err(error) => {
             // The first error is the one to report.
@@ -152,50 +160,20 @@ pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> 
     }
 }
 
-async fn spawn_init(
-    request: &CreateRequest<'_>,
-    plan: &Plan,
-    filter: Option<&Filter>,
-    cgroup: &Cgroup,
-    resources: Option<&LinuxResources>,
-) -> Result<(ChildProcess, AgentEnd, Started)> {
-    if let Some(resources) = resources {
-        cgroup.limit(resources)?;
-        cgroup.limit_devices(resources.devices().as_deref())?;
-    }
-    let joins = namespaces::Joins::open(&plan.namespaces)?;
-    let (agent_end, child_end) = channel::pair()?;
-    let child = Child {
-        id: request.id,
-        process: &plan.process,
-        filter,
-        stdio: &request.stdio,
-        channel: &child_end,
+/// Does something that may hang in a process of its own, for which nobody waits. It has none of the agent's descriptors.
+///
+/// # Errors
+/// When no process can be made.
+pub fn apart(work: impl FnOnce()) -> Result<()> {
+    let child = || {
+        // What it holds of others' streams would keep them open. If it can't be closed, it is not held for long either.
+        let _ = sys::close_range(3, u32::MAX);
+        work();
+        sys::exit(0)
     };
-    let init = Init {
-        plan,
-        join: &joins.child,
-        cgroup: cgroup.path(),
-    };
-    // The cgroup namespace is made by the child, once it is in its cgroup.
-    let new = plan.namespaces.new & !CloneFlags::CLONE_NEWCGROUP;
-    let cloned = namespaces::within(&joins.agent, || {
-        sys::clone_process(flags(new), Some(cgroup.as_fd()), || setup::init(&child, &init))
-    })?
-    .step(|| "clone the container's process")?;
-    let process = ChildProcess::new(cloned);
-    drop(child_end);
-    process.set_oom_score(&plan.process)?;
-    if new.contains(CloneFlags::CLONE_NEWUSER) {
-        namespaces::write_mappings(process.pid, &plan.namespaces)?;
-        agent_end.send(&Message::Mapped)?;
-    }
-    let console = ready(&agent_end).await?;
-    let started = Started {
-        pid: Pid::from_raw(process.pid),
-        console,
-    };
-    Ok((process.keep(), agent_end, started))
+    sys::clone_process(0, None, child)
+        .step(|| "make a process for what may hang")
+        .map(drop)
 }
 
 /// Waits for the child's being ready.
@@ -225,26 +203,49 @@ fn flags(flags: CloneFlags) -> u64 {
 }
 
 impl Container {
-    /// Executes the program.
+    /// Executes the program. The order is given at once; the future is only the wait for it.
     ///
     /// # Errors
     /// [`Error::Program`] when the kernel refuses it; the process is gone then.
-    pub async fn start(&mut self) -> Result<()> {
+    pub fn start(&mut self) -> impl Future<Output = Result<()>> + Send + use<> {
+        let ordered = self.order_start();
+        let limit = self.start_limit;
+        async move { executed(&ordered?, limit).await }
+    }
+
+    fn order_start(&mut self) -> Result<AgentEnd> {
         let channel = self
             .waiting
             .take()
             .ok_or(Error::State("the container was started already"))?;
         channel.send(&Message::Start)?;
-        executed(&channel, self.start_limit).await
+        Ok(channel)
     }
 
-    /// Starts another process in the container and returns once its program runs.
+    /// Starts another process in the container. The process is there at once; the future is only the wait for its program
+    /// to run, and kills it when it is dropped before.
     ///
-    /// The process may have ended, and been reaped, by then.
+    /// The process may have ended, and been reaped, when the wait is over.
     ///
     /// # Errors
     /// [`Error::State`] for a container that is stopped or paused.
-    pub async fn exec(&self, process: &Process, stdio: ProcessStdio) -> Result<Started> {
+    pub fn exec(
+        &self,
+        process: &Process,
+        stdio: ProcessStdio,
+    ) -> impl Future<Output = Result<Started>> + Send + use<> {
+        let cloned = self.clone_exec(process, stdio);
+        async move {
+            let (process, agent_end) = cloned?;
+            let console = ready(&agent_end).await?;
+            executed(&agent_end, deadlines::EXECUTE).await?;
+            let pid = Pid::from_raw(process.pid);
+            process.keep();
+            Ok(Started { pid, console })
+        }
+    }
+
+    fn clone_exec(&self, process: &Process, stdio: ProcessStdio) -> Result<(ChildProcess, AgentEnd)> {
         let plan = ProcessPlan::new(process)?;
         if self.has_ended()? {
             return Err(Error::State("the container is stopped"));
@@ -286,18 +287,18 @@ impl Container {
         }
         .step(|| "clone a process for the container")?;
         let process = ChildProcess::new(cloned);
-        drop(child_end);
         process.set_oom_score(&plan)?;
-        let console = ready(&agent_end).await?;
-        executed(&agent_end, deadlines::EXECUTE).await?;
-        let pid = Pid::from_raw(process.pid);
-        process.keep();
-        Ok(Started { pid, console })
+        Ok((process, agent_end))
     }
 
     /// The cgroup's directory, for statistics and events.
     pub fn cgroup(&self) -> &Path {
         self.cgroup.path()
+    }
+
+    /// The pid namespace that was made for it, the first time that this is asked. It has a name as long as this is open.
+    pub fn take_processes(&mut self) -> Option<File> {
+        self.processes.take()
     }
 
     /// Whether limits were accepted without effect, because the agent's tree has no cgroup v2 controllers. Only on a host
@@ -311,14 +312,14 @@ impl Container {
         self.cgroup.signal(signal)
     }
 
-    /// Stops every process; returns when they are.
-    pub async fn pause(&self) -> Result<()> {
-        self.cgroup.freeze(true).await
+    /// Stops every process. The order is given at once; the future is only the wait for it.
+    pub fn pause(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.cgroup.freeze(true)
     }
 
-    /// Lets the processes run again.
-    pub async fn resume(&self) -> Result<()> {
-        self.cgroup.freeze(false).await
+    /// Lets the processes run again, as [`Container::pause`] stops them.
+    pub fn resume(&self) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.cgroup.freeze(false)
     }
 
     /// Changes limits; those that are not named stay, and so do the devices.
@@ -375,6 +376,11 @@ impl ChildProcess {
         };
         std::fs::write(format!("/proc/{}/oom_score_adj", self.pid), score.to_string())
             .step(|| format!("set the OOM score adjustment {score}"))
+    }
+
+    fn pid_namespace(&self) -> Result<File> {
+        let path = format!("/proc/{}/ns/pid", self.pid);
+        File::open(&path).step(|| format!("open {path}"))
     }
 
     /// From now on it lives without this value.

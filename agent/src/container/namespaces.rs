@@ -31,11 +31,16 @@ impl Joins {
             agent: Vec::new(),
             child: Vec::new(),
         };
-        for (kind, path) in &namespaces.join {
+        let parent = namespaces
+            .pid_parent
+            .iter()
+            .map(|path| (CloneFlags::CLONE_NEWPID, path));
+        let joined = namespaces.join.iter().map(|(kind, path)| (*kind, path));
+        for (kind, path) in joined.chain(parent) {
             let file = File::open(path).step(|| format!("linux.namespaces: open {}", path.display()))?;
-            match all || *kind == CloneFlags::CLONE_NEWPID {
-                true => joins.agent.push((file.into(), *kind)),
-                false => joins.child.push((file.into(), *kind)),
+            match all || kind == CloneFlags::CLONE_NEWPID {
+                true => joins.agent.push((file.into(), kind)),
+                false => joins.child.push((file.into(), kind)),
             }
         }
         Ok(joins)

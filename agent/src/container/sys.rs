@@ -29,13 +29,31 @@ pub(super) fn clone_process(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> Infallible,
 ) -> io::Result<Cloned> {
+    clone(namespaces, libc::SIGCHLD as u64, cgroup, child)
+}
+
+/// The same for a copy that is a child of the caller's parent, and tells that one of its end as the caller does.
+pub(super) fn clone_sibling(
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> Infallible,
+) -> io::Result<Cloned> {
+    clone(namespaces | libc::CLONE_PARENT as u64, 0, cgroup, child)
+}
+
+fn clone(
+    flags: u64,
+    exit_signal: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> Infallible,
+) -> io::Result<Cloned> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: `clone_args` is plain data, for which all zeroes is a valid value.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     // CLONE_CLEAR_SIGHAND and CLONE_INTO_CGROUP do not fit libc's c_int.
-    arguments.flags = namespaces | libc::CLONE_PIDFD as u64 | 0x1_0000_0000;
+    arguments.flags = flags | libc::CLONE_PIDFD as u64 | 0x1_0000_0000;
     arguments.pidfd = &raw mut pidfd as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.exit_signal = exit_signal;
     if let Some(cgroup) = cgroup {
         arguments.flags |= 0x2_0000_0000;
         arguments.cgroup = cgroup.as_raw_fd() as u64;

@@ -54,7 +54,13 @@ pub fn hello() -> Result<p::HelloResponse> {
 
 /// Checked storages, in order.
 pub fn storages(storages: &[p::Storage]) -> Result<Vec<Storage>> {
-    let parse = |s: &p::Storage| Storage::parse(&s.driver, &s.source, &s.fstype, &s.options, &s.mount_point);
+    let parse = |s: &p::Storage| {
+        let storage = Storage::parse(&s.driver, &s.source, &s.fstype, &s.options, &s.mount_point)?;
+        match s.pod {
+            true => storage.of_the_pod(),
+            false => Ok(storage),
+        }
+    };
     storages.iter().map(parse).collect()
 }
 

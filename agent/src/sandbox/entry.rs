@@ -1,8 +1,10 @@
 //! One container with its processes: what the sandbox keeps of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use super::state::{self, Call, State};
+use super::turn::Turns;
 use crate::container::Container;
 use crate::error::{Error, Result};
 use crate::process::{Process, Signal};
@@ -18,6 +20,12 @@ pub struct Entry {
     pub init: Process,
     /// Processes that were added, by their id.
     pub execs: BTreeMap<String, Process>,
+    /// Ids of execs under way, whose programs do not run yet.
+    pub begun: BTreeSet<String>,
+    /// Who may be at work on it.
+    pub turns: Turns,
+    /// What it uses of the host's shares.
+    pub used: BTreeSet<PathBuf>,
     /// What was mounted for it.
     pub mounts: Vec<Mounted>,
     /// Kills for want of memory that were announced already.
@@ -32,6 +40,9 @@ impl Entry {
             container,
             init,
             execs: BTreeMap::new(),
+            begun: BTreeSet::new(),
+            turns: Turns::default(),
+            used: BTreeSet::new(),
             mounts,
             oom_kills: 0,
             state: State::Created,

@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use agent_protocol::StatsResponse;
-use futures::future::{LocalBoxFuture, join_all};
+use futures::future::join_all;
 use oci_spec::runtime::LinuxResources;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::shares;
+use super::state::Call;
+use super::turn::{Place, Turn, Turns};
 use super::{ContainerRequest, ExecRequest, Phase, Sandbox, SandboxRequest};
 use crate::connection::{self, Connection};
 use crate::error::{Error, Result};
@@ -20,7 +23,7 @@ use crate::process::stream::Output;
 use crate::reaper::{self, Exit, Exited};
 
 /// Something to do with the sandbox.
-pub type Job = Box<dyn for<'a> FnOnce(&'a mut Sandbox) -> LocalBoxFuture<'a, ()> + Send>;
+pub type Job = Box<dyn FnOnce(&mut Sandbox) + Send>;
 
 /// Jobs that may queue before callers have to wait.
 const QUEUE: usize = 64;
@@ -58,14 +61,12 @@ impl Handle {
     pub(super) async fn call<T, F>(&self, job: F) -> Result<T>
     where
         T: Send + 'static,
-        F: AsyncFnOnce(&mut Sandbox) -> Result<T> + Send + 'static,
+        F: FnOnce(&mut Sandbox) -> Result<T> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |sandbox| {
-            Box::pin(async move {
-                // Fails only when the caller has given up.
-                let _ = answer.send(job(sandbox).await);
-            })
+            // Fails only when the caller has given up.
+            let _ = answer.send(job(sandbox));
         });
         self.jobs.send(job).await.map_err(|_| Error::ShuttingDown)?;
         answered.await.map_err(|_| Error::ShuttingDown)?
@@ -76,8 +77,31 @@ impl Handle {
     /// # Errors
     /// [`Error::Exists`] the second time; otherwise what its parts answer with.
     pub async fn create_sandbox(&self, request: SandboxRequest) -> Result<()> {
-        self.call(async move |sandbox| sandbox.create_sandbox(request).await)
-            .await
+        let handle = self.clone();
+        completed(async move {
+            let (birth, request) = handle
+                .call(move |sandbox| Ok((sandbox.begin_create_sandbox(&request)?, request)))
+                .await?;
+            let id = request.id.clone();
+            let made = birth.make(request).await;
+            handle
+                .call(move |sandbox| sandbox.finish_create_sandbox(id, made))
+                .await
+        })
+        .await
+    }
+
+    /// Takes a place in a container's queue, and waits for its turn.
+    async fn turn(&self, id: &str, place: fn(&Turns) -> Place) -> Result<(Turns, Turn)> {
+        let id = id.to_owned();
+        let (turns, place) = self
+            .call(move |sandbox| {
+                let turns = sandbox.entry(&id)?.turns.clone();
+                let place = place(&turns);
+                Ok((turns, place))
+            })
+            .await?;
+        Ok((turns, place.await))
     }
 
     /// Adds to the network. Beside the sandbox's task, because a device may have to appear yet.
@@ -88,7 +112,7 @@ impl Handle {
         let handle = self.clone();
         completed(async move {
             let network = handle
-                .call(async move |sandbox| {
+                .call(move |sandbox| {
                     sandbox.begin_update_network(&network)?;
                     Ok(network)
                 })
@@ -103,27 +127,27 @@ impl Handle {
     /// # Errors
     /// [`Error::Late`] when a process outlives SIGKILL; the first failure of what remains, all of which is tried.
     pub async fn destroy(&self, grace: Duration) -> Result<()> {
-        let mut busy = self.call(async |sandbox| Ok(sandbox.begin_destroy())).await?;
+        let mut busy = self.call(|sandbox| Ok(sandbox.begin_destroy())).await?;
         timeout(SETTLE_DEADLINE, busy.wait_for(BTreeSet::is_empty))
             .await
             .map_err(|_| Error::Late("the end of creations and deletions".to_owned(), SETTLE_DEADLINE))?
             .map_err(|_| Error::ShuttingDown)?;
         if !grace.is_zero() {
             let ends = self
-                .call(async |sandbox| Ok(sandbox.signal_everything(Signal::TERM)))
+                .call(|sandbox| Ok(sandbox.signal_everything(Signal::TERM)))
                 .await?;
             // Those that do not comply are killed next.
             let _ = timeout(grace, join_all(ends.into_iter().map(reaper::ended))).await;
         }
         let ends = self
-            .call(async |sandbox| Ok(sandbox.signal_everything(Signal::KILL)))
+            .call(|sandbox| Ok(sandbox.signal_everything(Signal::KILL)))
             .await?;
         killed(ends).await?;
         let mut result = Ok(());
-        for id in self.call(async |sandbox| Ok(sandbox.ids())).await? {
+        for id in self.call(|sandbox| Ok(sandbox.ids())).await? {
             result = result.and(self.delete_container(id, false).await);
         }
-        result.and(self.call(async |sandbox| sandbox.finish_destroy()).await)
+        result.and(self.call(|sandbox| sandbox.finish_destroy()).await)
     }
 
     /// Completes when the sandbox has been destroyed.
@@ -140,13 +164,22 @@ impl Handle {
     pub async fn create_container(&self, request: ContainerRequest) -> Result<i32> {
         let handle = self.clone();
         completed(async move {
-            let id = request.id.clone();
-            let workshop = handle
-                .call(async move |sandbox| sandbox.begin_create(&id))
+            let (workshop, shares, request) = handle
+                .call(move |sandbox| {
+                    let (workshop, shares) = sandbox.begin_create(&request)?;
+                    Ok((workshop, shares, request))
+                })
                 .await?;
-            let made = workshop.create(&request).await;
+            let mut used = BTreeSet::new();
+            let made = match workshop.specification(&request) {
+                Ok(spec) => {
+                    used = shares::used(&shares, &spec);
+                    workshop.create(&request, &spec).await
+                }
+                Err(error) => Err(error),
+            };
             handle
-                .call(async move |sandbox| sandbox.finish_create(request.id, made))
+                .call(move |sandbox| sandbox.finish_create(request.id, used, made))
                 .await
         })
         .await
@@ -157,8 +190,19 @@ impl Handle {
     /// # Errors
     /// Why it can't; the container has ended then.
     pub async fn start_container(&self, id: String) -> Result<()> {
-        self.call(async move |sandbox| sandbox.start_container(&id).await)
-            .await
+        let handle = self.clone();
+        completed(async move {
+            let (turns, _turn) = handle.turn(&id, Turns::alone).await?;
+            let (of, queue) = (id.clone(), turns.clone());
+            let (after, wait) = handle
+                .call(move |sandbox| sandbox.begin_start(&of, &queue))
+                .await?;
+            let executed = wait.await;
+            handle
+                .call(move |sandbox| sandbox.finish_start(&id, &turns, after, executed))
+                .await
+        })
+        .await
     }
 
     /// Removes a container, killed first when `force`.
@@ -168,7 +212,7 @@ impl Handle {
     pub async fn delete_container(&self, id: String, force: bool) -> Result<()> {
         if force {
             let kill = id.clone();
-            let end = self.call(async move |sandbox| {
+            let end = self.call(move |sandbox| {
                 let exited = sandbox.exited(&kill, "")?;
                 if exited.borrow().is_none() {
                     sandbox.signal(&kill, "", Signal::KILL, true)?;
@@ -180,12 +224,10 @@ impl Handle {
         let handle = self.clone();
         completed(async move {
             let of = id.clone();
-            let (workshop, entry) = handle
-                .call(async move |sandbox| sandbox.begin_delete(&of))
-                .await?;
+            let (workshop, entry) = handle.call(move |sandbox| sandbox.begin_delete(&of)).await?;
             let deleted = workshop.delete(entry).await;
             handle
-                .call(async move |sandbox| {
+                .call(move |sandbox| {
                     sandbox.settle(&id);
                     Ok(())
                 })
@@ -200,7 +242,19 @@ impl Handle {
     /// # Errors
     /// [`Error::Exists`], [`Error::State`], or why it can't be run.
     pub async fn exec(&self, request: ExecRequest) -> Result<i32> {
-        self.call(async move |sandbox| sandbox.exec(request).await).await
+        let handle = self.clone();
+        completed(async move {
+            let (turns, _turn) = handle.turn(&request.container, Turns::together).await?;
+            let queue = turns.clone();
+            let (begun, request) = handle
+                .call(move |sandbox| Ok((sandbox.begin_exec(&request, &queue)?, request)))
+                .await?;
+            let executed = begun.executed().await;
+            handle
+                .call(move |sandbox| sandbox.finish_exec(request, &turns, executed))
+                .await
+        })
+        .await
     }
 
     /// Signals one process or `all` of the container.
@@ -208,7 +262,7 @@ impl Handle {
     /// # Errors
     /// [`Error::State`] when it has ended.
     pub async fn signal(&self, container: String, exec: String, signal: Signal, all: bool) -> Result<()> {
-        self.call(async move |sandbox| sandbox.signal(&container, &exec, signal, all))
+        self.call(move |sandbox| sandbox.signal(&container, &exec, signal, all))
             .await
     }
 
@@ -218,7 +272,7 @@ impl Handle {
     /// [`Error::NoContainer`], [`Error::NoProcess`].
     pub async fn wait(&self, container: String, exec: String) -> Result<Exit> {
         reaper::ended(
-            self.call(async move |sandbox| sandbox.exited(&container, &exec))
+            self.call(move |sandbox| sandbox.exited(&container, &exec))
                 .await?,
         )
         .await
@@ -229,7 +283,7 @@ impl Handle {
     /// # Errors
     /// [`Error::State`] while it runs.
     pub async fn delete_process(&self, container: String, exec: String) -> Result<()> {
-        self.call(async move |sandbox| sandbox.delete_process(&container, &exec))
+        self.call(move |sandbox| sandbox.delete_process(&container, &exec))
             .await
     }
 
@@ -239,7 +293,7 @@ impl Handle {
     /// [`Error::NoStream`] when the stream was not asked for.
     pub async fn read(&self, container: String, exec: String, stream: Stream, max: usize) -> Result<Vec<u8>> {
         let output: Output = self
-            .call(async move |sandbox| {
+            .call(move |sandbox| {
                 let streams = &sandbox.entry(&container)?.process(&container, &exec)?.streams;
                 match stream {
                     Stream::Stdout => streams.stdout(),
@@ -256,7 +310,7 @@ impl Handle {
     /// [`Error::NoStream`] when there is no input or it is closed.
     pub async fn write(&self, container: String, exec: String, data: &[u8]) -> Result<bool> {
         let (input, exited) = self
-            .call(async move |sandbox| {
+            .call(move |sandbox| {
                 let process = sandbox.entry(&container)?.process(&container, &exec)?;
                 Ok((process.streams.stdin()?, process.exited.clone()))
             })
@@ -269,7 +323,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NoContainer`], [`Error::NoProcess`].
     pub async fn close_stdin(&self, container: String, exec: String) -> Result<()> {
-        self.call(async move |sandbox| {
+        self.call(move |sandbox| {
             sandbox
                 .entry_mut(&container)?
                 .process_mut(&container, &exec)?
@@ -285,7 +339,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NoStream`] without a terminal.
     pub async fn resize(&self, container: String, exec: String, rows: u16, columns: u16) -> Result<()> {
-        self.call(async move |sandbox| {
+        self.call(move |sandbox| {
             sandbox
                 .entry(&container)?
                 .process(&container, &exec)?
@@ -300,7 +354,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NoContainer`].
     pub async fn pids(&self, id: String) -> Result<Vec<u32>> {
-        self.call(async move |sandbox| sandbox.pids(&id)).await
+        self.call(move |sandbox| sandbox.pids(&id)).await
     }
 
     /// Freezes a container.
@@ -308,7 +362,7 @@ impl Handle {
     /// # Errors
     /// [`Error::State`] unless it runs.
     pub async fn pause(&self, id: String) -> Result<()> {
-        self.call(async move |sandbox| sandbox.pause(&id).await).await
+        self.freeze(id, Call::Pause).await
     }
 
     /// Thaws a container.
@@ -316,7 +370,23 @@ impl Handle {
     /// # Errors
     /// [`Error::State`] unless it is paused.
     pub async fn resume(&self, id: String) -> Result<()> {
-        self.call(async move |sandbox| sandbox.resume(&id).await).await
+        self.freeze(id, Call::Resume).await
+    }
+
+    async fn freeze(&self, id: String, call: Call) -> Result<()> {
+        let handle = self.clone();
+        completed(async move {
+            let (turns, _turn) = handle.turn(&id, Turns::alone).await?;
+            let (of, queue) = (id.clone(), turns.clone());
+            let (after, wait) = handle
+                .call(move |sandbox| sandbox.begin_freeze(&of, &queue, call))
+                .await?;
+            let done = wait.await;
+            handle
+                .call(move |sandbox| sandbox.finish_freeze(&id, &turns, after, done))
+                .await
+        })
+        .await
     }
 
     /// Changes a container's limits.
@@ -324,8 +394,7 @@ impl Handle {
     /// # Errors
     /// [`Error::State`] when it has ended.
     pub async fn update(&self, id: String, resources: LinuxResources) -> Result<()> {
-        self.call(async move |sandbox| sandbox.update(&id, &resources))
-            .await
+        self.call(move |sandbox| sandbox.update(&id, &resources)).await
     }
 
     /// Reads a container's cgroup.
@@ -333,7 +402,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NoContainer`].
     pub async fn stats(&self, id: String) -> Result<StatsResponse> {
-        self.call(async move |sandbox| sandbox.stats(&id)).await
+        self.call(move |sandbox| sandbox.stats(&id)).await
     }
 
     /// Connects to a port of the pod's localhost; the answer is the connection's number.
@@ -341,9 +410,9 @@ impl Handle {
     /// # Errors
     /// [`Error::NoListener`]; [`Error::State`] when too many are open.
     pub async fn open_connection(&self, port: u16, ipv6_first: bool) -> Result<u64> {
-        self.call(async |sandbox| sandbox.begin_connect()).await?;
+        self.call(|sandbox| sandbox.begin_connect()).await?;
         let stream = connection::open(port, ipv6_first).await?;
-        self.call(async move |sandbox| {
+        self.call(move |sandbox| {
             sandbox.begin_connect()?;
             Ok(sandbox.connections.add(stream))
         })
@@ -355,8 +424,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NoConnection`].
     pub async fn connection(&self, number: u64) -> Result<Connection> {
-        self.call(async move |sandbox| sandbox.connections.get(number))
-            .await
+        self.call(move |sandbox| sandbox.connections.get(number)).await
     }
 
     /// Ends a connection.
@@ -364,8 +432,7 @@ impl Handle {
     /// # Errors
     /// [`Error::NoConnection`].
     pub async fn close_connection(&self, number: u64) -> Result<()> {
-        self.call(async move |sandbox| sandbox.connections.close(number))
-            .await
+        self.call(move |sandbox| sandbox.connections.close(number)).await
     }
 
     /// Waits for events after this sequence number.
@@ -375,7 +442,7 @@ impl Handle {
     pub async fn events(&self, after: u64) -> Result<Vec<(u64, Event)>> {
         loop {
             let (events, mut newest) = self
-                .call(async move |sandbox| Ok((sandbox.events.after(after), sandbox.events.subscribe())))
+                .call(move |sandbox| Ok((sandbox.events.after(after), sandbox.events.subscribe())))
                 .await?;
             if !events.is_empty() {
                 return Ok(events);

@@ -1,23 +1,30 @@
 //! The sandbox: every container and process of this guest, owned by one task.
 //!
-//! The task is commanded through a [`Handle`], one job after the other. A job that needs the workload's cooperation
-//! (output, the end of a process) only hands out what to wait on; the waiting is done by whoever asked. Containers are
-//! made and taken apart beside it, in the [`workshop`].
+//! The task is commanded through a [`Handle`], one job after the other, and no job waits for anything. One that needs the
+//! workload's cooperation (output, the end of a process) only hands out what to wait on; the waiting is done by whoever
+//! asked. Containers are made and taken apart beside it, in the [`workshop`], and started, entered and paused as `beside`
+//! says.
 //!
 //! Must not know of the wire (`rpc` translates).
 
+mod beside;
+mod birth;
 mod entry;
 mod handle;
+mod shares;
 pub mod spec;
 pub mod state;
 mod stats;
+mod turn;
 mod workshop;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use agent_protocol::{GUEST_RESOLV_CONF, GUEST_SHM, StatsResponse};
+use agent_protocol::{GUEST_RESOLV_CONF, StatsResponse};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use slog::{Logger, warn};
 use tokio::sync::{mpsc, watch};
@@ -27,14 +34,14 @@ use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
 use crate::identity::Identity;
-use crate::network::{self, Network};
-use crate::process::stdio::{self, Wanted};
-use crate::process::{Process, Signal};
+use crate::network::Network;
+use crate::process::Signal;
+use crate::process::stdio::Wanted;
 use crate::reaper::{self, Exited, Reaper};
-use crate::storage::{Mounted, Mounter, Storage};
-use crate::sys;
+use crate::storage::{self, Mounted, Mounter, Storage};
 use entry::Entry;
 pub use handle::{Handle, Stream};
+use shares::Shares;
 use state::Call;
 use workshop::Workshop;
 
@@ -62,7 +69,7 @@ pub struct SandboxRequest {
     pub network: Network,
     /// Mounted as long as the sandbox lives.
     pub storages: Vec<Storage>,
-    /// Size of /dev/shm in bytes; 0: [`DEFAULT_SHM_SIZE`].
+    /// Size of /dev/shm in bytes; 0: as large as Docker makes it.
     pub shm_size: u64,
 }
 
@@ -92,12 +99,11 @@ pub struct ExecRequest {
     pub stdio: Wanted,
 }
 
-/// Size of /dev/shm when the host names none, in bytes (Docker's and Kubernetes' default).
-pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Blank,
+    /// Becoming a sandbox.
+    Making,
     Ready,
     /// Being destroyed: nothing new is accepted.
     Ending,
@@ -113,7 +119,14 @@ pub struct Sandbox {
     owns_network: bool,
     handle: Handle,
     phase: watch::Sender<Phase>,
+    /// Its id, which is that of its first container as well.
+    id: String,
     mounts: Vec<Mounted>,
+    /// What containers have asked to be mounted for the pod, by the mount point.
+    of_pod: BTreeMap<PathBuf, Storage>,
+    shares: Shares,
+    /// Keeps the name of the pod's pid namespace, while its first container is there.
+    processes: Option<File>,
     containers: BTreeMap<String, Entry>,
     connections: Connections,
     /// Ids of containers that are being made or taken apart.
@@ -148,7 +161,11 @@ impl Sandbox {
             owns_network: settings.owns_network,
             handle,
             phase,
+            id: String::new(),
             mounts: Vec::new(),
+            of_pod: BTreeMap::new(),
+            shares: Shares::default(),
+            processes: None,
             containers: BTreeMap::new(),
             connections: Connections::default(),
             busy: watch::Sender::default(),
@@ -171,7 +188,7 @@ impl Sandbox {
         loop {
             tokio::select! {
                 job = jobs.recv() => match job {
-                    Some(job) => job(&mut self).await,
+                    Some(job) => job(&mut self),
                     None => return Ok(()),
                 },
                 changed = self.memory.changed() => changed?.iter().for_each(|id| self.announce_oom(id)),
@@ -181,7 +198,7 @@ impl Sandbox {
 
     fn ready(&self) -> Result<()> {
         match *self.phase.borrow() {
-            Phase::Blank => Err(Error::State("the sandbox is not created yet")),
+            Phase::Blank | Phase::Making => Err(Error::State("the sandbox is not created yet")),
             Phase::Ready => Ok(()),
             Phase::Ending | Phase::Destroyed => Err(Error::State("the sandbox is destroyed")),
         }
@@ -197,54 +214,6 @@ impl Sandbox {
         self.containers
             .get_mut(id)
             .ok_or_else(|| Error::NoContainer(id.to_owned()))
-    }
-
-    async fn create_sandbox(&mut self, request: SandboxRequest) -> Result<()> {
-        match *self.phase.borrow() {
-            Phase::Blank => {}
-            Phase::Ready => {
-                return Err(Error::Exists {
-                    what: "sandbox",
-                    id: request.id,
-                });
-            }
-            Phase::Ending | Phase::Destroyed => return Err(Error::State("the sandbox is destroyed")),
-        }
-        spec::check_id("sandbox_id", &request.id)?;
-        request.identity.check()?;
-        self.check_network(&request.network)?;
-        if self.owns_kernel {
-            request.identity.apply_to_guest()?;
-        }
-        network::add(&request.network).await?;
-        if self.owns_kernel {
-            request.identity.apply_sysctls()?;
-        }
-        let shm_size = if request.shm_size == 0 {
-            DEFAULT_SHM_SIZE
-        } else {
-            request.shm_size
-        };
-        let options = [
-            "nosuid",
-            "nodev",
-            "noexec",
-            "mode=1777",
-            &format!("size={shm_size}"),
-        ];
-        let shm = Storage::parse("tmpfs", "", "", &options.map(str::to_owned), GUEST_SHM)?;
-        let storages: Vec<Storage> = std::iter::once(shm).chain(request.storages).collect();
-        let mounts = self.workshop.mounter.mount_all(&storages).await?;
-        if let Some(text) = request.identity.dns.resolv_conf() {
-            let path = self.resolv_conf();
-            if let Err(error) = std::fs::write(&path, text) {
-                let _ = self.workshop.mounter.unmount_all(mounts);
-                return Err(Error::file("write", path)(error));
-            }
-        }
-        self.mounts = mounts;
-        self.phase.send_replace(Phase::Ready);
-        Ok(())
     }
 
     fn check_network(&self, network: &Network) -> Result<()> {
@@ -277,8 +246,10 @@ impl Sandbox {
         spec::locate(Path::new(GUEST_RESOLV_CONF), self.workshop.mounter.root().dir())
     }
 
-    /// Reserves the id of a container that is about to be made.
-    fn begin_create(&mut self, id: &str) -> Result<Workshop> {
+    /// Reserves the id of a container that is about to be made, and mounts what of its storages is the pod's and not there yet.
+    /// Answers with where the shares are, too.
+    fn begin_create(&mut self, request: &ContainerRequest) -> Result<(Workshop, Vec<PathBuf>)> {
+        let id = request.id.as_str();
         self.ready()?;
         spec::check_id("container_id", id)?;
         if self.containers.contains_key(id) || self.busy.borrow().contains(id) {
@@ -287,18 +258,54 @@ impl Sandbox {
                 id: id.to_owned(),
             });
         }
+        self.mount_of_pod(&request.storages)?;
         self.reserve(id);
-        Ok(self.workshop.clone())
+        Ok((self.workshop.clone(), self.shares.roots().to_owned()))
     }
 
-    /// Takes a container that was made, and answers with the pid of its init process.
-    fn finish_create(&mut self, id: String, made: Result<Entry>) -> Result<i32> {
-        self.settle(&id);
-        let entry = made?;
+    /// It is memory, which is there at once, and stays until the end of the sandbox.
+    fn mount_of_pod(&mut self, storages: &[Storage]) -> Result<()> {
+        for storage in storages.iter().filter(|storage| storage.is_of_the_pod()) {
+            match self.of_pod.get(&storage.mount_point()) {
+                Some(known) if known == storage => {}
+                Some(_) => {
+                    return Err(Error::invalid(
+                        "storage.mount_point",
+                        format!(
+                            "{} is another storage of the pod's",
+                            storage.mount_point().display()
+                        ),
+                    ));
+                }
+                None => {
+                    self.mounts.push(self.workshop.mounter.mount_of_pod(storage)?);
+                    self.of_pod.insert(storage.mount_point(), storage.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a container that was made, and answers with the pid of its init process. `used`: what it has used of the shares.
+    fn finish_create(&mut self, id: String, used: BTreeSet<PathBuf>, made: Result<Entry>) -> Result<i32> {
+        let mut entry = match made {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.shares.left(used);
+                self.settle(&id);
+                return Err(error);
+            }
+        };
+        entry.used = used;
         let pid = entry.init.pid;
         self.memory.add(&id, entry.container.cgroup());
         self.announce_end(&id, entry.init.exited.clone());
-        self.containers.insert(id, entry);
+        let processes = entry.container.take_processes();
+        if id == self.id {
+            self.share_processes(processes);
+        }
+        self.containers.insert(id.clone(), entry);
+        self.settle(&id);
         Ok(pid)
     }
 
@@ -307,12 +314,25 @@ impl Sandbox {
         self.entry(id)?.check(Call::Delete)?;
         self.announce_oom(id);
         self.memory.remove(id);
+        if id == self.id {
+            self.share_processes(None);
+        }
         let entry = self
             .containers
             .remove(id)
             .ok_or_else(|| Error::NoContainer(id.to_owned()))?;
+        self.shares.left(entry.used.clone());
         self.reserve(id);
         Ok((self.workshop.clone(), entry))
+    }
+
+    /// From now on the pod's processes are in this pid namespace.
+    fn share_processes(&mut self, processes: Option<File>) {
+        let environment = Arc::make_mut(&mut self.workshop.environment);
+        environment.pod.pid = processes
+            .as_ref()
+            .map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()).into());
+        self.processes = processes;
     }
 
     /// Keeps others from using an id.
@@ -323,10 +343,18 @@ impl Sandbox {
     }
 
     /// Frees an id that was reserved.
-    fn settle(&self, id: &str) {
+    fn settle(&mut self, id: &str) {
         self.busy.send_modify(|busy| {
             busy.remove(id);
         });
+        // What is being made may use what others have left.
+        if self.busy.borrow().is_empty() {
+            let used = self.containers.values().map(|entry| &entry.used);
+            let unused = self.shares.take_unused(used);
+            if let Err(error) = storage::forget(&unused) {
+                warn!(self.log, "the host may hold what nobody uses any more"; "cause" => %error);
+            }
+        }
     }
 
     /// Sees to it that the end of an init process takes the rest of its container with it.
@@ -335,7 +363,7 @@ impl Sandbox {
         tokio::spawn(async move {
             if reaper::ended(exited).await.is_ok() {
                 // Fails only when the sandbox is gone, and all its processes with it.
-                let _ = handle.call(async move |sandbox| sandbox.init_ended(&id)).await;
+                let _ = handle.call(move |sandbox| sandbox.init_ended(&id)).await;
             }
         });
     }
@@ -366,53 +394,6 @@ impl Sandbox {
         }
     }
 
-    async fn start_container(&mut self, id: &str) -> Result<()> {
-        let entry = self.entry_mut(id)?;
-        let after = entry.check(Call::Start)?;
-        match entry.container.start().await {
-            Ok(()) => {
-                entry.enter(after);
-                Ok(())
-            }
-            Err(error) => {
-                // What could not execute is of no use to anyone: it ends now, and can be deleted.
-                entry.signal_all(Signal::KILL)?;
-                Err(error.into())
-            }
-        }
-    }
-
-    async fn exec(&mut self, request: ExecRequest) -> Result<i32> {
-        spec::check_id("exec_id", &request.id)?;
-        let reaper = self.workshop.reaper.clone();
-        let entry = self.entry_mut(&request.container)?;
-        entry.check(Call::Exec)?;
-        if entry.execs.contains_key(&request.id) {
-            return Err(Error::Exists {
-                what: "process",
-                id: request.id,
-            });
-        }
-        let (pending, child) = stdio::prepare(request.stdio)?;
-        let expectation = reaper.expect();
-        let mut started = entry.container.exec(&request.process, child).await?;
-        let pid = started.pid.as_raw();
-        let exited = expectation.claim(pid);
-        let streams = pending.connect(&mut started);
-        if streams.is_err() {
-            sys::kill(pid, libc::SIGKILL).map_err(Error::system("kill a process without streams"))?;
-        }
-        entry.execs.insert(
-            request.id,
-            Process {
-                pid,
-                exited,
-                streams: streams?,
-            },
-        );
-        Ok(pid)
-    }
-
     fn signal(&self, container: &str, exec: &str, signal: Signal, all: bool) -> Result<()> {
         let entry = self.entry(container)?;
         let process = entry.process(container, exec)?;
@@ -439,22 +420,6 @@ impl Sandbox {
             return Err(Error::State("process still runs"));
         }
         entry.execs.remove(exec);
-        Ok(())
-    }
-
-    async fn pause(&mut self, id: &str) -> Result<()> {
-        let entry = self.entry_mut(id)?;
-        let after = entry.check(Call::Pause)?;
-        entry.container.pause().await?;
-        entry.enter(after);
-        Ok(())
-    }
-
-    async fn resume(&mut self, id: &str) -> Result<()> {
-        let entry = self.entry_mut(id)?;
-        let after = entry.check(Call::Resume)?;
-        entry.container.resume().await?;
-        entry.enter(after);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use oci_spec::runtime::Spec;
 use slog::{Logger, warn};
 
 use super::entry::Entry;
@@ -11,7 +12,7 @@ use crate::container::{self, Container, CreateRequest, Environment};
 use crate::error::Result;
 use crate::process::{Process, stdio};
 use crate::reaper::Reaper;
-use crate::storage::Mounter;
+use crate::storage::{Mounter, Storage};
 
 /// What it takes to make a container. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -27,14 +28,27 @@ pub struct Workshop {
 }
 
 impl Workshop {
+    /// Reads what the container is to be.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`](crate::error::Error::Invalid).
+    pub fn specification(&self, request: &ContainerRequest) -> Result<Spec> {
+        spec::container(&request.spec, self.mounter.root().dir())
+    }
+
     /// Mounts what the container needs, and creates it up to the exec of its first process. Undone on failure.
     ///
     /// # Errors
     /// The first step that fails.
-    pub async fn create(&self, request: &ContainerRequest) -> Result<Entry> {
-        let spec = spec::container(&request.spec, self.mounter.root().dir())?;
-        let mounts = self.mounter.mount_all(&request.storages).await?;
-        match self.create_init(request, &spec).await {
+    pub async fn create(&self, request: &ContainerRequest, spec: &Spec) -> Result<Entry> {
+        let own: Vec<Storage> = request
+            .storages
+            .iter()
+            .filter(|storage| !storage.is_of_the_pod())
+            .cloned()
+            .collect();
+        let mounts = self.mounter.mount_all(&own).await?;
+        match self.create_init(request, spec).await {
             Ok((container, init)) => Ok(Entry::new(container, init, mounts)),
             Err(error) => {
                 if let Err(leftover) = self.mounter.unmount_all(mounts) {
@@ -45,11 +59,7 @@ impl Workshop {
         }
     }
 
-    async fn create_init(
-        &self,
-        request: &ContainerRequest,
-        spec: &oci_spec::runtime::Spec,
-    ) -> Result<(Container, Process)> {
+    async fn create_init(&self, request: &ContainerRequest, spec: &Spec) -> Result<(Container, Process)> {
         let (pending, child) = stdio::prepare(request.stdio)?;
         let expectation = self.reaper.expect();
         let create = CreateRequest {

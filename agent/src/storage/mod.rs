@@ -3,6 +3,7 @@
 //! Must not know who asks: a sandbox and a container own what was mounted for them.
 
 mod options;
+mod pages;
 mod path;
 
 use std::collections::HashMap;
@@ -17,9 +18,11 @@ use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
 
+use crate::container;
 use crate::error::{Error, Result};
 use crate::uevent;
 use options::Options;
+use pages::Pages;
 pub use path::{GuestPath, Root};
 use path::{Make, name_of};
 
@@ -32,6 +35,7 @@ pub struct Storage {
     driver: Driver,
     options: Options,
     mount_point: GuestPath,
+    of_pod: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +44,7 @@ enum Driver {
         tag: String,
     },
     Tmpfs,
+    HugePages(Pages),
     Bind {
         source: GuestPath,
         recursive: bool,
@@ -84,6 +89,7 @@ impl Storage {
                 tag: name("storage.source", source)?,
             },
             "tmpfs" => Driver::Tmpfs,
+            "hugetlbfs" => Driver::HugePages(Pages::parse(&options.data)?),
             "bind" => Driver::Bind {
                 source: GuestPath::parse("storage.source", source)?,
                 recursive,
@@ -99,7 +105,32 @@ impl Storage {
             driver,
             options,
             mount_point,
+            of_pod: false,
         })
+    }
+
+    /// The same, for all containers of the pod.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for what is not memory: another kind may have to be waited for.
+    pub fn of_the_pod(self) -> Result<Self> {
+        match self.driver {
+            Driver::Tmpfs | Driver::HugePages(_) => Ok(Self { of_pod: true, ..self }),
+            _ => Err(Error::invalid(
+                "storage.pod",
+                "set for a driver that is not of memory",
+            )),
+        }
+    }
+
+    /// Whether it is the pod's, whichever container names it.
+    pub fn is_of_the_pod(&self) -> bool {
+        self.of_pod
+    }
+
+    /// Where it is mounted.
+    pub fn mount_point(&self) -> PathBuf {
+        self.mount_point.in_guest()
     }
 }
 
@@ -195,6 +226,16 @@ impl Mounter {
         &self.root
     }
 
+    /// Where this storage is a share of the host's, in which the kernel mounts by itself what is a mount there.
+    pub fn share(&self, storage: &Storage) -> Option<PathBuf> {
+        match &storage.driver {
+            Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
+                Some(self.root.locate(&storage.mount_point))
+            }
+            _ => None,
+        }
+    }
+
     /// Mounts all, in order; on failure everything is undone.
     ///
     /// # Errors
@@ -215,16 +256,31 @@ impl Mounter {
     }
 
     async fn mount(&self, storage: &Storage) -> Result<Mounted> {
-        let source = match &storage.driver {
-            Driver::Bind { source, .. } => Some(self.root.resolve(source)?),
-            _ => None,
-        };
         let device = match &storage.driver {
             Driver::Block { device, .. } => {
                 Some(uevent::wait_for(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
             }
             _ => None,
         };
+        self.mount_now(storage, device)
+    }
+
+    /// Mounts one of the pod's.
+    ///
+    /// # Errors
+    /// [`Error::File`] with the kernel's reason; [`Error::NoPages`].
+    pub fn mount_of_pod(&self, storage: &Storage) -> Result<Mounted> {
+        self.mount_now(storage, None)
+    }
+
+    fn mount_now(&self, storage: &Storage, device: Option<PathBuf>) -> Result<Mounted> {
+        let source = match &storage.driver {
+            Driver::Bind { source, .. } => Some(self.root.resolve(source)?),
+            _ => None,
+        };
+        if let Driver::HugePages(pages) = &storage.driver {
+            pages.reserve(Path::new(pages::ALL))?;
+        }
         let make = match &source {
             Some(fd) if !is_directory(fd) => Make::File,
             _ => Make::Directory,
@@ -243,6 +299,7 @@ impl Mounter {
                 None => self.mount_new(tag, "virtiofs", storage, &[], &target),
             },
             Driver::Tmpfs => self.mount_new("tmpfs", "tmpfs", storage, &[], &target),
+            Driver::HugePages(_) => self.mount_new("hugetlbfs", "hugetlbfs", storage, &[], &target),
             Driver::Bind { recursive, .. } => {
                 let source = source.as_ref().map(name_of).unwrap_or_default();
                 let bind = if *recursive {
@@ -355,6 +412,24 @@ impl Mounter {
         }
         result.map_err(Error::file("unmount", mounted.mount_point.in_guest()))
     }
+}
+
+/// Lets the kernel forget what it has seen in directories of a share that are mounts of their own: with the mount go the names
+/// and files below it that the host holds open for it. In another process, because the host may not answer.
+///
+/// # Errors
+/// When there can be no such process.
+pub fn forget(directories: &[PathBuf]) -> Result<()> {
+    if directories.is_empty() {
+        return Ok(());
+    }
+    container::apart(|| {
+        for directory in directories {
+            // One of which nothing was ever used is no mount.
+            let _ = unmount(directory, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
+    })?;
+    Ok(())
 }
 
 fn is_directory(fd: &OwnedFd) -> bool {

@@ -7,8 +7,10 @@
     reason = "a test fails loudly, its support code too"
 )]
 
+mod beside;
 mod connections;
 mod lifecycle;
 mod network;
+mod pod;
 mod streams;
 mod support;

@@ -131,6 +131,11 @@ impl Sandbox {
             "head",
             "true",
             "tty",
+            "tr",
+            "stat",
+            "df",
+            "tail",
+            "awk",
             "sha256sum",
             "dd",
         ] {
@@ -152,6 +157,11 @@ impl Sandbox {
     /// The agent's directory.
     pub fn root(&self) -> PathBuf {
         self.dir.path().join("root")
+    }
+
+    /// The cgroup below which its containers have theirs.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
     }
 
     /// Resident memory of the agent, in bytes.
@@ -192,12 +202,18 @@ impl Drop for Sandbox {
             let _ = Command::new("kill").arg(self.child.id().to_string()).status();
             let _ = self.child.wait();
         }
-        // An agent that was killed leaves the cgroups of its containers, one level below.
-        for entry in std::fs::read_dir(&self.cgroup).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(entry.path());
-        }
-        let _ = std::fs::remove_dir(&self.cgroup);
+        // An agent that was killed leaves the cgroups of its containers.
+        remove_cgroup(&self.cgroup);
     }
+}
+
+fn remove_cgroup(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(dir);
 }
 
 async fn wait(child: &mut Child) -> std::process::ExitStatus {

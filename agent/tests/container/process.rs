@@ -68,6 +68,20 @@ pub async fn host_and_domain_name_and_sysctl() {
     fixture.spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1", "kernel.shmmni": "777"});
     let output = fixture.run().await;
     assert_eq!(output.stdout, "box\nexample.org\n1\n777\n", "{output:?}");
+
+    for (key, value, remedy) in [
+        ("net.ipv4.no_such", "1", "leave it out"),
+        ("kernel.shmmni", "many", "correct it"),
+    ] {
+        fixture.spec["linux"]["sysctl"] = json!({key: value});
+        let refused = fixture.create(ProcessStdio::default()).await.unwrap_err();
+        assert_eq!(refused.kind(), agent::error::Kind::InvalidArgument, "{refused}");
+        let said = refused.to_string();
+        assert!(
+            [key, value, remedy].iter().all(|word| said.contains(word)),
+            "{said}"
+        );
+    }
 }
 
 async fn read_all(console: OwnedFd) -> String {

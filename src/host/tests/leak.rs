@@ -40,6 +40,7 @@ async fn live(stand: &Full, request: &SandboxRequest, left: Option<u32>) -> (Hos
         source: stand.path("volume"),
         readonly: false,
         recursive: true,
+        identity: None,
     };
     let plan = container("c", RootPlan::Directory(stand.path("root")), vec![bind]);
     let lived = async {

@@ -96,7 +96,7 @@ proptest! {
         let pod = pod.and_then(|pod| super::super::sandbox(&config(), &pod, &abilities, &all));
         let one = oci::container(&ContainerId::new("c1").unwrap(), spec, "/bundle".into(), Vec::new());
         if let (Ok(pod), Ok(one)) = (pod, one) {
-            let _ = super::super::container(&config(), &pod, &one);
+            let _ = super::super::container(&config(), &pod, &one, &Volumes::default());
         }
     }
 

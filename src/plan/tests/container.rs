@@ -4,7 +4,8 @@ use agent_protocol::GUEST_SHM;
 
 use super::super::*;
 use super::*;
-use crate::model::{BindPlan, ContainerType, HookPlan, RootPlan};
+use crate::ContainerId;
+use crate::model::{BindPlan, ContainerConfig, ContainerType, Found, HookPlan, Identity, Medium, RootPlan};
 use crate::sandbox::RootfsMount;
 
 /// Set to write the golden files instead of comparing them.
@@ -70,13 +71,14 @@ fn a_directory_of_the_host_gets_a_name_of_its_own() {
     for (source, options, on_host, recursive, readonly) in table {
         let (guest, binds) = bind(source, options);
         let expected = BindPlan {
-            name: "m0".to_owned(),
+            name: "v0".to_owned(),
             source: on_host.into(),
             readonly,
             recursive,
+            identity: None,
         };
         assert_eq!(binds, [expected], "{source} {options:?}");
-        assert_eq!(guest["source"], "/run/kata/shared/c1/m0");
+        assert_eq!(guest["source"], "/run/kata/shared/v0/data");
         assert_eq!(guest["options"], json!(options));
     }
 }
@@ -318,7 +320,13 @@ fn a_profile_is_applied_in_the_guest_unless_the_administrator_drops_it() {
     let spec = || spec(&[("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}))]);
     let mut config = config();
     config.runtime.disable_guest_seccomp = true;
-    let plan = container(&config, &sandbox_plan(), &container_of(spec())).unwrap();
+    let plan = container(
+        &config,
+        &sandbox_plan(),
+        &container_of(spec()),
+        &Volumes::default(),
+    )
+    .unwrap();
     let guest: Value = serde_json::from_slice(&plan.guest.spec).unwrap();
     assert_eq!(guest["linux"].get("seccomp"), None);
 }
@@ -328,7 +336,7 @@ fn a_root_is_made_of_the_callers_mounts_or_is_there() {
     let root = |path: &str, rootfs: Vec<RootfsMount>| {
         let mut container = container_of(spec(&[("/root/path", json!(path))]));
         container.rootfs = rootfs;
-        super::container(&config(), &sandbox_plan(), &container)
+        super::container(&config(), &sandbox_plan(), &container, &Volumes::default())
             .unwrap()
             .root
     };
@@ -427,4 +435,95 @@ fn a_hook_that_could_act_nowhere_is_refused_with_a_remedy() {
             assert!(error.chain().contains(part), "{}", error.chain());
         }
     }
+}
+
+/// A container with these bind mounts, whose sources are found with these inodes.
+fn mounting(id: &str, mounts: &[(&str, &str, u64)]) -> ContainerConfig {
+    let list: Vec<Value> = mounts
+        .iter()
+        .map(|(source, option, _)| {
+            json!({"destination": "/x", "type": "bind", "source": source, "options": ["rbind", option]})
+        })
+        .collect();
+    let mut container = container_of(spec(&[("/mounts", json!(list))]));
+    container.id = ContainerId::new(id).unwrap();
+    for (source, _, inode) in mounts {
+        let identity = Identity {
+            device: 1,
+            inode: *inode,
+            mounts: vec![1],
+        };
+        let found = Found {
+            identity,
+            medium: Medium::Disk,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        };
+        container.found.insert(source.into(), found);
+    }
+    container
+}
+
+#[test]
+fn what_containers_mount_in_common_is_one_thing_in_the_guest() {
+    const EMPTY: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/scratch";
+    let mut volumes = Volumes::default();
+    let mut plan = |id: &str, mounts: &[(&str, &str, u64)]| {
+        let plan =
+            super::super::container(&config(), &sandbox_plan(), &mounting(id, mounts), &volumes).unwrap();
+        for bind in &plan.binds {
+            volumes.enter(bind, &plan.id);
+        }
+        let guest: Value = serde_json::from_slice(&plan.guest.spec).unwrap();
+        let mounts = guest["mounts"].as_array().unwrap();
+        let sources: Vec<String> = mounts
+            .iter()
+            .map(|mount| mount["source"].as_str().unwrap().replace("/run/kata/shared/", ""))
+            .collect();
+        (sources.join(" "), plan.binds)
+    };
+    let (sources, binds) = plan(
+        "a",
+        &[
+            ("/srv", "rw", 7),
+            ("/link", "rw", 7),
+            ("/etc/x", "ro", 8),
+            (EMPTY, "ro", 9),
+        ],
+    );
+    assert_eq!(sources, "v0/data v0/data v1/data v2/data");
+    let shown: Vec<_> = binds
+        .iter()
+        .map(|bind| (bind.name.as_str(), bind.readonly))
+        .collect();
+    assert_eq!(shown, [("v0", false), ("v1", true), ("v2", false)]);
+    // The same again, in another container; what was read-only for all is not writable for one.
+    let (sources, binds) = plan(
+        "b",
+        &[
+            (EMPTY, "rw", 9),
+            ("/etc/x", "rw", 8),
+            ("/srv", "ro", 7),
+            ("/new", "rw", 10),
+        ],
+    );
+    assert_eq!(sources, "v2/data v3/data v0/data v4/data");
+    assert_eq!(binds.len(), 4, "it uses all of them, whoever has made them");
+}
+
+#[test]
+fn a_volume_of_memory_is_mounted_in_the_guest_for_the_pod() {
+    const EMPTY: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/memory";
+    let mut container = mounting("a", &[(EMPTY, "rw", 1), (EMPTY, "ro", 1), ("/srv", "rw", 7)]);
+    container.found.get_mut(Path::new(EMPTY)).unwrap().medium = Medium::Memory { limit: 4096 };
+    let plan = super::super::container(&config(), &sandbox_plan(), &container, &Volumes::default()).unwrap();
+    assert_eq!(plan.guest.storages.len(), 1, "{:?}", plan.guest.storages);
+    assert!(plan.guest.storages[0].pod);
+    let guest: Value = serde_json::from_slice(&plan.guest.spec).unwrap();
+    let sources: Vec<_> = (0..3)
+        .map(|n| guest["mounts"][n]["source"].as_str().unwrap())
+        .collect();
+    let memory = plan.guest.storages[0].mount_point.as_str();
+    assert_eq!(sources, [memory, memory, "/run/kata/shared/v0/data"]);
 }

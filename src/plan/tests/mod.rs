@@ -113,7 +113,12 @@ fn container_of(spec: Spec) -> ContainerConfig {
 
 /// Plans a container with this specification in a virtual machine.
 fn planned(spec: Spec) -> Result<(ContainerPlan, Value)> {
-    let plan = super::container(&config(), &sandbox_plan(), &container_of(spec))?;
+    let plan = super::container(
+        &config(),
+        &sandbox_plan(),
+        &container_of(spec),
+        &Volumes::default(),
+    )?;
     let guest = serde_json::from_slice(&plan.guest.spec).unwrap();
     Ok((plan, guest))
 }

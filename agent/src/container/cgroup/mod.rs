@@ -168,19 +168,18 @@ impl Cgroup {
         }
     }
 
-    /// Stops all processes, or lets them run again; returns when they do.
-    pub(super) async fn freeze(&self, frozen: bool) -> Result<()> {
-        let content = if frozen { "1" } else { "0" };
-        self.write("cgroup.freeze", content).map_err(failed(
-            format!("write {content} to"),
-            &self.path.join("cgroup.freeze"),
-        ))?;
-        let what = if frozen {
-            "the container's pause"
-        } else {
-            "the container's resumption"
+    /// Stops all processes, or lets them run again. The order is given at once; the future is only the wait for it.
+    pub(super) fn freeze(&self, frozen: bool) -> impl Future<Output = Result<()>> + Send + use<> {
+        let (content, what) = match frozen {
+            true => ("1", "the container's pause"),
+            false => ("0", "the container's resumption"),
         };
-        self.wait_for("frozen", content, what, deadlines::FREEZE).await
+        let path = self.path.clone();
+        let ordered = self.write("cgroup.freeze", content);
+        async move {
+            ordered.map_err(failed(format!("write {content} to"), &path.join("cgroup.freeze")))?;
+            wait_for(&path, "frozen", content, what, deadlines::FREEZE).await
+        }
     }
 
     /// Whether [`Cgroup::freeze`] stopped it.
@@ -210,7 +209,8 @@ impl Cgroup {
         self.signal(Signal::SIGKILL)?;
         // A frozen process dies without being thawed by cgroup.kill, but not by the fallback.
         let _ = self.write("cgroup.freeze", "0");
-        self.wait_for(
+        wait_for(
+            &self.path,
             "populated",
             "0",
             "the end of the container's processes",
@@ -236,37 +236,6 @@ impl Cgroup {
             .open(self.path.join(file))?
             .write_all(content.as_bytes())
     }
-
-    /// Waits until `cgroup.events` says `key value`; the kernel notifies each change of that file.
-    async fn wait_for(&self, key: &str, value: &str, what: &'static str, limit: Duration) -> Result<()> {
-        let path = self.path.join("cgroup.events");
-        let events = File::open(&path).map_err(failed("open", &path))?;
-        let wait = async {
-            let mut text = String::new();
-            let mut watch = None;
-            loop {
-                text.clear();
-                (&events).rewind()?;
-                (&events).read_to_string(&mut text)?;
-                let reached = text
-                    .lines()
-                    .filter_map(|line| line.split_once(' '))
-                    .any(|(name, state)| name == key && state == value);
-                if reached {
-                    return Ok(());
-                }
-                // Registered only when there is something to wait for; the file is read once more after that.
-                match &watch {
-                    None => watch = Some(sys::watch(events.as_fd(), Interest::PRIORITY)?),
-                    Some(watch) => watch.ready(Interest::PRIORITY).await?.clear_ready(),
-                }
-            }
-        };
-        tokio::time::timeout(limit, wait)
-            .await
-            .map_err(|_| Error::Late { what, limit })?
-            .map_err(failed("watch", &path))
-    }
 }
 
 impl AsFd for Cgroup {
@@ -284,6 +253,37 @@ impl Drop for Made {
             let _ = fs::remove_dir(directory);
         }
     }
+}
+
+/// Waits until `cgroup.events` says `key value`; the kernel notifies each change of that file.
+async fn wait_for(cgroup: &Path, key: &str, value: &str, what: &'static str, limit: Duration) -> Result<()> {
+    let path = cgroup.join("cgroup.events");
+    let events = File::open(&path).map_err(failed("open", &path))?;
+    let wait = async {
+        let mut text = String::new();
+        let mut watch = None;
+        loop {
+            text.clear();
+            (&events).rewind()?;
+            (&events).read_to_string(&mut text)?;
+            let reached = text
+                .lines()
+                .filter_map(|line| line.split_once(' '))
+                .any(|(name, state)| name == key && state == value);
+            if reached {
+                return Ok(());
+            }
+            // Registered only when there is something to wait for; the file is read once more after that.
+            match &watch {
+                None => watch = Some(sys::watch(events.as_fd(), Interest::PRIORITY)?),
+                Some(watch) => watch.ready(Interest::PRIORITY).await?.clear_ready(),
+            }
+        }
+    };
+    tokio::time::timeout(limit, wait)
+        .await
+        .map_err(|_| Error::Late { what, limit })?
+        .map_err(failed("watch", &path))
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {

@@ -26,8 +26,7 @@ pub(super) struct Plan {
     pub(super) filesystem: filesystem::Filesystem,
     /// Relative to the agent's cgroup root.
     pub(super) cgroup: PathBuf,
-    /// Paths below /proc/sys, and values.
-    pub(super) sysctl: Vec<(PathBuf, String)>,
+    pub(super) sysctl: Vec<Sysctl>,
     pub(super) hostname: Option<String>,
     pub(super) domainname: Option<String>,
     pub(super) process: ProcessPlan,
@@ -35,11 +34,23 @@ pub(super) struct Plan {
     pub(super) hooks: Vec<Hook>,
 }
 
+/// A setting of the kernel's.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Sysctl {
+    /// Below /proc/sys.
+    pub(super) path: PathBuf,
+    pub(super) value: String,
+    /// As the specification names it.
+    pub(super) key: String,
+}
+
 /// Namespaces of the container; those that are in neither list it shares with the agent.
 #[derive(Debug)]
 pub(super) struct Namespaces {
     pub(super) new: CloneFlags,
     pub(super) join: Vec<(CloneFlags, PathBuf)>,
+    /// The pid namespace in which the new one is made; the agent's, if none.
+    pub(super) pid_parent: Option<PathBuf>,
     /// Contents of uid_map and gid_map, for a new user namespace.
     pub(super) uid_map: String,
     pub(super) gid_map: String,
@@ -121,6 +132,7 @@ impl Namespaces {
         let mut namespaces = Self {
             new: CloneFlags::empty(),
             join: Vec::new(),
+            pid_parent: None,
             uid_map: String::new(),
             gid_map: String::new(),
         };
@@ -137,7 +149,7 @@ impl Namespaces {
                 LinuxNamespaceType::Uts => (CloneFlags::CLONE_NEWUTS, pod.uts.as_ref()),
                 LinuxNamespaceType::Ipc => (CloneFlags::CLONE_NEWIPC, pod.ipc.as_ref()),
                 LinuxNamespaceType::User => (CloneFlags::CLONE_NEWUSER, None),
-                LinuxNamespaceType::Pid => (CloneFlags::CLONE_NEWPID, pod.pid.as_ref()),
+                LinuxNamespaceType::Pid => (CloneFlags::CLONE_NEWPID, None),
                 LinuxNamespaceType::Network => (CloneFlags::CLONE_NEWNET, pod.network.as_ref()),
                 LinuxNamespaceType::Time => return Err(Error::unsupported(FIELD, "a time namespace")),
             };
@@ -157,6 +169,14 @@ impl Namespaces {
                 Some(path) => {
                     return Err(Error::spec(FIELD, format!("{} is not absolute", path.display())));
                 }
+            }
+        }
+        if let Some(pod) = &environment.pod.pid {
+            let pid = CloneFlags::CLONE_NEWPID;
+            if namespaces.new.contains(pid) {
+                namespaces.pid_parent = Some(pod.clone());
+            } else if namespaces.join.iter().all(|(kind, _)| *kind != pid) {
+                namespaces.join.push((pid, pod.clone()));
             }
         }
         if !namespaces.new.contains(CloneFlags::CLONE_NEWNS) {
@@ -195,7 +215,7 @@ fn mapping(field: &str, mappings: Option<&[LinuxIdMapping]>) -> Result<String> {
     Ok(text)
 }
 
-fn sysctl(linux: &Linux) -> Result<Vec<(PathBuf, String)>> {
+fn sysctl(linux: &Linux) -> Result<Vec<Sysctl>> {
     let mut settings = Vec::new();
     for (key, value) in linux.sysctl().iter().flatten() {
         // As sysctl(8): the first separator decides whether a dot is a separator or part of a name.
@@ -216,7 +236,11 @@ fn sysctl(linux: &Linux) -> Result<Vec<(PathBuf, String)>> {
         if !ordinary {
             return Err(Error::spec("linux.sysctl", format!("{key:?} is no sysctl")));
         }
-        settings.push((PathBuf::from(path), value.clone()));
+        settings.push(Sysctl {
+            path: PathBuf::from(path),
+            value: value.clone(),
+            key: key.clone(),
+        });
     }
     settings.sort();
     Ok(settings)

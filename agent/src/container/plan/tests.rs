@@ -201,16 +201,55 @@ fn a_hostname_needs_a_namespace_of_its_own() {
 #[test]
 fn the_pods_namespaces_stand_in_for_new_ones() {
     let mut environment = environment();
-    environment.pod.pid = Some("/run/ns/pid".into());
     environment.pod.ipc = Some("/run/ns/ipc".into());
-    let spec: Spec = serde_json::from_value(minimal()).unwrap();
+    let mut spec = minimal();
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "uts"}]);
+    let spec: Spec = serde_json::from_value(spec).unwrap();
     let namespaces = Plan::new("id", &spec, &environment).unwrap().namespaces;
-    // The specification does not name ipc: the container shares the agent's.
     assert_eq!(
         namespaces.join,
-        [(CloneFlags::CLONE_NEWPID, PathBuf::from("/run/ns/pid"))]
+        [(CloneFlags::CLONE_NEWIPC, PathBuf::from("/run/ns/ipc"))]
     );
     assert_eq!(namespaces.new, CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS);
+}
+
+#[test]
+fn the_pods_processes_are_joined_or_the_parent_of_new_ones() {
+    const POD: &str = "/run/ns/pid";
+    let pid = CloneFlags::CLONE_NEWPID;
+    // What the specification says; whether there is a pod; what is joined, whether it is new, its parent.
+    let table = [
+        (json!(null), false, None, false, None),
+        (json!({"type": "pid"}), false, None, true, None),
+        (json!(null), true, Some(POD), false, None),
+        (json!({"type": "pid"}), true, None, true, Some(POD)),
+        (
+            json!({"type": "pid", "path": "/other"}),
+            true,
+            Some("/other"),
+            false,
+            None,
+        ),
+    ];
+    for (asked, is_pod, join, is_new, parent) in table {
+        let mut environment = environment();
+        environment.pod.pid = is_pod.then(|| POD.into());
+        let mut spec = minimal();
+        spec["linux"]["namespaces"] = match &asked {
+            serde_json::Value::Null => json!([{"type": "mount"}]),
+            asked => json!([{"type": "mount"}, asked]),
+        };
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        let namespaces = Plan::new("id", &spec, &environment).unwrap().namespaces;
+        let join: Vec<_> = join.map(|path| (pid, PathBuf::from(path))).into_iter().collect();
+        assert_eq!(namespaces.join, join, "{asked} {is_pod}");
+        assert_eq!(namespaces.new.contains(pid), is_new, "{asked} {is_pod}");
+        assert_eq!(
+            namespaces.pid_parent,
+            parent.map(PathBuf::from),
+            "{asked} {is_pod}"
+        );
+    }
 }
 
 #[test]
@@ -223,7 +262,7 @@ fn sysctl_names_take_both_separators() {
     let paths: Vec<_> = plan
         .sysctl
         .iter()
-        .map(|(path, _)| path.to_str().unwrap())
+        .map(|setting| setting.path.to_str().unwrap())
         .collect();
     assert_eq!(
         paths,

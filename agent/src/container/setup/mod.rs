@@ -26,9 +26,13 @@ use rustix::process::DumpableBehavior;
 use super::ProcessStdio;
 use super::channel::{ChildEnd, Failure, Message};
 use super::error::{Error, Result, Step};
-use super::plan::{Plan, ProcessPlan};
+use super::plan::{Plan, ProcessPlan, Sysctl};
 use super::seccomp::Filter;
 use super::sys;
+use crate::sysctl;
+
+/// What it is called that makes a container's process.
+pub(super) const CLONE: &str = "clone the container's process";
 
 /// What init and exec have in common.
 pub(super) struct Child<'a> {
@@ -51,6 +55,26 @@ pub(super) struct Init<'a> {
 /// The first process of a container.
 pub(super) fn init(child: &Child<'_>, init: &Init<'_>) -> Infallible {
     report(child.channel, run_init(child, init))
+}
+
+/// Makes a container's process below the pid namespace that it is in itself, as the agent's child, and hands that to the
+/// agent: only who is in a pid namespace can make another one in it.
+pub(super) fn go_between(
+    channel: &ChildEnd,
+    clone: impl FnOnce() -> std::io::Result<sys::Cloned>,
+) -> Infallible {
+    // As in `isolate`: the pod's processes can see this one.
+    let made = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .step(|| "protect the memory")
+        .and_then(|()| clone().step(|| CLONE));
+    match made {
+        Ok(cloned) => {
+            // Without an agent that listens, the container's process ends by itself.
+            let _ = channel.send(&Message::Cloned, Some(cloned.pidfd.as_fd()));
+            sys::exit(0)
+        }
+        Err(error) => report(channel, Err(error)),
+    }
 }
 
 /// Another process of a container; `namespaces` are those of the container's init, behind its pidfd.
@@ -90,9 +114,9 @@ fn run_init(child: &Child<'_>, init: &Init<'_>) -> Result<Infallible> {
     }
     rustix::process::umask(Mode::empty());
     // Through the agent's /proc: the container's could be anything.
-    for (path, value) in &init.plan.sysctl {
+    for Sysctl { path, value, key } in &init.plan.sysctl {
         std::fs::write(Path::new("/proc/sys").join(path), value)
-            .step(|| format!("set the sysctl {} to {value:?}", path.display()))?;
+            .map_err(|cause| Error::spec("linux.sysctl", sysctl::refusal(key, value, &cause)))?;
     }
     let root = rootfs::build(init.plan, init.cgroup, own_cgroups, null.as_fd())?;
     let terminal = match child.stdio.terminal {

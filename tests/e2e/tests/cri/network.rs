@@ -63,9 +63,11 @@ fn list() -> serde_json::Value {
 /// Connects to a port, as soon as somebody listens there; sends all of `bytes`, and checks that exactly `answer` comes back.
 pub fn send(address: &str, port: u16, bytes: &[u8], answer: &[u8]) -> Result<()> {
     let address: IpAddr = address.parse()?;
-    let stream = wait::until(&format!("{address} listens on {port}"), deadlines::PROGRESS, || {
-        Ok(TcpStream::connect_timeout(&(address, port).into(), deadlines::GONE).ok())
-    })?;
+    let stream = wait::until(
+        &format!("{address} listens on {port}"),
+        deadlines::PROGRESS,
+        || Ok(TcpStream::connect_timeout(&(address, port).into(), deadlines::GONE).ok()),
+    )?;
     stream.set_read_timeout(Some(deadlines::CALL))?;
     stream.set_write_timeout(Some(deadlines::CALL))?;
     let got = thread::scope(|scope| {

@@ -61,10 +61,14 @@ fn converse(program: Program) -> Result<()> {
 
 /// Asks until the size is told: a new one takes its time, and nothing says when it has come.
 fn wait_for_size(terminal: &mut Terminal, size: &str) -> Result<()> {
-    wait::until(&format!("the terminal's size is {size}"), deadlines::PROGRESS, || {
-        terminal.type_in("size\n")?;
-        Ok(terminal.text().contains(&format!("{size}\n")).then_some(()))
-    })
+    wait::until(
+        &format!("the terminal's size is {size}"),
+        deadlines::PROGRESS,
+        || {
+            terminal.type_in("size\n")?;
+            Ok(terminal.text().contains(&format!("{size}\n")).then_some(()))
+        },
+    )
 }
 
 /// A container that was started without a client gets one later.

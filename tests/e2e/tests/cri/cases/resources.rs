@@ -112,8 +112,9 @@ fn a_share_of_the_processors(bed: &mut Bed) -> Result<()> {
     let container =
         pod(bed)?.start(ContainerSpec::idle().resources(|resources| resources.cpu_shares = 512))?;
     let share = setting(&container, "cpu.weight", "cpu/cpu.shares")?;
-    // 512 of 2..262144 is 20 of 1..10000.
-    ensure!(["512", "20"].contains(&&*share), "{share}");
+    // 512 of 2..262144 is 20 of 1..10000 where one is a line over the other; newer engines have a curve on which the
+    // defaults of both (1024 and 100) meet, and there it is 59.
+    ensure!(["512", "20", "59"].contains(&&*share), "{share}");
     end(&container)
 }
 

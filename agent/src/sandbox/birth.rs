@@ -1,0 +1,117 @@
+//! How the guest becomes a sandbox: begun by its task, done beside it (a device of the network may have to appear yet),
+//! finished by it.
+
+use std::path::PathBuf;
+
+use agent_protocol::GUEST_SHM;
+
+use super::shares::Shares;
+use super::workshop::Workshop;
+use super::{Phase, Sandbox, SandboxRequest, spec};
+use crate::error::{Error, Result};
+use crate::network;
+use crate::storage::{Mounted, Storage};
+
+/// Stands for the sandbox itself among the ids that are worked on; no container's id is empty.
+const ITSELF: &str = "";
+
+/// Size of /dev/shm when the host names none, in bytes (Docker's and Kubernetes' default).
+const DEFAULT_SHM_SIZE: u64 = 64 << 20;
+
+/// What it takes to make the guest a sandbox.
+#[derive(Debug)]
+pub(super) struct Birth {
+    workshop: Workshop,
+    owns_kernel: bool,
+    resolv_conf: PathBuf,
+}
+
+impl Sandbox {
+    /// Checks a request; nobody else can make the guest a sandbox from now on.
+    pub(super) fn begin_create_sandbox(&self, request: &SandboxRequest) -> Result<Birth> {
+        match *self.phase.borrow() {
+            Phase::Blank => {}
+            Phase::Ready | Phase::Making => {
+                return Err(Error::Exists {
+                    what: "sandbox",
+                    id: request.id.clone(),
+                });
+            }
+            Phase::Ending | Phase::Destroyed => return Err(Error::State("the sandbox is destroyed")),
+        }
+        spec::check_id("sandbox_id", &request.id)?;
+        request.identity.check()?;
+        self.check_network(&request.network)?;
+        self.phase.send_replace(Phase::Making);
+        self.reserve(ITSELF);
+        Ok(Birth {
+            workshop: self.workshop.clone(),
+            owns_kernel: self.owns_kernel,
+            resolv_conf: self.resolv_conf(),
+        })
+    }
+
+    /// Takes over what was mounted. A destruction that has begun meanwhile waits for this, and undoes it.
+    pub(super) fn finish_create_sandbox(
+        &mut self,
+        id: String,
+        made: Result<(Vec<Mounted>, Shares)>,
+    ) -> Result<()> {
+        self.settle(ITSELF);
+        let is_wanted = *self.phase.borrow() == Phase::Making;
+        match made {
+            Ok((mounts, shares)) => {
+                self.shares = shares;
+                self.id = id;
+                self.mounts = mounts;
+                if is_wanted {
+                    self.phase.send_replace(Phase::Ready);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if is_wanted {
+                    self.phase.send_replace(Phase::Blank);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Birth {
+    /// Makes the guest this sandbox; what was mounted, and shares in it, are the answer.
+    pub(super) async fn make(self, request: SandboxRequest) -> Result<(Vec<Mounted>, Shares)> {
+        if self.owns_kernel {
+            request.identity.apply_to_guest()?;
+        }
+        network::add(&request.network).await?;
+        if self.owns_kernel {
+            request.identity.apply_sysctls()?;
+        }
+        let shm_size = if request.shm_size == 0 {
+            DEFAULT_SHM_SIZE
+        } else {
+            request.shm_size
+        };
+        let options = [
+            "nosuid",
+            "nodev",
+            "noexec",
+            "mode=1777",
+            &format!("size={shm_size}"),
+        ];
+        let shm = Storage::parse("tmpfs", "", "", &options.map(str::to_owned), GUEST_SHM)?;
+        let storages: Vec<Storage> = std::iter::once(shm).chain(request.storages).collect();
+        let mounter = &self.workshop.mounter;
+        let mounts = mounter.mount_all(&storages).await?;
+        if let Some(text) = request.identity.dns.resolv_conf()
+            && let Err(error) = std::fs::write(&self.resolv_conf, text)
+        {
+            let _ = mounter.unmount_all(mounts);
+            return Err(Error::file("write", self.resolv_conf)(error));
+        }
+        let shares = storages.iter().filter_map(|storage| mounter.share(storage));
+        Ok((mounts, Shares::new(shares.collect())))
+    }
+}
