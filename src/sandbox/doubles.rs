@@ -12,8 +12,8 @@ use agent_protocol::{self as p, GREETING, service};
 use async_trait::async_trait;
 use futures::StreamExt;
 use hypervisor::{
-    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Vm, VmRecord, VmReport,
-    VmSpec,
+    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize, Vm, VmRecord,
+    VmReport, VmSpec,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -274,6 +274,10 @@ impl Vm for PlayedVm {
     }
 
     fn hotplug(&mut self) -> Option<&mut dyn Hotplug> {
+        None
+    }
+
+    fn resize(&mut self) -> Option<&mut dyn Resize> {
         None
     }
 }
