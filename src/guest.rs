@@ -24,7 +24,7 @@ pub(crate) fn shared(directory: &str, name: &str) -> String {
 }
 
 /// The sandbox's part of the conversation, but for clock and entropy.
-pub(crate) fn create_sandbox(sandbox: &SandboxConfig) -> p::CreateSandboxRequest {
+pub(crate) fn create_sandbox(sandbox: &SandboxConfig, grows: bool) -> p::CreateSandboxRequest {
     let share = p::Storage {
         driver: "virtio-fs".to_owned(),
         source: SHARE_TAG.to_owned(),
@@ -45,6 +45,7 @@ pub(crate) fn create_sandbox(sandbox: &SandboxConfig) -> p::CreateSandboxRequest
         storages: vec![share],
         shm_size: sandbox.shm_size,
         sysctls: sandbox.sysctls.clone().into_iter().collect(),
+        grows,
         ..Default::default()
     }
 }

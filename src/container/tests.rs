@@ -56,6 +56,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
         sandbox,
         vm: vm.subscribe(),
         late: false,
+        grows: false,
         phases: phases.clone(),
         log: log(),
     };
@@ -122,6 +123,7 @@ impl Fixture {
                 None
             }
             Appeal::Starting { .. } => panic!("nobody said that the network may come late"),
+            Appeal::Growing { .. } => panic!("nobody said that the virtual machine grows"),
         }
     }
 

@@ -46,7 +46,8 @@ use step::Steps;
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
-use crate::sandbox::{Acquired, Ground, Look, SandboxRequest};
+use crate::oci::Limits;
+use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest};
 use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, oci, plan};
 
@@ -324,6 +325,7 @@ impl Ground for Host {
             guest,
             localhost: network.localhost,
             late: network.late,
+            growth: plan.growth,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {
@@ -341,16 +343,20 @@ impl Ground for Host {
         self.steps.take()
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
+    fn add(&mut self, request: &ContainerRequest) -> Result<Added> {
         let bundle = bundle::absolute(&request.bundle)?;
         let spec = bundle::specification(&bundle)?;
         let mut container = oci::container(&request.id, spec, bundle, request.rootfs.clone())?;
         // A guest remembers what it has seen under a name for a while.
         container.directory = format!("{}.{}", request.id, self.added);
         self.added += 1;
+        let limits = Limits::of(&container.spec)?;
         let plan = plan::container(&self.config, &self.plan, &container)?;
         self.carry_out(&plan)?;
-        Ok(plan.guest)
+        Ok(Added {
+            guest: plan.guest,
+            limits,
+        })
     }
 
     fn remove(&mut self, id: &ContainerId) -> Result<()> {

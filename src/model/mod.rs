@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use agent_protocol as p;
 use configuration::NetworkModel;
-use hypervisor::Memory;
+use hypervisor::{Memory, Size};
 use oci_spec::runtime::Spec;
 
 use crate::sandbox::RootfsMount;
@@ -93,6 +93,19 @@ pub struct Resources {
     pub memory_bytes: Option<u64>,
 }
 
+/// How a virtual machine grows with its containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrowthPlan {
+    /// What it has without any workload.
+    pub base: Size,
+    /// What it was started with.
+    pub started: Size,
+    /// The most that it can have.
+    pub most: Size,
+    /// The workload that `started` was made for: of all containers together, those included that are still to come.
+    pub counted: Resources,
+}
+
 /// One container, from its bundle and its caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerConfig {
@@ -127,6 +140,8 @@ pub struct SandboxPlan {
     pub max_vcpus: u32,
     /// Guest memory; its backing follows from the devices.
     pub memory: Memory,
+    /// How both grow. `None`: they stay what they are.
+    pub growth: Option<GrowthPlan>,
     /// The byte stream to the agent.
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.

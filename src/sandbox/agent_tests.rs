@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use slog::{Discard, Logger, o};
 use tokio::time::timeout;
 
-use super::ground::{Acquired, Ground};
+use super::ground::{Acquired, Added, Ground};
 use super::tests::config;
 use super::*;
 use crate::container::{ExecRequest, Status};
@@ -102,6 +102,7 @@ impl Ground for Bare {
             },
             localhost: Vec::new(),
             late: None,
+            growth: None,
             lost: Box::pin(std::future::pending()),
         })
     }
@@ -110,13 +111,16 @@ impl Ground for Bare {
         Ok(())
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
-        Ok(p::CreateContainerRequest {
-            container_id: request.id.to_string(),
-            spec: spec(&self.script, &cgroup(&self.dir).join(request.id.as_str()))
-                .to_string()
-                .into_bytes(),
-            ..Default::default()
+    fn add(&mut self, request: &ContainerRequest) -> Result<Added> {
+        Ok(Added {
+            guest: p::CreateContainerRequest {
+                container_id: request.id.to_string(),
+                spec: spec(&self.script, &cgroup(&self.dir).join(request.id.as_str()))
+                    .to_string()
+                    .into_bytes(),
+                ..Default::default()
+            },
+            limits: Default::default(),
         })
     }
 

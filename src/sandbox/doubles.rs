@@ -12,8 +12,8 @@ use agent_protocol::{self as p, GREETING, service};
 use async_trait::async_trait;
 use futures::StreamExt;
 use hypervisor::{
-    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize, Vm, VmRecord,
-    VmReport, VmSpec,
+    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize, Size, Vm,
+    VmRecord, VmReport, VmSpec,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -22,10 +22,12 @@ use ttrpc::r#async::TtrpcContext;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::{Listener as Connections, Socket};
 
-use super::ground::{Acquired, Ground};
+use super::ground::{Acquired, Added, Ground};
 use crate::ContainerId;
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::GrowthPlan;
+use crate::oci::Limits;
 
 /// Where a start goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +51,8 @@ pub(super) enum Fault {
     Deaf,
     /// The guest cannot become the sandbox.
     Refusal,
+    /// The VMM adds no vCPU.
+    Growth,
     /// As [`Fault::Panic`], and then the host's side cannot be released.
     PanicAndRelease,
 }
@@ -64,10 +68,23 @@ pub(super) struct World {
     pub(super) containers: Mutex<BTreeSet<String>>,
     pub(super) daemon: watch::Sender<Option<String>>,
     pub(super) vm: watch::Sender<Option<Exit>>,
+    /// What the VMM was made to have.
+    pub(super) size: Mutex<Size>,
+    /// How it grows, and what each container may use.
+    pub(super) growth: Option<GrowthPlan>,
+    pub(super) limits: Mutex<Limits>,
 }
 
 impl World {
     pub(super) fn new(fault: Fault) -> Arc<Self> {
+        Self::growing(fault, None)
+    }
+
+    pub(super) fn growing(fault: Fault, growth: Option<GrowthPlan>) -> Arc<Self> {
+        let smallest = Size {
+            vcpus: 1,
+            memory_mib: 2,
+        };
         Arc::new(Self {
             fault,
             agent: Arc::new(FakeAgent::new()),
@@ -77,6 +94,9 @@ impl World {
             containers: Mutex::default(),
             daemon: watch::Sender::new(None),
             vm: watch::Sender::new(None),
+            size: Mutex::new(growth.map_or(smallest, |growth| growth.started)),
+            growth,
+            limits: Mutex::default(),
         })
     }
 
@@ -151,6 +171,7 @@ impl Ground for Counted {
             guest: p::CreateSandboxRequest::default(),
             localhost: Vec::new(),
             late: None,
+            growth: self.0.growth,
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)
@@ -168,12 +189,15 @@ impl Ground for Counted {
         }
     }
 
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest> {
+    fn add(&mut self, request: &ContainerRequest) -> Result<Added> {
         let id = request.id.to_string();
         assert!(self.0.containers.lock().unwrap().insert(id.clone()));
-        Ok(p::CreateContainerRequest {
-            container_id: id,
-            ..Default::default()
+        Ok(Added {
+            guest: p::CreateContainerRequest {
+                container_id: id,
+                ..Default::default()
+            },
+            limits: *self.0.limits.lock().unwrap(),
         })
     }
 
@@ -278,7 +302,28 @@ impl Vm for PlayedVm {
     }
 
     fn resize(&mut self) -> Option<&mut dyn Resize> {
-        None
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Resize for PlayedVm {
+    fn size(&self) -> Size {
+        *self.0.size.lock().unwrap()
+    }
+
+    async fn grow_vcpus(&mut self, vcpus: u32) -> Result<(), hypervisor::Error> {
+        if self.0.fault == Fault::Growth {
+            let kind = hypervisor::ErrorKind::Internal;
+            return Err(hypervisor::Error::new(kind, "the VMM has no vCPU left"));
+        }
+        self.0.size.lock().unwrap().vcpus = vcpus;
+        Ok(())
+    }
+
+    async fn grow_memory(&mut self, mib: u64) -> Result<(), hypervisor::Error> {
+        self.0.size.lock().unwrap().memory_mib = mib;
+        Ok(())
     }
 }
 
@@ -341,10 +386,12 @@ macro_rules! forward {
 }
 
 forward! {
+    take_growth(GrowthRequest) -> GrowthResponse;
     destroy_sandbox(DestroySandboxRequest) -> Empty;
     create_container(CreateContainerRequest) -> ProcessResponse;
     start_container(ContainerRequest) -> Empty;
     delete_container(DeleteContainerRequest) -> Empty;
+    update_container(UpdateContainerRequest) -> Empty;
     signal_process(SignalProcessRequest) -> Empty;
     wait_process(ProcessRequest) -> WaitProcessResponse;
     next_events(NextEventsRequest) -> NextEventsResponse;

@@ -15,6 +15,8 @@ use tokio::net::TcpListener;
 use crate::ContainerId;
 use crate::container::ContainerRequest;
 use crate::error::Result;
+use crate::model::GrowthPlan;
+use crate::oci::Limits;
 
 /// The host's side of a sandbox.
 ///
@@ -27,15 +29,23 @@ pub(crate) trait Ground: Send {
     /// Keeps what is needed to reap the virtual machine after our own death.
     fn keep(&mut self, vm: &VmRecord) -> Result<()>;
 
-    /// Makes a container's files visible to the guest; the answer is the agent's part, but for the streams. On an error
-    /// nothing of it is left.
-    fn add(&mut self, request: &ContainerRequest) -> Result<p::CreateContainerRequest>;
+    /// Makes a container's files visible to the guest. On an error nothing of it is left.
+    fn add(&mut self, request: &ContainerRequest) -> Result<Added>;
 
     /// Takes a container's files away from the guest. Nothing there is success.
     fn remove(&mut self, id: &ContainerId) -> Result<()>;
 
     /// Gives everything back, in reverse, and forgets the sandbox. Goes on after an error and answers with the first.
     async fn release(&mut self) -> Result<()>;
+}
+
+/// A container whose files are visible to the guest.
+#[derive(Debug)]
+pub(crate) struct Added {
+    /// The agent's part, but for the streams.
+    pub(crate) guest: p::CreateContainerRequest,
+    /// What it may use.
+    pub(crate) limits: Limits,
 }
 
 /// Looks once more at the pod's network on the host.
@@ -62,6 +72,8 @@ pub(crate) struct Acquired {
     pub(crate) localhost: Vec<TcpListener>,
     /// Looks for interfaces that have appeared since; where they may.
     pub(crate) late: Option<Look>,
+    /// How the virtual machine grows; if it does.
+    pub(crate) growth: Option<GrowthPlan>,
     /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
     pub(crate) lost: BoxFuture<'static, String>,
 }

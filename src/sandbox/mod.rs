@@ -7,6 +7,9 @@ mod custody;
 mod doubles;
 mod forward;
 mod ground;
+mod growth;
+#[cfg(test)]
+mod growth_tests;
 mod late;
 mod owner;
 mod phases;
@@ -24,7 +27,7 @@ use hypervisor::{Hypervisor, VmReport};
 use slog::{o, warn};
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use ground::{Acquired, Appeared, Ground, Look};
+pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;

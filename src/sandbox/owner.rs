@@ -10,13 +10,16 @@ use agent_protocol as p;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use hypervisor::Size;
+use oci_spec::runtime::LinuxResources;
 use slog::{Logger, debug, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::custody::Custody;
 use super::forward::Forward;
-use super::ground::Look;
+use super::ground::{Added, Look};
+use super::growth::Growth;
 use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
@@ -50,6 +53,8 @@ pub(super) struct Owner {
     vm: Custody,
     /// Looks for interfaces that have appeared, before a container starts.
     late: Option<Look>,
+    /// `None`: the virtual machine keeps its size.
+    growth: Option<Growth>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
     timeouts: Timeouts,
@@ -90,6 +95,7 @@ impl Owner {
             mut lost,
             localhost,
             late,
+            growth,
             ..
         } = estate.ready;
         // Ends with the sandbox.
@@ -101,6 +107,7 @@ impl Owner {
             agent,
             vm,
             late,
+            growth: growth.map(Growth::new),
             containers: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
@@ -296,10 +303,11 @@ impl Owner {
                 }
             }
             Appeal::Starting { done } => self.look_again(done),
+            Appeal::Growing { id, change, done } => self.update(&id, &change, done),
             Appeal::Release { id, done } => {
                 let removed = self.remove(&id);
                 if removed.is_ok() {
-                    self.containers.remove(&id);
+                    self.forget(&id);
                     self.told_oom.remove(&id);
                 }
                 drop(done.send(removed));
@@ -318,6 +326,46 @@ impl Owner {
         self.job(connecting, |_, connected| drop(done.send(connected)));
     }
 
+    /// Sees to it that a container with new limits finds what it may use.
+    fn update(&mut self, id: &ContainerId, change: &LinuxResources, done: Reply<()>) {
+        let changed = match &mut self.growth {
+            Some(growth) => growth.update(id, change),
+            None => Ok(()),
+        };
+        match changed {
+            Err(error) => drop(done.send(Err(error))),
+            Ok(()) => self.job(self.grow(), |owner, grown| {
+                drop(done.send(grown.map(|size| owner.took(size))));
+            }),
+        }
+    }
+
+    /// Has the virtual machine grow as far as its containers need it. Answers with what the guest has then, where it grows.
+    fn grow(&self) -> impl Future<Output = Result<Option<Size>>> + Send + 'static {
+        let job = self.growth.as_ref().map(|growth| growth.job(&self.containers));
+        let (vm, agent, log) = (self.vm.clone(), Arc::clone(&self.agent), self.log.clone());
+        let limit = self.timeouts.request;
+        async move {
+            match job {
+                Some(job) => job.run(vm, agent, limit, log).await.map(Some),
+                None => Ok(None),
+            }
+        }
+    }
+
+    fn took(&mut self, size: Option<Size>) {
+        if let (Some(growth), Some(size)) = (&mut self.growth, size) {
+            growth.took(size);
+        }
+    }
+
+    fn forget(&mut self, id: &ContainerId) {
+        self.containers.remove(id);
+        if let Some(growth) = &mut self.growth {
+            growth.remove(id);
+        }
+    }
+
     fn remove(&mut self, id: &ContainerId) -> Result<()> {
         match &mut self.holdings {
             Some(holdings) => holdings.ground.remove(id),
@@ -332,9 +380,16 @@ impl Owner {
             Err(error) => drop(reply.send(Err(error))),
             Ok(parts) => {
                 self.containers.insert(id.clone(), None);
+                let grow = self.grow();
                 self.creations.push(Box::pin(async move {
-                    let created = container::create(parts).await;
-                    Box::new(move |owner: &mut Self| owner.created(id, created, reply)) as Command
+                    let (grown, created) = match grow.await {
+                        Ok(grown) => (grown, container::create(parts).await),
+                        Err(error) => (None, Err(error)),
+                    };
+                    Box::new(move |owner: &mut Self| {
+                        owner.took(grown);
+                        owner.created(id, created, reply);
+                    }) as Command
                 }));
             }
         }
@@ -352,20 +407,24 @@ impl Owner {
         let Some(holdings) = &mut self.holdings else {
             return Err(Error::new(ErrorKind::Unavailable, "the sandbox is being stopped"));
         };
-        let to_agent = holdings.ground.add(&request)?;
+        let Added { guest, limits } = holdings.ground.add(&request)?;
         let streams = match Opened::open(request.stdio) {
             Ok(streams) => streams,
             Err(error) => return Err(self.and_removed(&request.id, error)),
         };
+        if let Some(growth) = &mut self.growth {
+            growth.add(request.id.clone(), limits);
+        }
         Ok(Parts {
             id: request.id,
             agent: Arc::clone(&self.agent),
-            request: to_agent,
+            request: guest,
             streams,
             timeouts: self.timeouts,
             sandbox: self.appeals.clone(),
             vm: self.end.subscribe(),
             late: self.late.is_some(),
+            grows: self.growth.is_some(),
             phases: self.phases.clone(),
             log: self.log.clone(),
         })
@@ -382,7 +441,7 @@ impl Owner {
     fn created(&mut self, id: ContainerId, created: Result<Container>, reply: Reply<Container>) {
         match created {
             Err(error) => {
-                self.containers.remove(&id);
+                self.forget(&id);
                 let error = self.and_removed(&id, error);
                 drop(reply.send(Err(error)));
             }

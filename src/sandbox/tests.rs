@@ -65,7 +65,7 @@ pub(crate) fn config() -> Config {
     }
 }
 
-fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
+pub(super) fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
     let (events, received) = mpsc::channel(4);
     let request = SandboxRequest {
         id: SandboxId::new("s").unwrap(),
@@ -79,7 +79,7 @@ fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
     (request, received)
 }
 
-async fn start(world: &Arc<World>) -> (Result<Sandbox>, mpsc::Receiver<Event>) {
+pub(super) async fn start(world: &Arc<World>) -> (Result<Sandbox>, mpsc::Receiver<Event>) {
     let (request, events) = request(world);
     let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(world))), Vec::new());
     (timeout(SOON, starting).await.expect("a start ends"), events)
@@ -91,7 +91,7 @@ async fn started() -> (Arc<World>, Sandbox, mpsc::Receiver<Event>) {
     (world, sandbox.unwrap(), events)
 }
 
-fn container(id: &str) -> ContainerRequest {
+pub(super) fn container(id: &str) -> ContainerRequest {
     ContainerRequest {
         id: ContainerId::new(id).unwrap(),
         bundle: PathBuf::new(),

@@ -81,7 +81,11 @@ async fn an_agent_that_is_a_process_leaves_the_hosts_processors_and_memory_alone
         added_mib: 1 << 30,
         ..Default::default()
     };
-    let early = sandbox.agent.take_growth(request.clone(), SOON).await.unwrap_err();
+    let early = sandbox
+        .agent
+        .take_growth(request.clone(), SOON)
+        .await
+        .unwrap_err();
     assert_eq!(early.kind, ErrorKind::FailedPrecondition, "{early}");
     let create = p::CreateSandboxRequest {
         sandbox_id: "s".into(),
