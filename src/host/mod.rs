@@ -45,7 +45,7 @@ use step::Steps;
 
 use crate::container::ContainerRequest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::model::{CgroupPlan, ChannelPlan, ContainerPlan, NetworkPlan, PodConfig, SandboxPlan, SharePlan};
 use crate::oci::Limits;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest};
 use crate::store::{CgroupRecord, Record};
@@ -101,6 +101,18 @@ impl Host {
         let abilities = request.hypervisor.capabilities();
         let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
         Self::look_ahead(request, &plan, spec)?;
+        Self::new(request, plan)
+    }
+
+    /// The same for a pod that no container stands for.
+    ///
+    /// # Errors
+    /// What is wrong with the host, the pod or their combination with the configuration.
+    pub(crate) fn plan_pod(request: &SandboxRequest, pod: PodConfig) -> Result<Self> {
+        request.hypervisor.check_host()?;
+        let sandbox = oci::pod(&request.id, pod)?;
+        let abilities = request.hypervisor.capabilities();
+        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
         Self::new(request, plan)
     }
 

@@ -47,6 +47,38 @@ pub struct SandboxConfig {
     pub annotations: BTreeMap<String, String>,
 }
 
+/// A pod that no container stands for, as its caller tells of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodConfig {
+    /// Host name of the guest; may be empty.
+    pub hostname: String,
+    /// Name resolution.
+    pub dns: Dns,
+    /// Sysctls of the pod.
+    pub sysctls: BTreeMap<String, String>,
+    /// Its network namespace on the host. `None`: the host's own.
+    pub network_namespace: Option<PathBuf>,
+    /// Cgroup on the host that its processes belong below: a path, or a slice of systemd's; may be empty.
+    pub cgroup_parent: String,
+    /// The sum of its containers' limits, as far as it is known.
+    pub limits: PodLimits,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Limits of a pod. 0: none is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PodLimits {
+    /// Microseconds of a period.
+    pub cpu_quota: i64,
+    /// Microseconds; 0: the kernel's default.
+    pub cpu_period: u64,
+    /// 1024 are a CPU.
+    pub cpu_shares: u64,
+    /// Bytes.
+    pub memory: i64,
+}
+
 /// A cgroup of the host, below the root of its tree: relative paths without `.` and `..`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostCgroup {

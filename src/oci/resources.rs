@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 use super::container_type::Annotations;
 use super::{invalid, shown};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ContainerType, Resources};
+use crate::model::{ContainerType, PodLimits, Resources};
 
 /// Annotations of containerd's CRI plugin with the sums of a pod's limits, as the kubelet counted them. The others write
 /// none.
@@ -39,16 +39,31 @@ pub(super) fn of_sandbox(spec: &Spec, kind: ContainerType, annotations: &Annotat
 }
 
 fn of_annotations(annotations: &Annotations) -> Result<Resources> {
-    let quota: i64 = number(annotations, QUOTA)?.unwrap_or(0);
-    let period: u64 = number(annotations, PERIOD)?.unwrap_or(0);
-    let shares: u64 = number(annotations, SHARES)?.unwrap_or(0);
-    let memory: i64 = number(annotations, MEMORY)?.unwrap_or(0);
-    // A request is no limit, but a pod that asks for CPUs must find them. Less than one CPU is there anyway.
-    let requested = Some(shares.saturating_mul(1000) / CPU_SHARES).filter(|_| shares > CPU_SHARES);
+    Ok(of_limits(PodLimits {
+        cpu_quota: number(annotations, QUOTA)?.unwrap_or(0),
+        cpu_period: number(annotations, PERIOD)?.unwrap_or(0),
+        cpu_shares: number(annotations, SHARES)?.unwrap_or(0),
+        memory: number(annotations, MEMORY)?.unwrap_or(0),
+    }))
+}
+
+/// The limits that count of a pod that no container stands for: those that it tells, else those in its annotations.
+pub(super) fn of_pod(limits: PodLimits, annotations: &Annotations) -> Result<Resources> {
+    let (told, annotated) = (of_limits(limits), of_annotations(annotations)?);
     Ok(Resources {
-        cpu_millis: bandwidth(quota, period).or(requested),
-        memory_bytes: bytes(memory),
+        cpu_millis: told.cpu_millis.or(annotated.cpu_millis),
+        memory_bytes: told.memory_bytes.or(annotated.memory_bytes),
     })
+}
+
+fn of_limits(limits: PodLimits) -> Resources {
+    // A request is no limit, but a pod that asks for CPUs must find them. Less than one CPU is there anyway.
+    let requested =
+        (limits.cpu_shares > CPU_SHARES).then(|| limits.cpu_shares.saturating_mul(1000) / CPU_SHARES);
+    Resources {
+        cpu_millis: bandwidth(limits.cpu_quota, limits.cpu_period).or(requested),
+        memory_bytes: bytes(limits.memory),
+    }
 }
 
 fn of_container(spec: &Spec) -> Result<Resources> {

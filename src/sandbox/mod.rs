@@ -35,6 +35,7 @@ use start::Holdings;
 use crate::container::{Container, ContainerRequest, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{self, Host};
+use crate::model::PodConfig;
 use crate::{ContainerId, Event, SandboxId};
 
 /// What is needed to create a sandbox.
@@ -105,6 +106,17 @@ impl Sandbox {
     pub async fn create(request: SandboxRequest) -> Result<Self> {
         let begun = Instant::now();
         let host = Host::plan(&request)?;
+        let spec = Phase {
+            name: "spec",
+            took: begun.elapsed(),
+        };
+        Self::start(request, Box::new(host), vec![spec]).await
+    }
+
+    /// The same for a pod that no container stands for: its properties are told, and nothing is read from a bundle.
+    pub async fn create_pod(request: SandboxRequest, pod: PodConfig) -> Result<Self> {
+        let begun = Instant::now();
+        let host = Host::plan_pod(&request, pod)?;
         let spec = Phase {
             name: "spec",
             took: begun.elapsed(),
