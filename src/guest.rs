@@ -33,7 +33,7 @@ pub(crate) fn volume(device: u64, inode: u64) -> String {
 }
 
 /// The sandbox's part of the conversation, but for clock and entropy.
-pub(crate) fn create_sandbox(sandbox: &SandboxConfig) -> p::CreateSandboxRequest {
+pub(crate) fn create_sandbox(sandbox: &SandboxConfig, grows: bool) -> p::CreateSandboxRequest {
     let share = p::Storage {
         driver: "virtio-fs".to_owned(),
         source: SHARE_TAG.to_owned(),
@@ -54,6 +54,7 @@ pub(crate) fn create_sandbox(sandbox: &SandboxConfig) -> p::CreateSandboxRequest
         storages: vec![share],
         shm_size: sandbox.shm_size,
         sysctls: sandbox.sysctls.clone().into_iter().collect(),
+        grows,
         ..Default::default()
     }
 }

@@ -12,6 +12,7 @@ pub mod container;
 mod dial;
 pub mod error;
 mod events;
+mod growth;
 mod identity;
 mod init;
 mod log;

@@ -56,8 +56,8 @@ settings! {
         /// nothing limits it.
         sandbox_cgroup_only: Flag = true => sandbox_cgroup_only: bool, pod "runtime.sandbox_cgroup_only";
 
-        /// Size the VM once, at its creation, from the limits that are known then; else it grows and shrinks with its
-        /// containers, which needs a machine with hotplug.
+        /// Size the VM once, at its creation, from the limits that are known then; else it grows with its containers and
+        /// their updates, up to `default_maxvcpus` and `default_maxmemory`, which needs a machine with hotplug.
         static_sandbox_resource_mgmt: Flag = true => static_sandbox_resource_mgmt: bool,
             pod "runtime.static_sandbox_resource_mgmt";
 

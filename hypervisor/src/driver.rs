@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Capabilities, Device, Error, VmSpec};
+use crate::{Capabilities, Device, Error, Size, VmSpec};
 
 /// A virtual machine monitor that can start VMs on this host. Cheap to keep; holds no VM.
 #[async_trait]
@@ -55,6 +55,9 @@ pub trait Vm: Send {
 
     /// Adding and removing devices, if this VM can.
     fn hotplug(&mut self) -> Option<&mut dyn Hotplug>;
+
+    /// Adding vCPUs and memory, if this VM can: if its driver says [`Capabilities::resize`].
+    fn resize(&mut self) -> Option<&mut dyn Resize>;
 }
 
 /// Devices can come and go while the VM runs.
@@ -65,6 +68,28 @@ pub trait Hotplug: Send {
 
     /// Removes a device by its id; returns when the guest has let go of it.
     async fn unplug(&mut self, id: &str) -> Result<(), Error>;
+}
+
+/// vCPUs and memory can be added while the VM runs. Nothing is ever taken away.
+///
+/// What is added is offered to the guest, which has yet to take it into use.
+#[async_trait]
+pub trait Resize: Send {
+    /// What the VM has now, in use or not.
+    fn size(&self) -> Size;
+
+    /// Adds vCPUs until there are `vcpus`; that there are more already is success. What was added before an error stays.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) beyond [`VmSpec::max_vcpus`]; the VMM's.
+    async fn grow_vcpus(&mut self, vcpus: u32) -> Result<(), Error>;
+
+    /// Adds memory until there are `mib` MiB, or as little more as the VMM can add; that there is more already is success.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) beyond [`Memory::max_mib`](crate::Memory::max_mib);
+    /// the VMM's.
+    async fn grow_memory(&mut self, mib: u64) -> Result<(), Error>;
 }
 
 /// The end of a VMM.

@@ -17,7 +17,7 @@ pub mod registry;
 mod spec;
 mod supervisor;
 
-pub use driver::{Boot, Exit, ExitReason, Hotplug, Hypervisor, Vm, VmRecord, VmReport};
+pub use driver::{Boot, Exit, ExitReason, Hotplug, Hypervisor, Resize, Vm, VmRecord, VmReport};
 pub use error::{Error, ErrorKind};
 pub use probe::{Choice, choose as choose_accelerator};
-pub use spec::{Capabilities, Device, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};
+pub use spec::{Capabilities, Device, Memory, MemoryBacking, SerialPort, Size, VirtioFs, VmSpec, Vsock};

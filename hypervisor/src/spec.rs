@@ -45,6 +45,15 @@ pub struct Memory {
     pub backing: MemoryBacking,
 }
 
+/// vCPUs and memory of a VM that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Memory, MiB.
+    pub memory_mib: u64,
+}
+
 /// How guest memory is mapped on the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryBacking {

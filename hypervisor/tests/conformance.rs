@@ -83,6 +83,7 @@ mod only_q35 {
         q35: a_panic_of_the_guest_is_told_with_its_last_words
         q35: a_guest_that_powers_off_is_told
         q35: a_disk_is_plugged_and_unplugged
+        q35: a_machine_grows_up_to_its_limit_and_not_beyond
         q35: daemons_serve_vsock_and_a_directory
     }
 }
@@ -102,5 +103,6 @@ mod only_fake {
 
     only! {
         fake: a_flood_of_output_is_bounded
+        fake: a_machine_grows_up_to_its_limit_and_not_beyond
     }
 }

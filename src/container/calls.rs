@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use agent_protocol as p;
 
-use super::Stats;
+use oci_spec::runtime::LinuxResources;
+
 use super::state::{State, Step};
-use super::task::{Reply, Task};
+use super::task::{Reply, Task, appeal};
+use super::{Appeal, Stats};
 use crate::error::{Error, ErrorKind};
 use crate::{ExecId, deadlines};
 
@@ -41,17 +43,38 @@ impl Task {
         );
     }
 
-    pub(super) fn update(&mut self, resources: Vec<u8>, reply: Reply<()>) {
+    pub(super) fn update(&mut self, resources: Vec<u8>, change: Box<LinuxResources>, reply: Reply<()>) {
+        if let Err(error) = self.vm_runs() {
+            drop(reply.send(Err(error)));
+            return;
+        }
         let request = p::UpdateContainerRequest {
             container_id: self.id.to_string(),
             resources,
             ..Default::default()
         };
         let (agent, limit) = (Arc::clone(&self.agent), self.timeouts.request);
-        self.pass(
-            async move { agent.update_container(request, Some(limit)).await },
-            drop,
-            reply,
+        let sandbox = self.grows.then(|| (self.sandbox.clone(), self.id.clone()));
+        self.job(
+            async move {
+                let grown = match sandbox {
+                    Some((sandbox, id)) => {
+                        appeal(&sandbox, |done| Appeal::Growing { id, change, done }).await
+                    }
+                    None => Ok(()),
+                };
+                let updated = agent.update_container(request, Some(limit)).await;
+                match (updated, grown) {
+                    (Ok(_), Ok(())) => Ok(()),
+                    (Ok(_), Err(error)) => Err(Error {
+                        context: format!("{}; the new limits are applied all the same", error.context),
+                        ..error
+                    }),
+                    (Err(error), Ok(())) => Err(error.into()),
+                    (Err(error), Err(second)) => Err(Error::from(error).and(&second)),
+                }
+            },
+            |_, answer| drop(reply.send(answer)),
         );
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use agent_client::{Agent, ErrorKind as AgentErrorKind};
 use agent_protocol as p;
+use oci_spec::runtime::LinuxResources;
 use slog::{Logger, o, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -38,6 +39,15 @@ pub(crate) enum Appeal {
         /// Answered when it has.
         done: oneshot::Sender<Result<()>>,
     },
+    /// A container gets new limits: see to it that the guest has what they allow.
+    Growing {
+        /// Which.
+        id: ContainerId,
+        /// What changes.
+        change: Box<LinuxResources>,
+        /// Answered when it has, or is not going to.
+        done: oneshot::Sender<Result<()>>,
+    },
     /// The guest has let go of the container: release what the host holds for it, and its id.
     Release {
         /// Which.
@@ -66,6 +76,8 @@ pub(crate) struct Parts {
     pub(crate) vm: watch::Receiver<Option<VmEnd>>,
     /// The sandbox has to be asked before a start.
     pub(crate) late: bool,
+    /// The sandbox has to be asked before an update.
+    pub(crate) grows: bool,
     pub(crate) phases: Phases,
     pub(crate) hooks: Hooks,
     /// What hooks are shown as its process.
@@ -113,6 +125,7 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
         sandbox: parts.sandbox,
         vm: parts.vm,
         late: parts.late,
+        grows: parts.grows,
         phases: parts.phases,
         hooks: parts.hooks,
         pid: parts.pid,

@@ -157,12 +157,14 @@ impl Container {
         self.ask(Task::resume).await
     }
 
-    /// Applies new limits.
+    /// Applies new limits. Where the virtual machine grows with its containers, it has what they allow first; if it does not
+    /// come to that, they are applied all the same, and the error says so.
     pub async fn update(&self, resources: &LinuxResources) -> Result<()> {
-        let resources = serde_json::to_vec(&plan::update(resources)).map_err(|cause| {
+        let limits = serde_json::to_vec(&plan::update(resources)).map_err(|cause| {
             Error::caused(ErrorKind::InvalidArgument, "the resources are not JSON", cause)
         })?;
-        self.ask(|task, reply| task.update(resources, reply)).await
+        let change = Box::new(resources.clone());
+        self.ask(|task, reply| task.update(limits, change, reply)).await
     }
 
     /// Reads the cgroup's figures.

@@ -37,6 +37,8 @@ pub(crate) struct Task {
     pub(super) vm: watch::Receiver<Option<VmEnd>>,
     /// The sandbox has to be asked before a start.
     pub(super) late: bool,
+    /// The sandbox has to be asked before an update.
+    pub(super) grows: bool,
     pub(super) phases: Phases,
     pub(super) hooks: Hooks,
     pub(super) pid: u32,
@@ -47,14 +49,14 @@ pub(crate) struct Task {
     pub(super) log: Logger,
 }
 
-/// Has the sandbox do what is to be done before a start.
-async fn starting(sandbox: &mpsc::Sender<Appeal>) -> Result<()> {
+/// Has the sandbox do what it is asked for, and waits for it.
+pub(super) async fn appeal(
+    sandbox: &mpsc::Sender<Appeal>,
+    make: impl FnOnce(Reply<()>) -> Appeal,
+) -> Result<()> {
     let gone = || Error::new(ErrorKind::Unavailable, "the sandbox is stopped");
     let (done, answer) = oneshot::channel();
-    sandbox
-        .send(Appeal::Starting { done })
-        .await
-        .map_err(|_| gone())?;
+    sandbox.send(make(done)).await.map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }
 
@@ -262,7 +264,7 @@ impl Task {
         self.job(
             async move {
                 if let Some(sandbox) = sandbox {
-                    starting(&sandbox).await?;
+                    appeal(&sandbox, |done| Appeal::Starting { done }).await?;
                 }
                 agent.start_container(request, Some(limit)).await?;
                 Ok(())

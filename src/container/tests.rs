@@ -58,6 +58,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
         sandbox,
         vm: vm.subscribe(),
         late: false,
+        grows: false,
         phases: phases.clone(),
         hooks: Hooks::new(&ContainerId::new("c").unwrap(), HooksPlan::default()),
         pid: 7,
@@ -126,6 +127,7 @@ impl Fixture {
                 None
             }
             Appeal::Starting { .. } => panic!("nobody said that the network may come late"),
+            Appeal::Growing { .. } => panic!("nobody said that the virtual machine grows"),
         }
     }
 

@@ -48,7 +48,8 @@ use step::Steps;
 
 use crate::aside::{Site, aside};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{CgroupPlan, ChannelPlan, NetworkPlan, SandboxPlan, SharePlan};
+use crate::model::{CgroupPlan, ChannelPlan, NetworkPlan, PodConfig, SandboxPlan, SharePlan};
+use crate::oci::Limits;
 use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
 use crate::store::{CgroupRecord, Record};
@@ -104,6 +105,18 @@ impl Host {
         let abilities = request.hypervisor.capabilities();
         let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
         Self::look_ahead(request, &plan, spec, site)?;
+        Self::new(request, plan)
+    }
+
+    /// The same for a pod that no container stands for.
+    ///
+    /// # Errors
+    /// What is wrong with the host, the pod or their combination with the configuration.
+    pub(crate) fn plan_pod(request: &SandboxRequest, pod: PodConfig) -> Result<Self> {
+        request.hypervisor.check_host()?;
+        let sandbox = oci::pod(&request.id, pod)?;
+        let abilities = request.hypervisor.capabilities();
+        let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
         Self::new(request, plan)
     }
 
@@ -327,6 +340,7 @@ impl Ground for Host {
             guest,
             localhost: network.localhost,
             late: network.late,
+            growth: plan.growth,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {
@@ -358,10 +372,12 @@ impl Ground for Host {
             let mut container = oci::container(&request.id, spec, bundle, request.rootfs)?;
             container.directory = directory;
             container.found = sources::look(plan::sources(&container)?, site)?;
+            let limits = Limits::of(&container.spec)?;
             let planned = |volumes: &Volumes| plan::container(&config, &sandbox, &container, volumes);
             let plan = share.add(planned, &steps.aside(site))?;
             Ok(Added {
                 guest: plan.guest,
+                limits,
                 hooks: Hooks::new(&plan.id, plan.hooks),
             })
         };

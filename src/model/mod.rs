@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agent_protocol as p;
 use configuration::NetworkModel;
-use hypervisor::Memory;
+use hypervisor::{Memory, Size};
 use oci_spec::runtime::Spec;
 
 use crate::oci::EnvVar;
@@ -49,6 +49,38 @@ pub struct SandboxConfig {
     pub network_may_change: bool,
     /// Annotations of the first container.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// A pod that no container stands for, as its caller tells of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodConfig {
+    /// Host name of the guest; may be empty.
+    pub hostname: String,
+    /// Name resolution.
+    pub dns: Dns,
+    /// Sysctls of the pod.
+    pub sysctls: BTreeMap<String, String>,
+    /// Its network namespace on the host. `None`: the host's own.
+    pub network_namespace: Option<PathBuf>,
+    /// Cgroup on the host that its processes belong below: a path, or a slice of systemd's; may be empty.
+    pub cgroup_parent: String,
+    /// The sum of its containers' limits, as far as it is known.
+    pub limits: PodLimits,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Limits of a pod. 0: none is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PodLimits {
+    /// Microseconds of a period.
+    pub cpu_quota: i64,
+    /// Microseconds; 0: the kernel's default.
+    pub cpu_period: u64,
+    /// 1024 are a CPU.
+    pub cpu_shares: u64,
+    /// Bytes.
+    pub memory: i64,
 }
 
 /// A cgroup of the host, below the root of its tree: relative paths without `.` and `..`.
@@ -95,6 +127,19 @@ pub struct Resources {
     pub cpu_millis: Option<u64>,
     /// Bytes.
     pub memory_bytes: Option<u64>,
+}
+
+/// How a virtual machine grows with its containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrowthPlan {
+    /// What it has without any workload.
+    pub base: Size,
+    /// What it was started with.
+    pub started: Size,
+    /// The most that it can have.
+    pub most: Size,
+    /// The workload that `started` was made for: of all containers together, those included that are still to come.
+    pub counted: Resources,
 }
 
 /// One container, from its bundle and its caller.
@@ -176,6 +221,8 @@ pub struct SandboxPlan {
     pub max_vcpus: u32,
     /// Guest memory; its backing follows from the devices.
     pub memory: Memory,
+    /// How both grow. `None`: they stay what they are.
+    pub growth: Option<GrowthPlan>,
     /// The byte stream to the agent.
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.

@@ -9,6 +9,7 @@ mod dns;
 mod env;
 mod kernel;
 mod load;
+mod pod;
 mod resources;
 mod state;
 #[cfg(test)]
@@ -27,6 +28,8 @@ pub(crate) use env::variables;
 pub use env::{EnvVar, env_vars};
 pub use kernel::{KERNEL_MODULES_SEPARATOR, SANDBOX_CONFIG_PATH_KEY, add_kernel_param, sandbox_config_path};
 pub use load::{MAX_BYTES, MAX_MOUNTS, annotations, load, process, resources};
+pub use pod::pod;
+pub(crate) use resources::Limits;
 pub use state::{
     ContainerStatus, OCI_VERSION, State, get_oci_config, state_to_oci_state, status_to_oci_state,
 };

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::container_type::Annotations;
 use super::{invalid, shown};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ContainerType, Resources};
+use crate::model::{ContainerType, PodLimits, Resources};
 
 /// Annotations of containerd's CRI plugin with the sums of a pod's limits, as the kubelet counted them. The others write
 /// none.
@@ -39,41 +39,102 @@ pub(super) fn of_sandbox(spec: &Spec, kind: ContainerType, annotations: &Annotat
 }
 
 fn of_annotations(annotations: &Annotations) -> Result<Resources> {
-    let quota: i64 = number(annotations, QUOTA)?.unwrap_or(0);
-    let period: u64 = number(annotations, PERIOD)?.unwrap_or(0);
-    let shares: u64 = number(annotations, SHARES)?.unwrap_or(0);
-    let memory: i64 = number(annotations, MEMORY)?.unwrap_or(0);
-    // A request is no limit, but a pod that asks for CPUs must find them. Less than one CPU is there anyway.
-    let requested = Some(shares.saturating_mul(1000) / CPU_SHARES).filter(|_| shares > CPU_SHARES);
+    Ok(of_limits(PodLimits {
+        cpu_quota: number(annotations, QUOTA)?.unwrap_or(0),
+        cpu_period: number(annotations, PERIOD)?.unwrap_or(0),
+        cpu_shares: number(annotations, SHARES)?.unwrap_or(0),
+        memory: number(annotations, MEMORY)?.unwrap_or(0),
+    }))
+}
+
+/// The limits that count of a pod that no container stands for: those that it tells, else those in its annotations.
+pub(super) fn of_pod(limits: PodLimits, annotations: &Annotations) -> Result<Resources> {
+    let (told, annotated) = (of_limits(limits), of_annotations(annotations)?);
     Ok(Resources {
-        cpu_millis: bandwidth(quota, period).or(requested),
-        memory_bytes: bytes(memory),
+        cpu_millis: told.cpu_millis.or(annotated.cpu_millis),
+        memory_bytes: told.memory_bytes.or(annotated.memory_bytes),
     })
 }
 
+fn of_limits(limits: PodLimits) -> Resources {
+    // A request is no limit, but a pod that asks for CPUs must find them. Less than one CPU is there anyway.
+    let requested =
+        (limits.cpu_shares > CPU_SHARES).then(|| limits.cpu_shares.saturating_mul(1000) / CPU_SHARES);
+    Resources {
+        cpu_millis: bandwidth(limits.cpu_quota, limits.cpu_period).or(requested),
+        memory_bytes: bytes(limits.memory),
+    }
+}
+
 fn of_container(spec: &Spec) -> Result<Resources> {
-    let Some(resources) = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()) else {
-        return Ok(Resources::default());
-    };
-    let cpu = resources.cpu().as_ref();
-    let quota = cpu.and_then(|cpu| cpu.quota()).unwrap_or(0);
-    let period = cpu.and_then(|cpu| cpu.period()).unwrap_or(0);
-    let cpus = match cpu.and_then(|cpu| cpu.cpus().as_deref()) {
-        Some(list) => count(list)?,
-        None => None,
-    };
-    let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
-    let mut memory_bytes = bytes(memory.unwrap_or(0));
-    for limit in resources.hugepage_limits().iter().flatten() {
-        // Pages that a limit allows come on top of ordinary memory.
-        if let Some(pages) = bytes(limit.limit()) {
-            memory_bytes = Some(memory_bytes.unwrap_or(0).saturating_add(pages));
+    Ok(Limits::of(spec)?.workload())
+}
+
+/// The limits of one container that size a virtual machine, as they were set last.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Microseconds of a period.
+    quota: Option<i64>,
+    /// Microseconds.
+    period: Option<u64>,
+    /// How many CPUs it may run on.
+    cpus: Option<u64>,
+    /// Bytes.
+    memory: Option<i64>,
+    /// Bytes, of all sizes.
+    hugepages: Option<u64>,
+}
+
+impl Limits {
+    /// Those of a specification.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`], naming the field.
+    pub(crate) fn of(spec: &Spec) -> Result<Self> {
+        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+        match resources {
+            Some(resources) => Self::default().changed(resources),
+            None => Ok(Self::default()),
         }
     }
-    Ok(Resources {
-        cpu_millis: bandwidth(quota, period).or(cpus.map(|cpus| cpus.saturating_mul(1000))),
-        memory_bytes,
-    })
+
+    /// The same after an update: what it does not name stays.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`], naming the field.
+    pub(crate) fn changed(self, change: &LinuxResources) -> Result<Self> {
+        let cpu = change.cpu().as_ref();
+        let cpus = match cpu.and_then(|cpu| cpu.cpus().as_deref()) {
+            Some(list) => count(list)?,
+            None => None,
+        };
+        let memory = change.memory().as_ref().and_then(|memory| memory.limit());
+        let hugepages = change.hugepage_limits().as_ref().and_then(|limits| {
+            let bytes = limits.iter().filter_map(|limit| bytes(limit.limit()));
+            bytes.reduce(u64::saturating_add)
+        });
+        Ok(Self {
+            quota: cpu.and_then(|cpu| cpu.quota()).or(self.quota),
+            period: cpu.and_then(|cpu| cpu.period()).or(self.period),
+            cpus: cpus.or(self.cpus),
+            memory: memory.or(self.memory),
+            hugepages: hugepages.or(self.hugepages),
+        })
+    }
+
+    /// What it may use.
+    pub(crate) fn workload(self) -> Resources {
+        let cpus = self.cpus.map(|cpus| cpus.saturating_mul(1000));
+        let memory = bytes(self.memory.unwrap_or(0));
+        Resources {
+            cpu_millis: bandwidth(self.quota.unwrap_or(0), self.period.unwrap_or(0)).or(cpus),
+            memory_bytes: match (memory, self.hugepages) {
+                // Pages that a limit allows come on top of ordinary memory.
+                (Some(memory), Some(pages)) => Some(memory.saturating_add(pages)),
+                (memory, pages) => memory.or(pages),
+            },
+        }
+    }
 }
 
 fn number<T: FromStr>(annotations: &Annotations, key: &str) -> Result<Option<T>> {
@@ -240,6 +301,49 @@ mod tests {
                 error.context
             );
         }
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names() {
+        let limits =
+            |resources: serde_json::Value| -> LinuxResources { serde_json::from_value(resources).unwrap() };
+        let mut now = Limits::default();
+        let table = [
+            (
+                json!({"cpu": {"quota": 150000, "period": 100000}}),
+                Some(1500),
+                None,
+            ),
+            (json!({"memory": {"limit": 1048576}}), Some(1500), Some(1 << 20)),
+            (json!({"cpu": {"shares": 7}}), Some(1500), Some(1 << 20)),
+            (json!({"cpu": {"quota": 300000}}), Some(3000), Some(1 << 20)),
+            (
+                json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 2097152}]}),
+                Some(3000),
+                Some(3 << 20),
+            ),
+            (
+                json!({"cpu": {"quota": -1}, "memory": {"limit": -1}, "hugepageLimits": []}),
+                None,
+                Some(2 << 20),
+            ),
+            (json!({"cpu": {"cpus": "0-1"}}), Some(2000), Some(2 << 20)),
+            (json!({"cpu": {"cpus": ""}}), Some(2000), Some(2 << 20)),
+        ];
+        for (change, cpu_millis, memory_bytes) in table {
+            now = now.changed(&limits(change.clone())).unwrap();
+            let expected = Resources {
+                cpu_millis,
+                memory_bytes,
+            };
+            assert_eq!(now.workload(), expected, "{change}");
+        }
+        let error = now.changed(&limits(json!({"cpu": {"cpus": "x"}}))).unwrap_err();
+        assert!(
+            error.context.contains("linux.resources.cpu.cpus"),
+            "{}",
+            error.context
+        );
     }
 
     #[test]

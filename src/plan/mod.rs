@@ -19,7 +19,7 @@ mod volumes;
 use std::path::{Path, PathBuf};
 
 use configuration::{Config, NetworkModel};
-use hypervisor::{Capabilities, Memory, MemoryBacking};
+use hypervisor::{Capabilities, Memory, MemoryBacking, Size};
 use oci_spec::runtime::LinuxResources;
 
 pub use volumes::Volumes;
@@ -27,9 +27,10 @@ pub use volumes::Volumes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{
-    ChannelPlan, ContainerConfig, ContainerPlan, ContainerType, NetworkNamespace, NetworkPlan, SandboxConfig,
-    SandboxPlan, SharePlan,
+    ChannelPlan, ContainerConfig, ContainerPlan, ContainerType, GrowthPlan, NetworkNamespace, NetworkPlan,
+    Resources, SandboxConfig, SandboxPlan, SharePlan,
 };
+use sizing::Sizing;
 
 /// Plans a sandbox. `exists` tells whether a program of the configuration is there, so that what is missing is passed over
 /// where there is a choice, and named where there is none.
@@ -45,7 +46,8 @@ pub fn sandbox(
     let hypervisor = &config.hypervisor;
     let share = share::choose(hypervisor, abilities, exists)?;
     let channel = channel::choose(config, abilities, exists)?;
-    let size = sizing::size(config, abilities, sandbox.resources);
+    let Sizing { started, growth } = sizing::size(config, abilities, sandbox.resources);
+    let most = growth.map_or(started, |growth| growth.most);
     // vhost-user daemons map the guest's memory too.
     let is_shared =
         matches!(share, SharePlan::VirtioFs { .. }) || matches!(channel, ChannelPlan::DaemonVsock(_));
@@ -58,22 +60,23 @@ pub fn sandbox(
         kernel: hypervisor.kernel.clone(),
         initrd: hypervisor.initrd.clone(),
         kernel_params,
-        vcpus: size.vcpus,
-        max_vcpus: size.max_vcpus,
+        vcpus: started.vcpus,
+        max_vcpus: most.vcpus,
         memory: Memory {
-            size_mib: size.memory_mib,
-            max_mib: size.max_memory_mib,
+            size_mib: started.memory_mib,
+            max_mib: most.memory_mib,
             backing: if is_shared {
                 MemoryBacking::Shared
             } else {
                 MemoryBacking::Private
             },
         },
+        growth,
         channel,
         share,
-        network: network(config, sandbox, abilities, size.vcpus)?,
+        network: network(config, sandbox, abilities, started.vcpus)?,
         cgroup: cgroup::choose(config, sandbox),
-        guest: guest::create_sandbox(sandbox),
+        guest: guest::create_sandbox(sandbox, growth.is_some()),
     })
 }
 
@@ -134,6 +137,11 @@ pub fn container(
 pub fn sources(container: &ContainerConfig) -> Result<Vec<PathBuf>> {
     let mounts = mounts::plan(container, &Volumes::default(), false)?;
     Ok(mounts.binds.into_iter().map(|bind| bind.source).collect())
+}
+
+/// What a virtual machine is to have for containers with these limits.
+pub(crate) fn grown(plan: &GrowthPlan, containers: impl IntoIterator<Item = Resources>) -> Size {
+    sizing::grown(plan, containers)
 }
 
 /// The limits of an update as the guest is to apply them. What a guest has no counterpart of is left out, as at creation.

@@ -105,6 +105,7 @@ impl Ground for Bare {
             },
             localhost: Vec::new(),
             late: None,
+            growth: None,
             lost: Box::pin(std::future::pending()),
         })
     }
@@ -122,7 +123,11 @@ impl Ground for Bare {
             ..Default::default()
         };
         let hooks = Hooks::new(&request.id, HooksPlan::default());
-        Box::pin(ready(Ok(Added { guest, hooks })))
+        Box::pin(ready(Ok(Added {
+            guest,
+            limits: Default::default(),
+            hooks,
+        })))
     }
 
     fn remove(&mut self, _: &ContainerId) -> BoxFuture<'static, Result<()>> {

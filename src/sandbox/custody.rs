@@ -1,7 +1,7 @@
 //! The custodian of a running virtual machine: a task that owns it, so that many may ask for its end, at any time, and
 //! all get the same answer.
 
-use hypervisor::{Device, Exit, Vm, VmRecord};
+use hypervisor::{Device, Exit, Size, Vm, VmRecord};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 enum Order {
     Stop(oneshot::Sender<Result<()>>),
     Plug(Device, oneshot::Sender<Result<()>>),
+    Grow(Size, oneshot::Sender<Result<Size>>),
 }
 
 /// Handle to the custodian. The virtual machine is killed when the last one is dropped.
@@ -37,6 +38,7 @@ impl Custody {
                     // Stopping is idempotent.
                     Order::Stop(reply) => drop(reply.send(vm.stop().await.map_err(Into::into))),
                     Order::Plug(device, reply) => drop(reply.send(plug(&mut *vm, device).await)),
+                    Order::Grow(to, reply) => drop(reply.send(grow(&mut *vm, to).await)),
                 }
             }
         });
@@ -58,6 +60,15 @@ impl Custody {
         let gone = || Error::new(ErrorKind::Unavailable, "the virtual machine has ended");
         let (reply, answer) = oneshot::channel();
         let order = Order::Plug(device, reply);
+        self.orders.send(order).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Adds vCPUs and memory until there is this much. Answers with what there is, for the guest to take into use.
+    pub(super) async fn grow(&self, to: Size) -> Result<Size> {
+        let gone = || Error::new(ErrorKind::Unavailable, "the virtual machine has ended");
+        let (reply, answer) = oneshot::channel();
+        let order = Order::Grow(to, reply);
         self.orders.send(order).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -87,4 +98,18 @@ async fn plug(vm: &mut dyn Vm, device: Device) -> Result<()> {
              machine with hotplug (machine_type = \"q35\")",
         )),
     }
+}
+
+async fn grow(vm: &mut dyn Vm, to: Size) -> Result<Size> {
+    let Some(resize) = vm.resize() else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "this virtual machine keeps the vCPUs and the memory that it was started with",
+        ));
+    };
+    // The one does not depend on the other; of two errors the first is told.
+    let vcpus = resize.grow_vcpus(to.vcpus).await;
+    let memory = resize.grow_memory(to.memory_mib).await;
+    vcpus.and(memory)?;
+    Ok(resize.size())
 }

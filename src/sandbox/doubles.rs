@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use hypervisor::{
-    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Vm, VmRecord, VmReport,
-    VmSpec,
+    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize, Size, Vm,
+    VmRecord, VmReport, VmSpec,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -27,7 +27,8 @@ use super::ground::{Acquired, Added, Ground, ToAdd};
 use crate::ContainerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Hooks;
-use crate::model::HooksPlan;
+use crate::model::{GrowthPlan, HooksPlan};
+use crate::oci::Limits;
 
 /// Where a start goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub(super) enum Fault {
     Deaf,
     /// The guest cannot become the sandbox.
     Refusal,
+    /// The VMM adds no vCPU.
+    Growth,
     /// As [`Fault::Panic`], and then the host's side cannot be released.
     PanicAndRelease,
 }
@@ -68,14 +71,31 @@ pub(super) struct World {
     pub(super) containers: Mutex<BTreeSet<String>>,
     pub(super) daemon: watch::Sender<Option<String>>,
     pub(super) vm: watch::Sender<Option<Exit>>,
+    /// What the VMM was made to have.
+    pub(super) size: Mutex<Size>,
+    /// How it grows, and what each container may use.
+    pub(super) growth: Option<GrowthPlan>,
+    pub(super) limits: Mutex<Limits>,
 }
 
 impl World {
     pub(super) fn new(fault: Fault) -> Arc<Self> {
-        Self::with_hooks(fault, HooksPlan::default())
+        Self::with(fault, HooksPlan::default(), None)
     }
 
     pub(super) fn with_hooks(fault: Fault, hooks: HooksPlan) -> Arc<Self> {
+        Self::with(fault, hooks, None)
+    }
+
+    pub(super) fn growing(fault: Fault, growth: Option<GrowthPlan>) -> Arc<Self> {
+        Self::with(fault, HooksPlan::default(), growth)
+    }
+
+    fn with(fault: Fault, hooks: HooksPlan, growth: Option<GrowthPlan>) -> Arc<Self> {
+        let smallest = Size {
+            vcpus: 1,
+            memory_mib: 2,
+        };
         Arc::new(Self {
             fault,
             hooks,
@@ -86,6 +106,9 @@ impl World {
             containers: Mutex::default(),
             daemon: watch::Sender::new(None),
             vm: watch::Sender::new(None),
+            size: Mutex::new(growth.map_or(smallest, |growth| growth.started)),
+            growth,
+            limits: Mutex::default(),
         })
     }
 
@@ -160,6 +183,7 @@ impl Ground for Counted {
             guest: p::CreateSandboxRequest::default(),
             localhost: Vec::new(),
             late: None,
+            growth: self.0.growth,
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)
@@ -185,6 +209,7 @@ impl Ground for Counted {
                 container_id: id,
                 ..Default::default()
             },
+            limits: *self.0.limits.lock().unwrap(),
             hooks: Hooks::new(&request.id, self.0.hooks.clone()),
         };
         Box::pin(ready(Ok(added)))
@@ -289,6 +314,31 @@ impl Vm for PlayedVm {
     fn hotplug(&mut self) -> Option<&mut dyn Hotplug> {
         None
     }
+
+    fn resize(&mut self) -> Option<&mut dyn Resize> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Resize for PlayedVm {
+    fn size(&self) -> Size {
+        *self.0.size.lock().unwrap()
+    }
+
+    async fn grow_vcpus(&mut self, vcpus: u32) -> Result<(), hypervisor::Error> {
+        if self.0.fault == Fault::Growth {
+            let kind = hypervisor::ErrorKind::Internal;
+            return Err(hypervisor::Error::new(kind, "the VMM has no vCPU left"));
+        }
+        self.0.size.lock().unwrap().vcpus = vcpus;
+        Ok(())
+    }
+
+    async fn grow_memory(&mut self, mib: u64) -> Result<(), hypervisor::Error> {
+        self.0.size.lock().unwrap().memory_mib = mib;
+        Ok(())
+    }
 }
 
 /// Dials, greets, and serves the fake agent until the VMM ends.
@@ -350,10 +400,12 @@ macro_rules! forward {
 }
 
 forward! {
+    take_growth(GrowthRequest) -> GrowthResponse;
     destroy_sandbox(DestroySandboxRequest) -> Empty;
     create_container(CreateContainerRequest) -> ProcessResponse;
     start_container(ContainerRequest) -> Empty;
     delete_container(DeleteContainerRequest) -> Empty;
+    update_container(UpdateContainerRequest) -> Empty;
     signal_process(SignalProcessRequest) -> Empty;
     wait_process(ProcessRequest) -> WaitProcessResponse;
     next_events(NextEventsRequest) -> NextEventsResponse;

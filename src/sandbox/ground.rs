@@ -17,6 +17,8 @@ use super::RootfsMount;
 use crate::ContainerId;
 use crate::error::Result;
 use crate::host::Hooks;
+use crate::model::GrowthPlan;
+use crate::oci::Limits;
 
 /// The host's side of a sandbox.
 ///
@@ -53,6 +55,8 @@ pub(crate) struct ToAdd {
 pub(crate) struct Added {
     /// The agent's part, but for the streams.
     pub(crate) guest: p::CreateContainerRequest,
+    /// What it may use.
+    pub(crate) limits: Limits,
     /// The host's hooks.
     pub(crate) hooks: Hooks,
 }
@@ -81,6 +85,8 @@ pub(crate) struct Acquired {
     pub(crate) localhost: Vec<TcpListener>,
     /// Looks for interfaces that have appeared since; where they may.
     pub(crate) late: Option<Look>,
+    /// How the virtual machine grows; if it does.
+    pub(crate) growth: Option<GrowthPlan>,
     /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
     pub(crate) lost: BoxFuture<'static, String>,
 }

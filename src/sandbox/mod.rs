@@ -7,6 +7,9 @@ mod custody;
 mod doubles;
 mod forward;
 mod ground;
+mod growth;
+#[cfg(test)]
+mod growth_tests;
 mod late;
 mod owner;
 mod phases;
@@ -33,6 +36,7 @@ use crate::aside::aside;
 use crate::container::{Container, ContainerRequest, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{self, Host};
+use crate::model::PodConfig;
 use crate::{ContainerId, Event, SandboxId};
 
 /// What is needed to create a sandbox.
@@ -107,6 +111,17 @@ impl Sandbox {
             Host::plan(&request, site).map(|host| (request, host))
         });
         let (request, host) = planned.await?;
+        let spec = Phase {
+            name: "spec",
+            took: begun.elapsed(),
+        };
+        Self::start(request, Box::new(host), vec![spec]).await
+    }
+
+    /// The same for a pod that no container stands for: its properties are told, and nothing is read from a bundle.
+    pub async fn create_pod(request: SandboxRequest, pod: PodConfig) -> Result<Self> {
+        let begun = Instant::now();
+        let host = Host::plan_pod(&request, pod)?;
         let spec = Phase {
             name: "spec",
             took: begun.elapsed(),

@@ -10,6 +10,8 @@ use agent_protocol as p;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
+use hypervisor::Size;
+use oci_spec::runtime::LinuxResources;
 use slog::{Logger, debug, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -17,6 +19,7 @@ use tokio::time::timeout;
 use super::custody::Custody;
 use super::forward::Forward;
 use super::ground::{Added, Look, ToAdd};
+use super::growth::Growth;
 use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
@@ -51,6 +54,8 @@ pub(super) struct Owner {
     vm: Custody,
     /// Looks for interfaces that have appeared, before a container starts.
     late: Option<Look>,
+    /// `None`: the virtual machine keeps its size.
+    growth: Option<Growth>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
     /// Those of containers whose end has not been told yet.
@@ -93,6 +98,7 @@ impl Owner {
             mut lost,
             localhost,
             late,
+            growth,
             ..
         } = estate.ready;
         // Ends with the sandbox.
@@ -104,6 +110,7 @@ impl Owner {
             agent,
             vm,
             late,
+            growth: growth.map(Growth::new),
             containers: BTreeMap::new(),
             hooks: BTreeMap::new(),
             timeouts: estate.timeouts,
@@ -312,6 +319,7 @@ impl Owner {
                 }
             }
             Appeal::Starting { done } => self.look_again(done),
+            Appeal::Growing { id, change, done } => self.update(&id, &change, done),
             Appeal::Release { id, done } => {
                 let removing = self.remove(&id);
                 self.job(removing, move |owner, removed| match removed {
@@ -325,6 +333,9 @@ impl Owner {
     /// Nothing is left of a container: its hooks are told, then its id is free and whoever waits is told.
     fn forget(&mut self, id: ContainerId, told: impl FnOnce() + Send + 'static) {
         self.told_oom.remove(&id);
+        if let Some(growth) = &mut self.growth {
+            growth.remove(&id);
+        }
         let Some(hooks) = self.hooks.remove(&id).filter(Hooks::await_end) else {
             self.containers.remove(&id);
             told();
@@ -346,6 +357,39 @@ impl Owner {
         let (vm, agent, log) = (self.vm.clone(), Arc::clone(&self.agent), self.log.clone());
         let connecting = late::connect(look, vm, agent, self.timeouts.request, log);
         self.job(connecting, |_, connected| drop(done.send(connected)));
+    }
+
+    /// Sees to it that a container with new limits finds what it may use.
+    fn update(&mut self, id: &ContainerId, change: &LinuxResources, done: Reply<()>) {
+        let changed = match &mut self.growth {
+            Some(growth) => growth.update(id, change),
+            None => Ok(()),
+        };
+        match changed {
+            Err(error) => drop(done.send(Err(error))),
+            Ok(()) => self.job(self.grow(), |owner, grown| {
+                drop(done.send(grown.map(|size| owner.took(size))));
+            }),
+        }
+    }
+
+    /// Has the virtual machine grow as far as its containers need it. Answers with what the guest has then, where it grows.
+    fn grow(&self) -> impl Future<Output = Result<Option<Size>>> + Send + 'static {
+        let job = self.growth.as_ref().map(|growth| growth.job(&self.containers));
+        let (vm, agent, log) = (self.vm.clone(), Arc::clone(&self.agent), self.log.clone());
+        let limit = self.timeouts.request;
+        async move {
+            match job {
+                Some(job) => job.run(vm, agent, limit, log).await.map(Some),
+                None => Ok(None),
+            }
+        }
+    }
+
+    fn took(&mut self, size: Option<Size>) {
+        if let (Some(growth), Some(size)) = (&mut self.growth, size) {
+            growth.took(size);
+        }
     }
 
     fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
@@ -407,7 +451,10 @@ impl Owner {
 
     /// Its files are there, and its streams are open: the guest's part of a creation.
     fn added(&mut self, id: ContainerId, added: Added, streams: Opened, reply: Reply<Container>) {
-        let Added { guest, hooks } = added;
+        let Added { guest, limits, hooks } = added;
+        if let Some(growth) = &mut self.growth {
+            growth.add(id.clone(), limits);
+        }
         self.hooks.insert(id.clone(), hooks.clone());
         let parts = Parts {
             id: id.clone(),
@@ -418,15 +465,28 @@ impl Owner {
             sandbox: self.appeals.clone(),
             vm: self.end.subscribe(),
             late: self.late.is_some(),
+            grows: self.growth.is_some(),
             phases: self.phases.clone(),
             hooks,
             pid: self.vm.pid(),
             log: self.log.clone(),
         };
-        self.creation(container::create(parts), |owner, created| match created {
-            Ok(container) => owner.created(id, container, reply),
-            Err(error) => owner.take_back(id, error, reply),
-        });
+        let grow = self.grow();
+        self.creation(
+            async move {
+                match grow.await {
+                    Ok(grown) => (grown, container::create(parts).await),
+                    Err(error) => (None, Err(error)),
+                }
+            },
+            |owner, (grown, created)| {
+                owner.took(grown);
+                match created {
+                    Ok(container) => owner.created(id, container, reply),
+                    Err(error) => owner.take_back(id, error, reply),
+                }
+            },
+        );
     }
 
     /// Answers a creation with its error, when its files are taken back; both errors are kept.

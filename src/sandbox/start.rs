@@ -19,6 +19,7 @@ use super::state::{State, Step};
 use super::{Phase, VmEnd};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::GrowthPlan;
 
 /// Bytes of randomness for the guest: twice what its generator takes for a seed.
 const ENTROPY: usize = 64;
@@ -44,6 +45,8 @@ pub(super) struct Ready {
     pub(super) localhost: Vec<TcpListener>,
     /// See [`Acquired::late`].
     pub(super) late: Option<Look>,
+    /// See [`Acquired::growth`].
+    pub(super) growth: Option<GrowthPlan>,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -77,6 +80,7 @@ impl Holdings {
             guest,
             localhost,
             late: look_again,
+            growth,
             mut lost,
         } = self.ground.acquire().await?;
         self.step(Step::HostAcquired)?;
@@ -129,6 +133,7 @@ impl Holdings {
             phases: clock.phases,
             localhost,
             late: look_again,
+            growth,
             lost,
         })
     }

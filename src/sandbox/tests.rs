@@ -66,7 +66,7 @@ pub(crate) fn config() -> Config {
     }
 }
 
-fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
+pub(super) fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
     let (events, received) = mpsc::channel(4);
     let request = SandboxRequest {
         id: SandboxId::new("s").unwrap(),
@@ -80,7 +80,7 @@ fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Event>) {
     (request, received)
 }
 
-async fn start(world: &Arc<World>) -> (Result<Sandbox>, mpsc::Receiver<Event>) {
+pub(super) async fn start(world: &Arc<World>) -> (Result<Sandbox>, mpsc::Receiver<Event>) {
     let (request, events) = request(world);
     let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(world))), Vec::new());
     (timeout(SOON, starting).await.expect("a start ends"), events)
@@ -133,7 +133,7 @@ async fn started() -> (Arc<World>, Sandbox, mpsc::Receiver<Event>) {
     (world, sandbox.unwrap(), events)
 }
 
-fn container(id: &str) -> ContainerRequest {
+pub(super) fn container(id: &str) -> ContainerRequest {
     ContainerRequest {
         id: ContainerId::new(id).unwrap(),
         bundle: PathBuf::new(),
@@ -174,7 +174,7 @@ async fn a_start_that_fails_at_any_step_says_why_and_leaves_nothing() {
         (
             Fault::Version,
             FailedPrecondition,
-            &["version 2", "runtime 1", "image"],
+            &["version 3", "runtime 2", "image"],
         ),
         (Fault::Deaf, DeadlineExceeded, &["hello"]),
         (Fault::Refusal, InvalidArgument, &["no such sysctl"]),

@@ -36,6 +36,8 @@ agent_rpcs! {
     create_sandbox(p::CreateSandboxRequest) -> p::Empty;
     /// Interfaces, addresses, routes and neighbours in addition.
     update_network(p::UpdateNetworkRequest) -> p::Empty;
+    /// Takes vCPUs and memory into use that were added.
+    take_growth(p::GrowthRequest) -> p::GrowthResponse;
     /// Ends all processes, syncs and unmounts.
     destroy_sandbox(p::DestroySandboxRequest) -> p::Empty;
     /// Mounts, and creates the init process up to its exec.

@@ -2,7 +2,7 @@
 //! so there is nothing here that a container does not need.
 
 mod cmdline;
-mod modules;
+pub mod modules;
 mod mounts;
 pub mod power;
 
@@ -23,7 +23,7 @@ pub fn prepare() -> Result<Parameters> {
     mounts::leave_rootfs()?;
     mounts::mount_kernel_file_systems()?;
     mounts::enable_controllers()?;
-    modules::load()?;
+    modules::load(modules::LIST)?;
     loopback_up()?;
     const CMDLINE: &str = "/proc/cmdline";
     let cmdline = std::fs::read_to_string(CMDLINE).map_err(Error::file("read", CMDLINE))?;

@@ -9,18 +9,18 @@ use nix::kmod::{ModuleInitFlags, finit_module};
 
 use crate::error::{Error, Result};
 
-/// Paths of modules, one per line, in the order to load them. A guest without it needs none.
-const LIST: &str = "/etc/kata/modules";
+/// Paths of the modules that every guest needs, one per line, in the order to load them. A guest without it needs none.
+pub const LIST: &str = "/etc/kata/modules";
 
-/// Loads them all.
+/// Loads all modules of a list.
 ///
 /// # Errors
 /// [`Error::File`] with the first module that the kernel refuses.
-pub fn load() -> Result<()> {
-    let list = match std::fs::read_to_string(LIST) {
+pub fn load(list: &str) -> Result<()> {
+    let list = match std::fs::read_to_string(list) {
         Ok(list) => list,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::file("read", LIST)(error)),
+        Err(error) => return Err(Error::file("read", list)(error)),
     };
     list.lines()
         .map(str::trim)

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::Error;
+use crate::growth::Amount;
 use crate::process::Signal;
 use crate::sandbox::{ContainerRequest, ExecRequest, Handle, SandboxRequest, spec};
 use translate::status;
@@ -41,6 +42,7 @@ impl Agent for Rpc {
             id: request.sandbox_id.clone(),
             storages: translate::storages(&request.storages).map_err(status)?,
             shm_size: request.shm_size,
+            grows: request.grows,
             network: translate::network(&request.network).map_err(status)?,
             identity: translate::identity(request),
         };
@@ -50,6 +52,19 @@ impl Agent for Rpc {
     async fn update_network(&self, _: &TtrpcContext, request: p::UpdateNetworkRequest) -> Answer<p::Empty> {
         let network = translate::network(&request.network).map_err(status)?;
         done(self.sandbox.update_network(network).await)
+    }
+
+    async fn take_growth(&self, _: &TtrpcContext, request: p::GrowthRequest) -> Answer<p::GrowthResponse> {
+        let wanted = Amount {
+            vcpus: request.vcpus,
+            added_mib: request.added_mib,
+        };
+        let there = self.sandbox.take_growth(wanted).await.map_err(status)?;
+        Ok(p::GrowthResponse {
+            vcpus: there.vcpus,
+            added_mib: there.added_mib,
+            ..Default::default()
+        })
     }
 
     async fn destroy_sandbox(&self, _: &TtrpcContext, request: p::DestroySandboxRequest) -> Answer<p::Empty> {

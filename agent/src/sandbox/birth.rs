@@ -9,6 +9,7 @@ use super::shares::Shares;
 use super::workshop::Workshop;
 use super::{Phase, Sandbox, SandboxRequest, spec};
 use crate::error::{Error, Result};
+use crate::growth::Growth;
 use crate::network;
 use crate::storage::{Mounted, Storage};
 
@@ -24,6 +25,16 @@ pub(super) struct Birth {
     workshop: Workshop,
     owns_kernel: bool,
     resolv_conf: PathBuf,
+}
+
+/// What of it the sandbox keeps.
+#[derive(Debug)]
+pub(super) struct Born {
+    /// What was mounted, and shares in it.
+    mounts: Vec<Mounted>,
+    shares: Shares,
+    /// How the guest grows, if it does.
+    growth: Option<Growth>,
 }
 
 impl Sandbox {
@@ -52,18 +63,19 @@ impl Sandbox {
     }
 
     /// Takes over what was mounted. A destruction that has begun meanwhile waits for this, and undoes it.
-    pub(super) fn finish_create_sandbox(
-        &mut self,
-        id: String,
-        made: Result<(Vec<Mounted>, Shares)>,
-    ) -> Result<()> {
+    pub(super) fn finish_create_sandbox(&mut self, id: String, made: Result<Born>) -> Result<()> {
         self.settle(ITSELF);
         let is_wanted = *self.phase.borrow() == Phase::Making;
         match made {
-            Ok((mounts, shares)) => {
+            Ok(Born {
+                mounts,
+                shares,
+                growth,
+            }) => {
                 self.shares = shares;
                 self.id = id;
                 self.mounts = mounts;
+                self.growth = growth;
                 if is_wanted {
                     self.phase.send_replace(Phase::Ready);
                 }
@@ -80,10 +92,12 @@ impl Sandbox {
 }
 
 impl Birth {
-    /// Makes the guest this sandbox; what was mounted, and shares in it, are the answer.
-    pub(super) async fn make(self, request: SandboxRequest) -> Result<(Vec<Mounted>, Shares)> {
+    /// Makes the guest this sandbox.
+    pub(super) async fn make(self, request: SandboxRequest) -> Result<Born> {
+        let mut growth = None;
         if self.owns_kernel {
             request.identity.apply_to_guest()?;
+            growth = request.grows.then(Growth::prepare).transpose()?;
         }
         network::add(&request.network).await?;
         if self.owns_kernel {
@@ -112,6 +126,10 @@ impl Birth {
             return Err(Error::file("write", self.resolv_conf)(error));
         }
         let shares = storages.iter().filter_map(|storage| mounter.share(storage));
-        Ok((mounts, Shares::new(shares.collect())))
+        Ok(Born {
+            shares: Shares::new(shares.collect()),
+            mounts,
+            growth,
+        })
     }
 }

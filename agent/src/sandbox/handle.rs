@@ -17,6 +17,7 @@ use super::{ContainerRequest, ExecRequest, Phase, Sandbox, SandboxRequest};
 use crate::connection::{self, Connection};
 use crate::error::{Error, Result};
 use crate::events::Event;
+use crate::growth::Amount;
 use crate::network::{self, Network};
 use crate::process::Signal;
 use crate::process::stream::Output;
@@ -118,6 +119,22 @@ impl Handle {
                 })
                 .await?;
             network::add(&network).await
+        })
+        .await
+    }
+
+    /// Takes into use what the host has added. Beside the sandbox's task, because it may have to appear yet.
+    ///
+    /// # Errors
+    /// [`Error::State`] for a sandbox that was created without `grows`; the kernel's.
+    pub async fn take_growth(&self, wanted: Amount) -> Result<Amount> {
+        let handle = self.clone();
+        completed(async move {
+            match handle.call(|sandbox| sandbox.growth()).await? {
+                Some(growth) => growth.take(wanted).await,
+                // A process has what its host has.
+                None => Ok(wanted),
+            }
         })
         .await
     }

@@ -33,6 +33,7 @@ use crate::connection::Connections;
 use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
+use crate::growth::Growth;
 use crate::identity::Identity;
 use crate::network::Network;
 use crate::process::Signal;
@@ -71,6 +72,8 @@ pub struct SandboxRequest {
     pub storages: Vec<Storage>,
     /// Size of /dev/shm in bytes; 0: as large as Docker makes it.
     pub shm_size: u64,
+    /// vCPUs and memory may be added.
+    pub grows: bool,
 }
 
 /// The request to create a container.
@@ -133,6 +136,7 @@ pub struct Sandbox {
     busy: watch::Sender<BTreeSet<String>>,
     events: Log,
     memory: MemoryWatch,
+    growth: Option<Growth>,
 }
 
 impl Sandbox {
@@ -171,6 +175,7 @@ impl Sandbox {
             busy: watch::Sender::default(),
             events: Log::default(),
             memory: MemoryWatch::new()?,
+            growth: None,
         };
         Ok((sandbox, jobs))
     }
@@ -240,6 +245,15 @@ impl Sandbox {
     fn begin_update_network(&self, network: &Network) -> Result<()> {
         self.ready()?;
         self.check_network(network)
+    }
+
+    /// How the guest grows; `None` where it is a process.
+    fn growth(&self) -> Result<Option<Growth>> {
+        self.ready()?;
+        match self.growth {
+            None if self.owns_kernel => Err(Error::State("the sandbox was created to keep its size")),
+            growth => Ok(growth),
+        }
     }
 
     fn resolv_conf(&self) -> PathBuf {

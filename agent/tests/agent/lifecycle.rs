@@ -74,6 +74,31 @@ async fn a_sandbox_has_shm_and_resolv_conf_for_its_containers() {
 }
 
 #[tokio::test]
+async fn an_agent_that_is_a_process_leaves_the_hosts_processors_and_memory_alone() {
+    let sandbox = Sandbox::blank().await;
+    let request = p::GrowthRequest {
+        vcpus: 4000,
+        added_mib: 1 << 30,
+        ..Default::default()
+    };
+    let early = sandbox
+        .agent
+        .take_growth(request.clone(), SOON)
+        .await
+        .unwrap_err();
+    assert_eq!(early.kind, ErrorKind::FailedPrecondition, "{early}");
+    let create = p::CreateSandboxRequest {
+        sandbox_id: "s".into(),
+        grows: true,
+        ..Default::default()
+    };
+    sandbox.agent.create_sandbox(create, SOON).await.unwrap();
+    let taken = sandbox.agent.take_growth(request, SOON).await.unwrap();
+    assert_eq!((taken.vcpus, taken.added_mib), (4000, 1 << 30));
+    sandbox.destroy().await;
+}
+
+#[tokio::test]
 async fn a_container_lives_from_create_to_delete_and_its_id_is_free_again() {
     let sandbox = Sandbox::ready().await;
     for round in 0..3_u32 {

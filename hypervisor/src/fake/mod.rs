@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use crate::supervisor::{Sources, Supervised};
 use crate::{
-    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hotplug, Hypervisor, SerialPort, VirtioFs, Vm,
-    VmRecord, VmReport, VmSpec, deadlines, process,
+    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hotplug, Hypervisor, Resize, SerialPort, Size,
+    VirtioFs, Vm, VmRecord, VmReport, VmSpec, deadlines, process,
 };
 
 const NAME: &str = "fake";
@@ -48,7 +48,8 @@ impl Hypervisor for Fake {
             fs_sharing: true,
             block: false,
             hotplug: false,
-            resize: false,
+            // Nothing of it is real: its containers have what the host has.
+            resize: true,
             snapshots: false,
             guest_is_process: true,
         }
@@ -98,6 +99,16 @@ impl Hypervisor for Fake {
         Ok(Box::new(FakeVm {
             supervised: Supervised::start(process, sources, log),
             run_dir: spec.run_dir,
+            books: Books {
+                size: Size {
+                    vcpus: spec.vcpus,
+                    memory_mib: spec.memory.size_mib,
+                },
+                most: Size {
+                    vcpus: spec.max_vcpus.max(spec.vcpus),
+                    memory_mib: spec.memory.max_mib.max(spec.memory.size_mib),
+                },
+            },
         }))
     }
 
@@ -149,6 +160,43 @@ fn joined(prefix: &str, path: &Path) -> OsString {
 struct FakeVm {
     supervised: Supervised,
     run_dir: PathBuf,
+    books: Books,
+}
+
+/// What a machine in its place would have, and could.
+#[derive(Debug)]
+struct Books {
+    size: Size,
+    most: Size,
+}
+
+#[async_trait]
+impl Resize for Books {
+    fn size(&self) -> Size {
+        self.size
+    }
+
+    async fn grow_vcpus(&mut self, vcpus: u32) -> Result<(), Error> {
+        within(vcpus.into(), self.most.vcpus.into(), "vCPUs")?;
+        self.size.vcpus = self.size.vcpus.max(vcpus);
+        Ok(())
+    }
+
+    async fn grow_memory(&mut self, mib: u64) -> Result<(), Error> {
+        within(mib, self.most.memory_mib, "MiB of memory")?;
+        self.size.memory_mib = self.size.memory_mib.max(mib);
+        Ok(())
+    }
+}
+
+fn within(asked: u64, most: u64, what: &str) -> Result<(), Error> {
+    if asked <= most {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("the VM cannot have {asked} {what}: it was started with room for {most}"),
+    ))
 }
 
 #[async_trait]
@@ -190,6 +238,10 @@ impl Vm for FakeVm {
 
     fn hotplug(&mut self) -> Option<&mut dyn Hotplug> {
         None
+    }
+
+    fn resize(&mut self) -> Option<&mut dyn Resize> {
+        Some(&mut self.books)
     }
 }
 

@@ -11,6 +11,7 @@ use configuration::MachineType;
 use serde_json::json;
 
 use super::device::{self, Backend};
+use super::resize;
 use crate::{Device, Error, ErrorKind, MemoryBacking, VmSpec, Vsock};
 
 /// Root ports of a q35 that wait for a device to be plugged.
@@ -71,7 +72,7 @@ impl CommandLine {
 
 /// QEMU's command line for `spec`.
 pub fn build(settings: &Settings, spec: &VmSpec, channels: &Channels) -> Result<CommandLine, Error> {
-    check(spec)?;
+    check(settings.machine, spec)?;
     let mut line = CommandLine {
         args: Vec::new(),
         fds: Vec::new(),
@@ -127,16 +128,22 @@ fn machine(settings: &Settings, spec: &VmSpec, line: &mut CommandLine) {
     };
     cpu.extend(settings.cpu_features.iter().map(String::as_str));
     line.option("cpu", cpu.join(","));
-    line.option("smp", spec.vcpus.to_string());
-    line.option("m", format!("{}M", spec.memory.size_mib));
-    let bytes = spec.memory.size_mib << 20;
-    let backend = match spec.memory.backing {
-        MemoryBacking::Private => json!({"qom-type": "memory-backend-ram", "id": "ram", "size": bytes}),
-        MemoryBacking::Shared => {
-            json!({"qom-type": "memory-backend-memfd", "id": "ram", "size": bytes, "share": true})
-        }
-    };
+    let (mut smp, mut memory) = (spec.vcpus.to_string(), format!("{}M", spec.memory.size_mib));
+    if spec.max_vcpus > spec.vcpus {
+        smp.push_str(&format!(",maxcpus={}", spec.max_vcpus));
+    }
+    let growth = resize::growth(&spec.memory);
+    if let Some(growth) = &growth {
+        memory.push_str(&format!(",maxmem={}M", growth.most_mib));
+    }
+    line.option("smp", smp);
+    line.option("m", memory);
+    let backend = resize::backend("ram", spec.memory.size_mib, spec.memory.backing);
     line.option("object", backend.to_string());
+    if let Some(growth) = growth {
+        line.option("object", growth.backend.to_string());
+        line.option("device", growth.device.to_string());
+    }
 }
 
 /// Our kernel parameters, then `others`: of two that contradict each other the kernel takes the later.
@@ -207,7 +214,7 @@ pub fn port_id(port: usize) -> String {
     format!("port{port}")
 }
 
-fn check(spec: &VmSpec) -> Result<(), Error> {
+fn check(machine: MachineType, spec: &VmSpec) -> Result<(), Error> {
     let refuse = |problem: String| Err(Error::new(ErrorKind::InvalidArgument, problem));
     if spec.vcpus == 0 {
         return refuse("a VM needs at least one vCPU".into());
@@ -215,6 +222,19 @@ fn check(spec: &VmSpec) -> Result<(), Error> {
     // The bound keeps the size in bytes within QEMU's 63 bits.
     if spec.memory.size_mib == 0 || spec.memory.size_mib > 1 << 40 {
         return refuse(format!("a VM cannot have {} MiB of memory", spec.memory.size_mib));
+    }
+    if spec.memory.max_mib > 1 << 40 {
+        return refuse(format!(
+            "a VM cannot grow to {} MiB of memory",
+            spec.memory.max_mib
+        ));
+    }
+    let grows = spec.max_vcpus > spec.vcpus || spec.memory.max_mib > spec.memory.size_mib;
+    if grows && machine == MachineType::Microvm {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a microvm keeps the vCPUs and the memory it starts with; one that is to grow needs machine_type = \"q35\"",
+        ));
     }
     if spec.memory.backing == MemoryBacking::Private {
         for device in &spec.devices {

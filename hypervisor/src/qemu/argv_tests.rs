@@ -99,9 +99,13 @@ fn command_lines_are_as_they_were() {
     ];
     let mut plain = spec(vec![Device::Vsock(Vsock::Kernel { cid: 42 })]);
     plain.id = "a,b".into();
-    plain.vcpus = 1;
+    (plain.vcpus, plain.max_vcpus) = (1, 1);
     plain.memory.backing = MemoryBacking::Private;
+    let mut growing = spec(vec![serial_port()]);
+    growing.max_vcpus = 4;
+    growing.memory.max_mib = 1000;
     let cases = [
+        ("q35-growing", settings(MachineType::Q35), growing),
         ("q35", settings(MachineType::Q35), spec(everything.clone())),
         (
             "microvm",
@@ -205,6 +209,11 @@ fn what_cannot_be_is_refused() {
             "MiB",
         ),
         (
+            &|spec| spec.memory.max_mib = u64::MAX,
+            ErrorKind::InvalidArgument,
+            "cannot grow to",
+        ),
+        (
             &|spec| spec.kernel = "vmlinux".into(),
             ErrorKind::InvalidArgument,
             "vmlinux",
@@ -250,6 +259,16 @@ fn what_cannot_be_is_refused() {
             "block device",
         ),
     ];
+    for grow in [
+        |spec: &mut VmSpec| spec.max_vcpus = 3,
+        |spec: &mut VmSpec| spec.memory.max_mib = 512,
+    ] {
+        let mut spec = spec(vec![serial_port()]);
+        grow(&mut spec);
+        let error = build(&settings(MachineType::Microvm), &spec, &channels).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        assert!(error.to_string().contains("machine_type = \"q35\""), "{error}");
+    }
     for (change, kind, words) in table {
         let (found, message) = with(change).unwrap_err();
         assert_eq!(found, *kind, "{message}");

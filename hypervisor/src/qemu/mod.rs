@@ -5,6 +5,7 @@ mod argv;
 mod argv_tests;
 mod device;
 mod hotplug;
+mod resize;
 mod vm;
 
 use std::fs;
@@ -21,6 +22,7 @@ use tokio::net::UnixStream;
 
 use self::argv::{Channels, Settings};
 use self::hotplug::Slots;
+use self::resize::Grown;
 use self::vm::QemuVm;
 use crate::probe::{self, Choice};
 use crate::supervisor::{Sources, Supervised};
@@ -96,7 +98,7 @@ impl Hypervisor for Qemu {
             fs_sharing: true,
             block: true,
             hotplug: self.settings.machine == MachineType::Q35,
-            resize: false,
+            resize: self.settings.machine == MachineType::Q35,
             snapshots: false,
             guest_is_process: false,
         }
@@ -147,6 +149,7 @@ impl Hypervisor for Qemu {
         };
         let line = argv::build(&self.settings, &spec, &channels)?;
         debug!(log, "starting QEMU"; "arguments" => ?line.args);
+        let is_q35 = self.settings.machine == MachineType::Q35;
         let program = process::Program {
             path: self.settings.program.clone(),
             args: line.args,
@@ -169,7 +172,6 @@ impl Hypervisor for Qemu {
         match negotiation.finish().await {
             Ok((client, version)) => Ok(Box::new(QemuVm {
                 supervised,
-                client,
                 run_dir: spec.run_dir,
                 reported: Reported {
                     version,
@@ -177,7 +179,9 @@ impl Hypervisor for Qemu {
                     accelerator: if self.settings.kvm { "kvm" } else { "tcg" },
                     reason: self.reason.clone(),
                 },
-                slots: (self.settings.machine == MachineType::Q35).then(|| Slots::new(log)),
+                slots: is_q35.then(|| Slots::new(log)),
+                grown: is_q35.then(|| Grown::new(client.clone(), spec.vcpus, spec.max_vcpus, spec.memory)),
+                client,
             })),
             Err(error) => {
                 let ended = match error.kind {

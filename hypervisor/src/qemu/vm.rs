@@ -9,10 +9,11 @@ use tokio::sync::{broadcast, watch};
 use tokio::time::timeout;
 
 use super::hotplug::Slots;
+use super::resize::Grown;
 use super::{NAME, Reported};
 use crate::qmp::{Client, Events};
 use crate::supervisor::{Announcement, Supervised};
-use crate::{Device, Error, Exit, Hotplug, Vm, VmRecord, VmReport, deadlines};
+use crate::{Device, Error, Exit, Hotplug, Resize, Vm, VmRecord, VmReport, deadlines};
 
 /// A running QEMU. Dropping it kills the process.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub struct QemuVm {
     pub(super) reported: Reported,
     /// `None` on a machine without hotplug.
     pub(super) slots: Option<Slots>,
+    /// `None` on a machine that keeps its size.
+    pub(super) grown: Option<Grown>,
 }
 
 #[async_trait]
@@ -81,6 +84,10 @@ impl Vm for QemuVm {
             Some(_) => Some(self),
             None => None,
         }
+    }
+
+    fn resize(&mut self) -> Option<&mut dyn Resize> {
+        self.grown.as_mut().map(|grown| grown as &mut dyn Resize)
     }
 }
 

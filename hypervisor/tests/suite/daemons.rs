@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use super::PROCESS;
 use super::subject::{Place, SOON, Subject, found, greeted_on, here};
 
-/// The agent calls through one daemon's device while the other's is there as well.
+/// The agent calls through one daemon's device while the other's is there as well. Where memory can be added, both map it.
 pub async fn daemons_serve_vsock_and_a_directory(subject: Subject) {
     let _shared = PROCESS.read().await;
     let virtiofsd = found("KATA_VIRTIOFSD", "tools/bin/virtiofsd");
@@ -42,6 +42,9 @@ pub async fn daemons_serve_vsock_and_a_directory(subject: Subject) {
 
     let mut spec = place.spec();
     spec.memory.backing = MemoryBacking::Shared;
+    if place.driver.capabilities().resize {
+        spec.memory.max_mib = 4096;
+    }
     spec.kernel_params = vec!["kata.agent=vsock:1024".into()];
     spec.devices = vec![
         Device::Vsock(Vsock::VhostUser { socket: vhost_socket }),
@@ -52,7 +55,14 @@ pub async fn daemons_serve_vsock_and_a_directory(subject: Subject) {
         }),
     ];
     let mut vm = place.driver.launch(spec, Boot::Cold).await.expect("a VM");
-    greeted_on(&listener).await;
+    let _agent = greeted_on(&listener).await;
+    if let Some(resize) = vm.resize() {
+        // However often: it is one region of memory that both daemons have mapped.
+        for step in 1..=20 {
+            let added = resize.grow_memory(256 + step * 128).await;
+            added.expect("more memory");
+        }
+    }
     vm.stop().await.expect("a stop");
 }
 

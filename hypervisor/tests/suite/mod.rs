@@ -1,6 +1,7 @@
 //! The promises, one function each.
 
 mod daemons;
+mod growth;
 mod subject;
 
 use std::fs::File;
@@ -17,6 +18,7 @@ use tokio::sync::RwLock;
 use tokio::time::timeout;
 
 pub use daemons::daemons_serve_vsock_and_a_directory;
+pub use growth::a_machine_grows_up_to_its_limit_and_not_beyond;
 pub use subject::Subject;
 use subject::{BOOT, Place, SOON};
 
@@ -322,6 +324,7 @@ pub async fn abilities_are_what_the_capabilities_say(subject: Subject) {
     let capabilities = place.driver.capabilities();
     let mut vm = place.launch().await;
     assert_eq!(vm.hotplug().is_some(), capabilities.hotplug);
+    assert_eq!(vm.resize().is_some(), capabilities.resize);
     assert_eq!(capabilities.guest_is_process, subject == Subject::Fake);
     vm.stop().await.expect("a stop");
 }

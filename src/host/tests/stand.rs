@@ -185,6 +185,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
                 SharePlan::Process => MemoryBacking::Private,
             },
         },
+        growth: None,
         channel,
         share,
         network: None,

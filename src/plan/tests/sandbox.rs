@@ -151,27 +151,88 @@ fn a_machine_has_the_default_and_what_its_workload_may_use() {
             cpu_millis,
             memory_bytes,
         };
-        let size = sizing::size(&config(), &abilities(), workload);
-        assert_eq!((size.vcpus, size.memory_mib), (vcpus, memory_mib), "{workload:?}");
+        let started = Size { vcpus, memory_mib };
+        let sizing = sizing::size(&config(), &abilities(), workload);
         assert_eq!(
-            (size.max_vcpus, size.max_memory_mib),
-            (vcpus, memory_mib),
+            (sizing.started, sizing.growth),
+            (started, None),
             "static: {workload:?}"
         );
-        let mut dynamic = config();
-        dynamic.runtime.static_sandbox_resource_mgmt = false;
-        let resizes = Capabilities {
-            resize: true,
-            ..abilities()
+        let sizing = sizing::size(&dynamic(), &resizes(), workload);
+        assert_eq!(sizing.started, started, "{workload:?}");
+        let most = Size {
+            vcpus: 4,
+            memory_mib: 4096,
         };
-        let size = sizing::size(&dynamic, &resizes, workload);
-        assert_eq!((size.vcpus, size.memory_mib), (vcpus, memory_mib), "{workload:?}");
-        assert_eq!(
-            (size.max_vcpus, size.max_memory_mib),
-            (4, 4096),
-            "dynamic: {workload:?}"
-        );
+        assert_eq!(sizing.growth.unwrap().most, most, "dynamic: {workload:?}");
     }
+}
+
+fn dynamic() -> Config {
+    let mut config = config();
+    config.runtime.static_sandbox_resource_mgmt = false;
+    config
+}
+
+fn resizes() -> Capabilities {
+    Capabilities {
+        resize: true,
+        ..abilities()
+    }
+}
+
+#[test]
+fn a_machine_grows_by_what_was_not_counted_at_its_start() {
+    let mib = 1 << 20;
+    let uses = |cpu_millis, memory_mib: Option<u64>| Resources {
+        cpu_millis,
+        memory_bytes: memory_mib.map(|count| count * mib),
+    };
+    let of = |millis: u64, memory_mib: u64| uses(Some(millis), Some(memory_mib));
+    // What was counted at the start, what each container may use, then vCPUs and MiB.
+    let table = [
+        (uses(None, None), vec![], (1, 256)),
+        (uses(None, None), vec![uses(None, None); 3], (1, 256)),
+        (uses(None, None), vec![of(500, 64), of(500, 64)], (2, 384)),
+        (uses(None, None), vec![of(600, 64), of(500, 1)], (3, 322)),
+        // The annotations of a pod are the sum of its containers already.
+        (of(2000, 512), vec![of(1000, 256), of(1000, 256)], (3, 768)),
+        (of(2000, 512), vec![of(1000, 256)], (3, 768)),
+        // One of them may use more since.
+        (of(2000, 512), vec![of(1000, 256), of(1500, 512)], (4, 1024)),
+        (of(2000, 512), vec![uses(Some(2500), None)], (4, 768)),
+        // The administrator's limit is the end of it.
+        (
+            uses(None, None),
+            vec![of(u64::MAX, 0), of(u64::MAX, 9000)],
+            (4, 4096),
+        ),
+    ];
+    for (counted, containers, (vcpus, memory_mib)) in table {
+        let plan = sizing::size(&dynamic(), &resizes(), counted).growth.unwrap();
+        let size = super::super::grown(&plan, containers.clone());
+        assert_eq!(size, Size { vcpus, memory_mib }, "{counted:?} {containers:?}");
+        assert!(size.vcpus >= plan.started.vcpus && size.memory_mib >= plan.started.memory_mib);
+    }
+}
+
+#[test]
+fn a_guest_is_told_whether_it_grows() {
+    let spec = oci::load(CALLERS[0].1.as_bytes()).unwrap();
+    let plan = |config: &Config, abilities: &Capabilities| {
+        sandbox(config, &sandbox_of(&spec), abilities, &all).unwrap()
+    };
+    let fixed = plan(&config(), &resizes());
+    assert!(fixed.growth.is_none() && !fixed.guest.grows);
+    assert_eq!(
+        (fixed.max_vcpus, fixed.memory.max_mib),
+        (fixed.vcpus, fixed.memory.size_mib)
+    );
+    let unable = plan(&dynamic(), &abilities());
+    assert!(unable.growth.is_none() && !unable.guest.grows);
+    let growing = plan(&dynamic(), &resizes());
+    assert!(growing.growth.is_some() && growing.guest.grows);
+    assert_eq!((growing.max_vcpus, growing.memory.max_mib), (4, 4096));
 }
 
 #[test]

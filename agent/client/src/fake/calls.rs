@@ -36,6 +36,23 @@ impl Agent for FakeAgent {
         self.empty("update_network", limit, |_| Ok(())).await
     }
 
+    async fn take_growth(
+        &self,
+        request: p::GrowthRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::GrowthResponse, Error> {
+        self.answer("take_growth", limit, |state| {
+            state.growth = Some((request.vcpus, request.added_mib));
+            let (vcpus, added_mib) = state.most_growth.unwrap_or((u32::MAX, u64::MAX));
+            Some(Ok(p::GrowthResponse {
+                vcpus: request.vcpus.min(vcpus),
+                added_mib: request.added_mib.min(added_mib),
+                ..Default::default()
+            }))
+        })
+        .await
+    }
+
     async fn destroy_sandbox(
         &self,
         _: p::DestroySandboxRequest,

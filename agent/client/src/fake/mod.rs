@@ -43,6 +43,9 @@ struct State {
     orders: HashMap<&'static str, Order>,
     processes: HashMap<(String, String), Process>,
     immortal: bool,
+    /// vCPUs and memory that were last to be taken into use, and the most that are.
+    growth: Option<(u32, u64)>,
+    most_growth: Option<(u32, u64)>,
     connected: bool,
     largest_read: usize,
 }
@@ -111,6 +114,16 @@ impl FakeAgent {
     /// From now on SIGKILL is taken, and nothing ends.
     pub fn become_immortal(&self) {
         self.change(|state| state.immortal = true);
+    }
+
+    /// From now on no more vCPUs, and no more added MiB, than these are taken into use.
+    pub fn stop_growing(&self, vcpus: u32, added_mib: u64) {
+        self.change(|state| state.most_growth = Some((vcpus, added_mib)));
+    }
+
+    /// The vCPUs and the added MiB that were last to be taken into use, if any were.
+    pub fn growth(&self) -> Option<(u32, u64)> {
+        self.state().growth
     }
 
     /// Ends a process with this status, at this time of the guest (nanoseconds since 1970). Its output stays open.

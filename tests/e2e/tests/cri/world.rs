@@ -31,6 +31,13 @@ pub struct World {
     uniques: AtomicU32,
 }
 
+/// What a pod may say about its machine: the default, and that it is to grow.
+const ALLOWED_ANNOTATIONS: [&str; 3] = [
+    "default_memory",
+    "default_vcpus",
+    "runtime.static_sandbox_resource_mgmt",
+];
+
 impl World {
     /// Furnishes the cell.
     pub fn new(inside: Inside) -> Result<Arc<Self>> {
@@ -46,7 +53,10 @@ impl World {
         mount_bind(&hosts, "/etc/hosts").context("bind a file on /etc/hosts")?;
         let cni = network::configure(&inside.directory)?;
         let configuration = inside.directory.join("configuration.toml");
-        Configuration::new(&target).write(&configuration)?;
+        let mut ours = Configuration::new(&target);
+        let allowed = format!("{ALLOWED_ANNOTATIONS:?}");
+        ours.hypervisor.push(("enable_annotations".into(), allowed));
+        ours.write(&configuration)?;
         let settings = settings(&cni, &target.programs(), &configuration);
         let containerd = Containerd::start_with_cri(&inside, &target.programs(), &settings)?;
         let cri = Cri::new(&containerd.socket())?;

@@ -19,6 +19,9 @@ const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initrd.img";
 const MANIFEST: &str = "manifest.json";
 
+/// Lists of modules, in our recipes and in the guest: what every guest loads, and what one loads that can grow.
+const LISTS: [&str; 2] = ["modules", "modules.growth"];
+
 /// Link to the directory of the default image.
 const DEFAULT: &str = "default";
 
@@ -47,7 +50,13 @@ pub fn build(workspace: &Workspace, choice: &Choice, kernel: &Kernel, agent: &Pa
     let release = vmlinux::release(&vmlinux)?;
     let agent = read(agent)?;
     let modules = match &kernel.modules {
-        Some(directory) => read_modules(directory, &workspace.recipes().join("modules"))?,
+        Some(directory) => {
+            let mut lists = Vec::new();
+            for list in LISTS {
+                lists.push(read_text(&workspace.recipes().join(list))?);
+            }
+            read_modules(directory, &lists)?
+        }
         None => Vec::new(),
     };
     let mut manifest = Manifest {
@@ -77,36 +86,39 @@ pub fn build(workspace: &Workspace, choice: &Choice, kernel: &Kernel, agent: &Pa
 /// A module of the guest.
 #[derive(Debug)]
 struct Module {
+    /// Index of the first of [`LISTS`] that it is in.
+    list: usize,
     /// As in `modules.dep`, but for the compression's suffix.
     path: String,
     bytes: Vec<u8>,
 }
 
-/// The modules that the list's roots need, in load order, uncompressed.
-fn read_modules(directory: &Path, list: &Path) -> Result<Vec<Module>> {
+/// The modules that the lists' roots need, in load order, uncompressed. A later list goes without what an earlier one has.
+fn read_modules(directory: &Path, lists: &[String]) -> Result<Vec<Module>> {
     let [dep, softdep, builtin] =
         ["modules.dep", "modules.softdep", "modules.builtin"].map(|name| read_text(&directory.join(name)));
-    let (dep, list) = (dep?, read_text(list)?);
+    let dep = dep?;
     let index = modules::Index::parse(&dep, &softdep?, &builtin?)?;
-    let paths = index
-        .resolve(modules::roots(&list))
-        .with_context(|| format!("resolve modules in {}", directory.display()))?;
-    paths
-        .into_iter()
-        .map(|path| {
+    let mut found: Vec<Module> = Vec::new();
+    for (list, text) in lists.iter().enumerate() {
+        let paths = index
+            .resolve(modules::roots(text))
+            .with_context(|| format!("resolve modules in {}", directory.display()))?;
+        for path in paths {
             let bytes = read(&directory.join(path))?;
-            match path.rsplit_once(".ko.") {
-                None => Ok(Module {
-                    path: path.to_owned(),
-                    bytes,
-                }),
-                Some((stem, _)) => Ok(Module {
-                    path: format!("{stem}.ko"),
-                    bytes: decompress(&bytes).with_context(|| format!("read the module {path}"))?,
-                }),
+            let (path, bytes) = match path.rsplit_once(".ko.") {
+                None => (path.to_owned(), bytes),
+                Some((stem, _)) => {
+                    let bytes = decompress(&bytes).with_context(|| format!("read the module {path}"))?;
+                    (format!("{stem}.ko"), bytes)
+                }
+            };
+            if !found.iter().any(|module| module.path == path) {
+                found.push(Module { list, path, bytes });
             }
-        })
-        .collect()
+        }
+    }
+    Ok(found)
 }
 
 /// The agent's world at its start: itself, the modules and their list, and what the kernel needs to start it.
@@ -119,15 +131,18 @@ fn initramfs(agent: Vec<u8>, release: &str, modules: Vec<Module>) -> Result<Init
     initramfs.character_device("/dev/console", 0o600, 5, 1)?;
     initramfs.character_device("/dev/null", 0o666, 1, 3)?;
     initramfs.file("/init", 0o755, agent)?;
-    let mut list = String::new();
+    let mut lists = LISTS.map(|_| String::new());
     for module in modules {
         let path = format!("/lib/modules/{release}/{}", module.path);
+        let list = lists.get_mut(module.list).context("a module is in no list")?;
         list.push_str(&path);
         list.push('\n');
         initramfs.file(&path, 0o644, module.bytes)?;
     }
-    if !list.is_empty() {
-        initramfs.file("/etc/kata/modules", 0o644, list.into_bytes())?;
+    for (name, list) in LISTS.into_iter().zip(lists) {
+        if !list.is_empty() {
+            initramfs.file(&format!("/etc/kata/{name}"), 0o644, list.into_bytes())?;
+        }
     }
     Ok(initramfs)
 }
@@ -202,11 +217,16 @@ mod tests {
     use super::*;
 
     fn modules() -> Vec<Module> {
-        let module = |path: &str| Module {
+        let module = |list, path: &str| Module {
+            list,
             path: path.into(),
             bytes: path.into(),
         };
-        vec![module("kernel/z.ko"), module("kernel/a.ko")]
+        vec![
+            module(0, "kernel/z.ko"),
+            module(0, "kernel/a.ko"),
+            module(1, "kernel/m.ko"),
+        ]
     }
 
     #[test]
@@ -230,6 +250,11 @@ mod tests {
         assert!(
             text.contains("/lib/modules/6.1/kernel/z.ko\n/lib/modules/6.1/kernel/a.ko\n"),
             "{text}"
+        );
+        assert!(text.contains("etc/kata/modules.growth"), "{text}");
+        assert!(
+            text.contains("\0/lib/modules/6.1/kernel/m.ko\n"),
+            "a list of its own: {text}"
         );
     }
 

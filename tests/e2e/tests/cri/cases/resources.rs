@@ -23,6 +23,8 @@ chapter!("resources":
     a_set_of_processors,
     a_limit_of_processes(Kata: "the host's cgroups, which runc uses, are of version 1 and have no unified keys"),
     limits_of_the_pod,
+    a_machine_grows_with_its_containers(Kata: "runc has no machine"),
+    a_machine_keeps_its_size_unless_it_is_to_grow(Kata: "runc has no machine"),
 );
 
 const MIB: i64 = 1 << 20;
@@ -190,5 +192,79 @@ fn limits_of_the_pod(bed: &mut Bed) -> Result<()> {
     ensure!(processors.parse::<usize>()? >= host.min(2), "{said}");
     // Of a VM some is the kernel's.
     ensure!(memory.parse::<i64>()? * 1024 >= 230 * MIB, "{said}");
+    pod.remove()
+}
+
+/// A pod with a machine of 1 vCPU and 256 MiB.
+fn small(name: &str) -> PodSpec {
+    PodSpec::new(name).annotation("io.katacontainers.config.hypervisor.default_memory", "256")
+}
+
+/// Processors, and memory in MiB, as a container sees them.
+fn machine(container: &Container) -> Result<(u32, i64)> {
+    let told = container.sh("nproc; sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
+    let (processors, kib) = told.split_once('\n').context("two lines")?;
+    Ok((processors.parse()?, kib.trim().parse::<i64>()? >> 10))
+}
+
+fn a_processor_and(mebibytes: i64) -> impl FnOnce(&mut LinuxContainerResources) {
+    move |resources| {
+        resources.cpu_period = 100_000;
+        resources.cpu_quota = 100_000;
+        resources.memory_limit_in_bytes = mebibytes * MIB;
+    }
+}
+
+fn a_machine_grows_with_its_containers(bed: &mut Bed) -> Result<()> {
+    let pod = bed.fresh(small("grows").annotation(
+        "io.katacontainers.config.runtime.static_sandbox_resource_mgmt",
+        "false",
+    ))?;
+    let first = pod.start(ContainerSpec::idle())?;
+    let (processors, memory) = machine(&first)?;
+    ensure!(processors == 1 && memory < 256, "{processors}, {memory} MiB");
+
+    update(&pod, &first, a_processor_and(384))?;
+    let (processors, grown) = machine(&first)?;
+    ensure!(
+        processors == 2 && grown == memory + 384,
+        "{processors}, {memory} and then {grown} MiB"
+    );
+    same(&setting(&first, "memory.max", "")?, &(384 * MIB).to_string())?;
+
+    // One more container brings what it may use. There is no third processor: the host has two.
+    let second = pod.start(ContainerSpec::idle().resources(a_processor_and(128)))?;
+    let (processors, grown) = machine(&second)?;
+    ensure!(
+        processors == 2 && grown == memory + 512,
+        "{processors}, {memory} and then {grown} MiB"
+    );
+
+    // More than the machine had at first, through the daemon that serves its files: it has to see what was added. What was
+    // written stays in the guest's memory.
+    first.sh("dd if=/dev/urandom of=/end bs=1M count=1 2>/dev/null")?;
+    for file in ["/first", "/second"] {
+        first.sh(&format!(
+            "{{ dd if=/dev/zero bs=1M count=130 2>/dev/null; cat /end; }} >{file}"
+        ))?;
+    }
+    let ends =
+        first.sh("for file in /first /second; do tail -c 1048576 $file | cmp - /end && echo same; done")?;
+    same(&ends, "same\nsame")?;
+    pod.remove()?;
+    bed.nothing_left()
+}
+
+fn a_machine_keeps_its_size_unless_it_is_to_grow(bed: &mut Bed) -> Result<()> {
+    let pod = bed.fresh(small("stays"))?;
+    let container = pod.start(ContainerSpec::idle())?;
+    let before = machine(&container)?;
+    update(&pod, &container, a_processor_and(384))?;
+    ensure!(
+        machine(&container)? == before,
+        "{before:?} and then {:?}",
+        machine(&container)?
+    );
+    same(&setting(&container, "memory.max", "")?, &(384 * MIB).to_string())?;
     pod.remove()
 }
