@@ -62,7 +62,7 @@ fn medium(source: &OwnedFd) -> io::Result<Medium> {
     let status = fstatfs(source)?;
     // Unsigned on some architectures, signed on others.
     let size = u64::try_from(status.f_bsize).unwrap_or(0);
-    Ok(match i64::from(status.f_type) {
+    Ok(match status.f_type {
         libc::TMPFS_MAGIC => Medium::Memory {
             limit: size.saturating_mul(status.f_blocks),
         },

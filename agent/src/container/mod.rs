@@ -32,6 +32,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::pidfd_send_signal;
+use tokio::io::Interest;
 
 use cgroup::Cgroup;
 use channel::{AgentEnd, Message};
@@ -160,20 +161,39 @@ pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> 
     }
 }
 
-/// Does something that may hang in a process of its own, for which nobody waits. It has none of the agent's descriptors.
+/// Something that may hang, done in a process of its own, which has none of the agent's descriptors.
+#[derive(Debug)]
+pub struct Apart(OwnedFd);
+
+/// Does it.
 ///
 /// # Errors
 /// When no process can be made.
-pub fn apart(work: impl FnOnce()) -> Result<()> {
+pub fn apart(work: impl FnOnce()) -> Result<Apart> {
     let child = || {
         // What it holds of others' streams would keep them open. If it can't be closed, it is not held for long either.
         let _ = sys::close_range(3, u32::MAX);
         work();
         sys::exit(0)
     };
-    sys::clone_process(0, None, child)
-        .step(|| "make a process for what may hang")
-        .map(drop)
+    let cloned = sys::clone_process(0, None, child).step(|| "make a process for what may hang")?;
+    Ok(Apart(cloned.pidfd))
+}
+
+impl Apart {
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// [`Error::Late`]; it may be done yet.
+    pub async fn done(self, what: &'static str) -> Result<()> {
+        let ended = sys::watch(self.0.as_fd(), Interest::READABLE).step(|| format!("watch {what}"))?;
+        let limit = deadlines::SETUP;
+        let ready = tokio::time::timeout(limit, ended.readable()).await;
+        ready
+            .map_err(|_| Error::Late { what, limit })?
+            .step(|| format!("watch {what}"))
+            .map(drop)
+    }
 }
 
 /// Waits for the child's being ready.

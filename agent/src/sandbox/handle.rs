@@ -191,7 +191,8 @@ impl Handle {
             let made = match workshop.specification(&request) {
                 Ok(spec) => {
                     used = shares::used(&shares, &spec);
-                    workshop.create(&request, &spec).await
+                    let mounted = shares::mounted(&shares, &spec);
+                    workshop.create(&request, &spec, mounted).await
                 }
                 Err(error) => Err(error),
             };

@@ -61,6 +61,15 @@ pub fn used(roots: &[PathBuf], spec: &Spec) -> BTreeSet<PathBuf> {
     sources.chain(root).filter_map(directory).collect()
 }
 
+/// What a container mounts of these shares.
+pub fn mounted(roots: &[PathBuf], spec: &Spec) -> Vec<PathBuf> {
+    let sources = spec.mounts().iter().flatten();
+    sources
+        .filter_map(|mount| mount.source().clone())
+        .filter(|source| roots.iter().any(|root| source.starts_with(root)))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -89,6 +98,12 @@ mod tests {
         let expected = paths(&["/run/kata/shared/c.0", "/run/kata/shared/v3"]);
         assert_eq!(used(&roots, &spec), expected);
         assert_eq!(used(&[], &spec), paths(&[]));
+        let mounted = mounted(&roots, &spec);
+        assert_eq!(mounted.len(), 3, "{mounted:?}");
+        assert!(
+            mounted.iter().all(|path| path.starts_with("/run/kata/shared")),
+            "{mounted:?}"
+        );
     }
 
     #[test]

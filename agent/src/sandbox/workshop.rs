@@ -1,6 +1,7 @@
 //! Makes containers and takes them apart, beside the sandbox's task: both may wait for storage or for the kernel, and the
 //! other containers must not wait with them.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
@@ -12,7 +13,7 @@ use crate::container::{self, Container, CreateRequest, Environment};
 use crate::error::Result;
 use crate::process::{Process, stdio};
 use crate::reaper::Reaper;
-use crate::storage::{Mounter, Storage};
+use crate::storage::{self, Mounter, Storage};
 
 /// What it takes to make a container. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -36,11 +37,17 @@ impl Workshop {
         spec::container(&request.spec, self.mounter.root().dir())
     }
 
-    /// Mounts what the container needs, and creates it up to the exec of its first process. Undone on failure.
+    /// Mounts what the container needs (`mounted`: of the host's shares), and creates it up to the exec of its first process. Undone on failure.
     ///
     /// # Errors
     /// The first step that fails.
-    pub async fn create(&self, request: &ContainerRequest, spec: &Spec) -> Result<Entry> {
+    pub async fn create(
+        &self,
+        request: &ContainerRequest,
+        spec: &Spec,
+        mounted: Vec<PathBuf>,
+    ) -> Result<Entry> {
+        storage::visit(mounted).await?;
         let own: Vec<Storage> = request
             .storages
             .iter()

@@ -414,6 +414,24 @@ impl Mounter {
     }
 }
 
+/// Has the kernel mount what is a mount of the host's at these paths of a share, here, where every container's mount namespace is
+/// copied from: mounted in each of them it would be a file system of its own in each.
+///
+/// # Errors
+/// [`container::Error::Late`] when the host does not answer.
+pub async fn visit(paths: Vec<PathBuf>) -> Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let visiting = container::apart(|| {
+        for path in &paths {
+            // What is not there is told by who needs it.
+            let _ = rustix::fs::stat(path);
+        }
+    })?;
+    Ok(visiting.done("a look at what the host shares").await?)
+}
+
 /// Lets the kernel forget what it has seen in directories of a share that are mounts of their own: with the mount go the names
 /// and files below it that the host holds open for it. In another process, because the host may not answer.
 ///

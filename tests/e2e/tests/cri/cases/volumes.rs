@@ -2,18 +2,19 @@
 
 use std::ffi::CStr;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::{deadlines, wait};
 use k8s_cri::v1::MountPropagation;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::{chapter, same};
 use crate::bed::Bed;
-use crate::container::ContainerSpec;
+use crate::container::{Container, ContainerSpec};
 use crate::cri::refusal;
 use crate::pod::Pod;
 
@@ -39,6 +40,7 @@ chapter!("volumes":
     a_volume_outlives_its_container,
     over_a_directory_of_the_image,
     many_volumes,
+    what_is_removed_is_let_go(Kata: "runc's containers have nobody who holds their files"),
 );
 
 fn pod(bed: &mut Bed) -> Result<Arc<Pod>> {
@@ -222,6 +224,9 @@ fn shared(pod: &Pod, volume: &Path, ask: &str) -> Result<()> {
         &two.sh("cat /other/place/file; timeout 10 cat /other/place/pipe")?,
         "hello\nthrough",
     )?;
+    one.sh("busybox flock /data/lock sleep 20 >/dev/null 2>&1 &")?;
+    let script = "for i in $(seq 100); do busybox flock -n /other/place/lock true || { echo locked; break; }; sleep 0.1; done";
+    same(&two.sh(script)?, "locked")?;
     two.sh("rm /other/place/file")?;
     same(&one.sh("test -e /data/file || echo gone")?, "gone")?;
     for container in [one, two] {
@@ -393,4 +398,63 @@ fn many_volumes(bed: &mut Bed) -> Result<()> {
         spec = spec.mount(&volume, &format!("/data/{number}"));
     }
     same(&pod.output(spec)?, "40")
+}
+
+/// The number of the file system that is a container's root, on the host.
+fn root_device(container: &Container) -> Result<u64> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let directory = format!("/mounts/{}.", container.id());
+    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let root = fields
+        .find(|fields| fields[4].contains(&directory) && fields[4].ends_with("/rootfs"))
+        .context("a container has a root file system on the host")?;
+    Ok(fs::metadata(root[4])?.dev())
+}
+
+/// How many files of these file systems the pod's file server holds open.
+fn held(pod: &Pod, devices: &[u64]) -> Result<usize> {
+    let mut servers = 0;
+    let mut held = 0;
+    for process in fs::read_dir("/proc")?.flatten() {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if !line.contains(pod.id())
+            || !line
+                .split('\0')
+                .next()
+                .is_some_and(|program| program.ends_with("virtiofsd"))
+        {
+            continue;
+        }
+        servers += 1;
+        let files = fs::read_dir(process.path().join("fd"))?.flatten();
+        // One that was closed meanwhile is held no more.
+        let devices_of = files.filter_map(|file| fs::metadata(file.path()).ok());
+        held += devices_of.filter(|file| devices.contains(&file.dev())).count();
+    }
+    ensure!(servers > 0, "the pod has no file server");
+    Ok(held)
+}
+
+fn what_is_removed_is_let_go(bed: &mut Bed) -> Result<()> {
+    let pod = pod(bed)?;
+    let stays = pod.start(ContainerSpec::idle())?;
+    let volume = pod.volume("kubernetes.io~host", "let-go")?;
+    with_tmpfs(&volume, || {
+        fs::write(volume.join("file"), "x")?;
+        let goes = pod.start(ContainerSpec::idle().mount(&volume, "/data"))?;
+        same(&goes.sh("ls / /bin /etc >/dev/null; cat /data/file")?, "x")?;
+        let devices = [root_device(&goes)?, fs::metadata(&volume)?.dev()];
+        for device in devices {
+            ensure!(held(&pod, &[device])? > 0, "what is used is held open");
+        }
+        goes.stop(Duration::ZERO)?;
+        goes.remove()?;
+        wait::until("nothing of it is held open", deadlines::GONE, || {
+            Ok((held(&pod, &devices)? == 0).then_some(()))
+        })?;
+        same(&stays.sh("echo alive")?, "alive")
+    })?;
+    stays.stop(Duration::ZERO)?;
+    stays.remove()
 }
