@@ -149,14 +149,14 @@ async fn both_names_of_the_service_are_served_and_errors_keep_their_codes() {
 }
 
 #[tokio::test]
-async fn the_sandbox_api_is_not_implemented_and_says_so() {
+async fn what_is_newer_in_the_sandbox_api_is_not_implemented_and_says_so() {
     let machine = Machine::new();
     let bundle = machine.bundle("c1", "true", &[]);
     let server = machine.start("c1", &bundle);
     let client = Client::connect(&server.address).await.unwrap();
     let mut request = ttrpc::Request::new();
     request.service = "containerd.runtime.sandbox.v1.Sandbox".into();
-    request.method = "CreateSandbox".into();
+    request.method = "UpdateSandbox".into();
     request.timeout_nano = LONG.as_nanos() as i64;
     assert_eq!(code(client.request(request).await), Code::UNIMPLEMENTED);
 }

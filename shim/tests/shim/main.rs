@@ -8,5 +8,6 @@ mod actions;
 mod death;
 mod life;
 mod pods;
+mod sandboxes;
 mod stand;
 mod streams;
