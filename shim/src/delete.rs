@@ -157,7 +157,9 @@ async fn give_up(target: &Target) -> ttrpc::Result<()> {
             ..Default::default()
         };
         let sandboxes = SandboxClient::new(client.clone());
-        match sandboxes.shutdown_sandbox(context(), &shutdown).await {
+        // Longer than we are given: that it does not answer at all is seen there.
+        let context = context::with_duration(deadlines::DELETE);
+        match sandboxes.shutdown_sandbox(context, &shutdown).await {
             // A container stands for it, mostly.
             Err(ttrpc::Error::RpcStatus(status)) if status.code() == ttrpc::Code::NOT_FOUND => {}
             answer => return answer.map(drop),
