@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use ttrpc::Code;
 
 use crate::stand::{LONG, Machine, Server, Task, code, context, deleted, status};
+use crate::vm;
 
 /// A sandbox as containerd drives it.
 struct Sandbox {
@@ -31,6 +32,10 @@ impl Sandbox {
     async fn new() -> Self {
         let machine = Machine::new();
         machine.configure(None);
+        Self::on(machine).await
+    }
+
+    async fn on(machine: Machine) -> Self {
         let bundle = machine.path("pod");
         fs::create_dir(&bundle).unwrap();
         let server = machine.start("pod", &bundle);
@@ -346,5 +351,29 @@ async fn a_stop_while_it_starts_is_a_stop() {
         (Code::UNAVAILABLE, true),
         "{message}"
     );
+    sandbox.end().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_is_a_virtual_machine() {
+    let machine = Machine::new();
+    if !vm::configure(&machine) {
+        return;
+    }
+    let sandbox = Sandbox::on(machine).await;
+    sandbox.create(|_| {}).await.unwrap();
+    let pid = sandbox.start().await.unwrap().pid;
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    assert!(comm.starts_with("qemu-system"), "{comm}");
+    let shown = sandbox.status().await.unwrap();
+    assert!(shown.info["vmm"].starts_with("QEMU "), "{:?}", shown.info);
+
+    let ended = sandbox.container("c1", "exit 5").await;
+    assert_eq!(ended.wait("").await.unwrap().exit_status, 5);
+    ended.delete("").await.unwrap();
+    let running = sandbox.container("c2", "sleep 1000").await;
+    let (waited, exit, stopped) = tokio::join!(sandbox.wait(), running.wait(""), sandbox.stop());
+    stopped.unwrap();
+    assert_eq!((waited.unwrap().exit_status, exit.unwrap().exit_status), (0, 137));
     sandbox.end().await;
 }
