@@ -14,6 +14,8 @@ use std::time::SystemTime;
 use anyhow::{Context, Result, bail};
 use configuration::{Accelerator, Config};
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse, KillRequest, ShutdownRequest, WaitRequest};
+use containerd_shim_protos::sandbox_api::ShutdownSandboxRequest;
+use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use hypervisor::Hypervisor;
 use protobuf::Message;
@@ -148,9 +150,24 @@ async fn give_up(target: &Target) -> ttrpc::Result<()> {
     let closed = |error: io::Error| ttrpc::Error::Socket(error.to_string());
     // Not ttrpc's own way to connect, which may block.
     let stream = UnixStream::connect(&target.socket).await.map_err(closed)?;
-    let client = TaskClient::new(Client::new(Socket::from(stream)));
+    let client = Client::new(Socket::from(stream));
     let id = target.id.to_string();
     let context = || context::with_duration(deadlines::GIVE_UP);
+    if target.id == target.sandbox {
+        let shutdown = ShutdownSandboxRequest {
+            sandbox_id: id.clone(),
+            ..Default::default()
+        };
+        let sandboxes = SandboxClient::new(client.clone());
+        // Longer than we are given: that it does not answer at all is seen there.
+        let context = context::with_duration(deadlines::DELETE);
+        match sandboxes.shutdown_sandbox(context, &shutdown).await {
+            // A container stands for it, mostly.
+            Err(ttrpc::Error::RpcStatus(status)) if status.code() == ttrpc::Code::NOT_FOUND => {}
+            answer => return answer.map(drop),
+        }
+    }
+    let client = TaskClient::new(client);
     let kill = KillRequest {
         id: id.clone(),
         signal: SIGKILL,

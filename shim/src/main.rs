@@ -17,6 +17,8 @@ mod input;
 mod log;
 mod options;
 mod pod;
+mod podconfig;
+mod sandboxes;
 mod serve;
 mod service;
 mod socket;

@@ -1,6 +1,5 @@
 //! The server: its life from the listening socket that it is given to its end, when nothing is left of it.
 
-use std::collections::HashMap;
 use std::env;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -9,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use runtime::SandboxId;
 use runtime::error::story;
@@ -28,6 +28,7 @@ use crate::arguments::Arguments;
 use crate::events::{Events, Transport};
 use crate::log::{self, Verbosity};
 use crate::pod::{Occupancy, Pod, Setting};
+use crate::sandboxes::Sandboxes;
 use crate::service::Service;
 use crate::socket::SocketFile;
 use crate::stats::Form;
@@ -37,9 +38,6 @@ use crate::{connections, deadlines};
 /// same.
 const V2: &str = "containerd.task.v2.Task";
 const V3: &str = "containerd.task.v3.Task";
-
-/// The sandbox API of containerd 2, which is not there: every call of it is answered so.
-const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 
 /// Connections that wait to be accepted; as many as std asks for.
 const BACKLOG: i32 = 128;
@@ -153,13 +151,6 @@ fn raise_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-fn no_methods() -> ttrpc::asynchronous::Service {
-    ttrpc::asynchronous::Service {
-        methods: HashMap::new(),
-        streams: HashMap::new(),
-    }
-}
-
 /// A server that runs.
 struct Life {
     pod: Arc<Pod>,
@@ -209,11 +200,10 @@ impl Life {
             log: log.clone(),
         });
         let mut services = create_task(service.clone());
-        if let Some(same) = create_task(service).remove(V3) {
+        if let Some(same) = create_task(service.clone()).remove(V3) {
             services.insert(V2.to_owned(), same);
         }
-        // Without it, its calls would be answered as wrong ones.
-        services.insert(SANDBOX.to_owned(), no_methods());
+        services.extend(create_sandbox(Arc::new(Sandboxes(service))));
         listener
             .set_nonblocking(true)
             .context("cannot prepare the socket")?;

@@ -40,7 +40,7 @@ pub struct Service {
 }
 
 /// Carries a change out to its end.
-async fn carried_out<T: Send + 'static>(
+pub async fn carried_out<T: Send + 'static>(
     change: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     tokio::spawn(change)
@@ -50,7 +50,7 @@ async fn carried_out<T: Send + 'static>(
 
 impl Service {
     /// Logs a call's outcome, and makes it an answer.
-    fn answer<T>(&self, call: &str, id: &str, exec: &str, outcome: Result<T>) -> ttrpc::Result<T> {
+    pub fn answer<T>(&self, call: &str, id: &str, exec: &str, outcome: Result<T>) -> ttrpc::Result<T> {
         match outcome {
             Ok(answer) => {
                 debug!(self.log, "called"; "call" => call, "container" => id, "exec" => exec);
@@ -192,11 +192,16 @@ impl Service {
     /// Ends the server if it holds no container; answers when everything is released, or soon will be.
     async fn end(&self) {
         if self.pod.close_if_empty() {
-            self.leave.send_replace(true);
-            let mut left = self.left.clone();
-            // containerd does not wait for longer; the rest goes on behind the answer.
-            let _ = timeout(deadlines::SHUTDOWN, left.wait_for(|left| *left)).await;
+            self.leave().await;
         }
+    }
+
+    /// Ends the server; answers when everything is released, or soon will be.
+    pub async fn leave(&self) {
+        self.leave.send_replace(true);
+        let mut left = self.left.clone();
+        // containerd does not wait for longer; the rest goes on behind the answer.
+        let _ = timeout(deadlines::SHUTDOWN, left.wait_for(|left| *left)).await;
     }
 }
 

@@ -1,13 +1,15 @@
 //! Creation: of the sandbox with its first container, and of every container. What was begun for a caller that has gone
 //! is taken back.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use configuration::Config;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use containerd_shim_protos::types::mount::Mount;
 use runtime::error::Result;
+use runtime::model::PodConfig;
 use runtime::{
     ContainerId, ContainerRequest, Error, ErrorKind, Event, RootfsMount, Sandbox, SandboxId, SandboxRequest,
 };
@@ -104,6 +106,7 @@ impl Pod {
             return refuse("is closed");
         }
         match books.sandbox {
+            Slot::Empty if books.bare.is_some() => return refuse("is not started, or has ended"),
             Slot::Empty if id.as_str() != self.setting.sandbox.as_str() => {
                 return Err(Error::new(
                     ErrorKind::FailedPrecondition,
@@ -146,7 +149,7 @@ impl Pod {
         }
         let rootfs = order.rootfs.iter().map(rootfs_mount).collect::<Result<_>>()?;
         let sandbox = self.sandbox(&order).await?;
-        self.write_note(&order, Some(sandbox.pid()))?;
+        self.write_note(&order.bundle, order.configuration.as_deref(), Some(sandbox.pid()))?;
         let owner = stdio::Owner {
             namespace: self.setting.namespace.as_str(),
             id: order.id.as_str(),
@@ -187,61 +190,79 @@ impl Pod {
         if let Some(sandbox) = there {
             return Ok(sandbox);
         }
-        let config = Config::load(
-            order.configuration.as_deref(),
-            self.setting.configuration.as_deref(),
-        )
-        .map_err(|error| {
-            Error::caused(
-                ErrorKind::InvalidArgument,
-                "the configuration cannot be used",
-                error,
-            )
-        })?
-        .with_annotations(&group::annotations(&order.bundle)?)
-        .map_err(|error| {
-            Error::caused(
-                ErrorKind::InvalidArgument,
-                format!("container {} asks for what it may not have", order.id),
-                error,
-            )
-        })?;
+        let annotations = group::annotations(&order.bundle)?;
+        let whose = format!("container {}", order.id);
+        let config = self.configured(order.configuration.as_deref(), &annotations, &whose)?;
+        self.books().run_dir = Some(config.runtime.run_dir.clone());
+        // Before there is anything to clean up.
+        self.write_note(&order.bundle, order.configuration.as_deref(), None)?;
+        let sandbox = self.launch(&order.bundle, Arc::new(config), None).await?;
+        self.books().sandbox = Slot::Ready(sandbox.clone());
+        Ok(sandbox)
+    }
+
+    /// The configuration for a sandbox with these annotations.
+    pub(super) fn configured(
+        &self,
+        named: Option<&Path>,
+        annotations: &BTreeMap<String, String>,
+        whose: &str,
+    ) -> Result<Config> {
+        let invalid = |context: String, error| Error::caused(ErrorKind::InvalidArgument, context, error);
+        let config = Config::load(named, self.setting.configuration.as_deref())
+            .map_err(|error| invalid("the configuration cannot be used".to_owned(), error))?
+            .with_annotations(annotations)
+            .map_err(|error| invalid(format!("{whose} asks for what it may not have"), error))?;
         if config.runtime.enable_debug {
             self.setting.verbosity.debug();
         }
-        self.books().run_dir = Some(config.runtime.run_dir.clone());
-        // Before there is anything to clean up.
-        self.write_note(order, None)?;
+        Ok(config)
+    }
+
+    /// Starts the sandbox: that of the bundle's container, or a pod that none stands for.
+    pub(super) async fn launch(
+        self: &Arc<Self>,
+        bundle: &Path,
+        config: Arc<Config>,
+        pod: Option<PodConfig>,
+    ) -> Result<Sandbox> {
         let hypervisor = hypervisor::registry::driver(
             &config.hypervisor,
             &config.runtime.run_dir,
             self.setting.log.clone(),
         )?;
         let (events, news) = mpsc::channel(QUEUE);
-        let sandbox = Sandbox::create(SandboxRequest {
+        let request = SandboxRequest {
             id: self.setting.sandbox.clone(),
             scope: self.setting.namespace.clone(),
-            bundle: order.bundle.clone(),
-            config: Arc::new(config),
+            bundle: bundle.to_owned(),
+            config,
             hypervisor,
             events,
             log: self.setting.program_log.clone(),
-        })
-        .await?;
-        self.books().sandbox = Slot::Ready(sandbox.clone());
+        };
+        let sandbox = match pod {
+            None => Sandbox::create(request).await?,
+            Some(pod) => Sandbox::create_pod(request, pod).await?,
+        };
         tokio::spawn(Arc::clone(self).listen(news));
         Ok(sandbox)
     }
 
     /// Leaves in the bundle what the delete action has to know if we die.
-    fn write_note(&self, order: &Order, pid: Option<u32>) -> Result<()> {
+    pub(super) fn write_note(
+        &self,
+        bundle: &Path,
+        configuration: Option<&Path>,
+        pid: Option<u32>,
+    ) -> Result<()> {
         let note = Note {
             sandbox: self.setting.sandbox.to_string(),
-            configuration: order.configuration.clone(),
+            configuration: configuration.map(Path::to_owned),
             run_dir: self.books().run_dir.clone(),
             pid,
         };
-        bundle::write_note(&order.bundle, &note)
+        bundle::write_note(bundle, &note)
             .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("{error:#}")))
     }
 
@@ -259,6 +280,7 @@ impl Pod {
                 // Every process tells its own end.
                 Event::VmExited(reason) => {
                     warn!(self.setting.log, "the virtual machine is gone"; "reason" => reason);
+                    self.bare_lost();
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! The runtime decides what may happen to a container. Here is decided when a sandbox comes and goes (with its first
 //! and last container), and in which order the news of a process get out. It must not know the wire.
 
+mod bare;
 mod create;
 mod delete;
 mod exec;
@@ -20,6 +21,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use bare::Bare;
+pub use bare::{BareOrder, Phase};
 pub use create::Order;
 pub use exec::ExecOrder;
 use process::Process;
@@ -76,6 +79,8 @@ pub struct Pod {
 /// Who is there. Held for moments only, never across a wait.
 struct Books {
     sandbox: Slot,
+    /// A sandbox that no container stands for.
+    bare: Option<Bare>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Arc<Member>>>,
     closed: bool,
@@ -118,6 +123,7 @@ impl Pod {
             setting,
             books: Mutex::new(Books {
                 sandbox: Slot::Empty,
+                bare: None,
                 containers: BTreeMap::new(),
                 closed: false,
                 run_dir: None,
@@ -252,18 +258,19 @@ impl Pod {
         Ok(())
     }
 
-    /// Closes the pod if no container is left in it; nothing can be created any more then. Says whether it is closed.
+    /// Closes the pod if no container is left in it, nor a sandbox that needs none; nothing can be created any more then. Says whether it is closed.
     pub fn close_if_empty(&self) -> bool {
         let mut books = self.books();
-        books.closed |= books.containers.is_empty();
+        books.closed |= books.containers.is_empty() && books.bare.is_none();
         books.closed
     }
 
     /// Ends creations under way, and the sandbox.
-    pub async fn close(&self) {
+    pub async fn close(self: &Arc<Self>) {
         self.books().closed = true;
         self.closing.send_replace(true);
         let members: Vec<_> = self.books().containers.values().flatten().cloned().collect();
+        self.dismiss_bare().await;
         self.stop_sandbox().await;
         for member in members {
             // What its processes were ended by; a container that has no end to tell is not waited for long.
@@ -308,9 +315,13 @@ impl Pod {
         }
     }
 
-    /// Stops the sandbox when its last container is gone: it has no purpose any more.
+    /// Stops the sandbox when its last container is gone: it has no purpose any more, unless it is there by itself.
     async fn vacate(&self) {
-        if self.books().containers.is_empty() {
+        let is_vacant = {
+            let books = self.books();
+            books.containers.is_empty() && books.bare.is_none()
+        };
+        if is_vacant {
             self.stop_sandbox().await;
         }
     }

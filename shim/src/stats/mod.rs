@@ -15,6 +15,9 @@ use rustix::fs::{StatFs, statfs};
 /// Most devices and page sizes that are passed on: the figures come from the guest.
 const MOST: usize = 64;
 
+/// Most keys of `memory.stat` in a sum; the kernel has some fifty.
+const MOST_KEYS: usize = 256;
+
 /// Which version of cgroups the host uses; its clients read no other form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -60,6 +63,39 @@ fn packed(name: &str, metrics: &impl Message) -> Result<Any> {
         value,
         ..Default::default()
     })
+}
+
+/// Adds figures of one container to those of others: what they use, and not what they may.
+pub fn add(sum: &mut Stats, figures: &Stats) {
+    let (cpu, more) = (sum.cpu.mut_or_insert_default(), &figures.cpu);
+    for (sum, more) in [
+        (&mut cpu.usage_usec, more.usage_usec),
+        (&mut cpu.user_usec, more.user_usec),
+        (&mut cpu.system_usec, more.system_usec),
+        (&mut cpu.nr_periods, more.nr_periods),
+        (&mut cpu.nr_throttled, more.nr_throttled),
+        (&mut cpu.throttled_usec, more.throttled_usec),
+    ] {
+        *sum = sum.saturating_add(more);
+    }
+    let (memory, more) = (sum.memory.mut_or_insert_default(), &figures.memory);
+    for (sum, more) in [
+        (&mut memory.usage, more.usage),
+        (&mut memory.swap_usage, more.swap_usage),
+        (&mut memory.events_oom, more.events_oom),
+        (&mut memory.events_oom_kill, more.events_oom_kill),
+    ] {
+        *sum = sum.saturating_add(more);
+    }
+    for (key, more) in &figures.memory.stat {
+        // The guest makes up the keys.
+        if memory.stat.len() < MOST_KEYS || memory.stat.contains_key(key) {
+            let sum = memory.stat.entry(key.clone()).or_default();
+            *sum = sum.saturating_add(*more);
+        }
+    }
+    let pids = sum.pids.mut_or_insert_default();
+    pids.current = pids.current.saturating_add(figures.pids.current);
 }
 
 /// A figure of `memory.stat`; what the guest's kernel does not know is 0.
