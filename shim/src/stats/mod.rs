@@ -141,6 +141,33 @@ mod tests {
     }
 
     #[test]
+    fn figures_of_containers_add_up_and_what_a_guest_makes_up_is_bounded() {
+        let figures = |usage: u64, keys: usize| {
+            let mut stats = Stats::default();
+            stats.cpu.mut_or_insert_default().usage_usec = usage;
+            let memory = stats.memory.mut_or_insert_default();
+            memory.usage = usage;
+            memory.limit = 7;
+            memory.stat = (0..keys).map(|key| (format!("k{key}"), usage)).collect();
+            stats.pids.mut_or_insert_default().current = 1;
+            stats
+        };
+        let mut sum = Stats::default();
+        for one in [
+            figures(1, 2),
+            figures(2, 2),
+            Stats::default(),
+            figures(u64::MAX, 10_000),
+        ] {
+            add(&mut sum, &one);
+        }
+        assert_eq!((sum.cpu.usage_usec, sum.memory.usage), (u64::MAX, u64::MAX));
+        assert_eq!((sum.memory.limit, sum.pids.current), (0, 3));
+        assert_eq!(sum.memory.stat.len(), MOST_KEYS);
+        assert_eq!(sum.memory.stat.get("k0"), Some(&u64::MAX));
+    }
+
+    #[test]
     fn version_1_has_every_figure_in_its_units() {
         let any = Form::V1.express(&stats()).unwrap();
         assert_eq!(any.type_url, "io.containerd.cgroups.v1.Metrics");
