@@ -43,6 +43,7 @@ struct State {
     orders: HashMap<&'static str, Order>,
     processes: HashMap<(String, String), Process>,
     immortal: bool,
+    oom_kills: u64,
     connected: bool,
     largest_read: usize,
 }
@@ -111,6 +112,11 @@ impl FakeAgent {
     /// From now on SIGKILL is taken, and nothing ends.
     pub fn become_immortal(&self) {
         self.change(|state| state.immortal = true);
+    }
+
+    /// From now on the figures of every container say that so many of its processes were killed for memory.
+    pub fn run_out_of_memory(&self, kills: u64) {
+        self.change(|state| state.oom_kills = kills);
     }
 
     /// Ends a process with this status, at this time of the guest (nanoseconds since 1970). Its output stays open.
