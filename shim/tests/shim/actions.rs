@@ -258,8 +258,11 @@ fn a_server_keeps_none_of_its_starters_descriptors() {
     assert_eq!(leaked.read(&mut [0]).unwrap(), 0);
     assert!(server.runs());
     assert_eq!(server.status("Threads"), "1");
-    let session = rustix::process::getsid(rustix::process::Pid::from_raw(server.pid)).unwrap();
-    assert_eq!(session.as_raw_nonzero().get(), server.pid);
+    // `start` does not wait for that.
+    let session = || rustix::process::getsid(rustix::process::Pid::from_raw(server.pid)).unwrap();
+    eventually("it has a session of its own", || {
+        session().as_raw_nonzero().get() == server.pid
+    });
     assert!(UnixStream::connect(&server.path).is_ok());
 }
 
