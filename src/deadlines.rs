@@ -11,6 +11,9 @@ pub(crate) const SIGNAL: Duration = Duration::from_secs(5);
 /// For the agent to read figures. containerd asks one container after the other, and the next ones wait.
 pub(crate) const STATS: Duration = Duration::from_secs(5);
 
+/// For the agent to say whether memory was why a container has failed, before its end is told without.
+pub(crate) const OOM_NEWS: Duration = Duration::from_secs(1);
+
 /// Between two OOM notices of one container. A guest can make up any number of them.
 pub(crate) const OOM_PAUSE: Duration = Duration::from_secs(1);
 

@@ -115,6 +115,7 @@ fn never_ran(code: u32) -> ExitStatus {
     ExitStatus {
         code,
         at: SystemTime::now(),
+        oom: false,
     }
 }
 

@@ -57,6 +57,8 @@ pub struct ExitStatus {
     pub code: u32,
     /// When.
     pub at: SystemTime,
+    /// Of init: it has failed, and the guest's kernel has killed a process of the container for memory.
+    pub oom: bool,
 }
 
 /// Status of a process.

@@ -127,7 +127,7 @@ impl Process {
     /// It has ended; the first end that is told counts.
     pub(super) fn ended(&mut self, code: u32, at: SystemTime) {
         self.input = None;
-        let end = self.told.unwrap_or(ExitStatus { code, at });
+        let end = self.told.unwrap_or(ExitStatus { code, at, oom: false });
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
             exit.get_or_insert(end);
@@ -143,7 +143,20 @@ impl Process {
         self.told.get_or_insert(ExitStatus {
             code: answer.exit_status & 0xff,
             at,
+            oom: false,
         });
+    }
+
+    /// The guest's kernel has killed a process of its container for memory, before it ended.
+    pub(super) fn told_oom(&mut self) {
+        if let Some(told) = &mut self.told {
+            told.oom = true;
+        }
+    }
+
+    /// Whether it may have been killed by the guest's kernel for memory: it failed, and not because we have killed it.
+    pub(super) fn may_be_oom(&self) -> bool {
+        !self.killed && self.told.is_some_and(|told| told.code != 0)
     }
 
     pub(super) fn exit(&self) -> Option<ExitStatus> {

@@ -198,6 +198,10 @@ impl Task {
                 };
                 process.told(&answer);
                 let deliveries = process.deliveries();
+                if exec.is_none() && process.may_be_oom() {
+                    self.look_for_oom();
+                    return;
+                }
                 let exec = exec.cloned();
                 self.job(delivered(deliveries), move |task, ()| task.ended(exec.as_ref()));
             }
@@ -213,6 +217,22 @@ impl Task {
                 self.ended(exec);
             }
         }
+    }
+
+    /// Whether memory was the reason is part of the news of init's end. The guest's own notice may come after it.
+    fn look_for_oom(&self) {
+        let (agent, request) = (Arc::clone(&self.agent), self.container());
+        let look = async move { agent.stats_container(request, Some(deadlines::OOM_NEWS)).await };
+        let deliveries = self.init.deliveries();
+        self.job(
+            async move { futures::future::join(look, delivered(deliveries)).await.0 },
+            |task, figures| {
+                if figures.is_ok_and(|figures| figures.memory.events_oom_kill > 0) {
+                    task.init.told_oom();
+                }
+                task.ended(None);
+            },
+        );
     }
 
     /// A process has ended, as the guest has told or for reasons unknown.

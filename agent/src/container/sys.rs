@@ -190,6 +190,9 @@ pub(super) fn load_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -
     check(result as libc::c_int)
 }
 
+/// So often a program is loaded that signals keep from being loaded.
+const LOADS: u32 = 32;
+
 /// Loads an eBPF program for device access.
 pub(super) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd> {
     // Of `union bpf_attr` in linux/bpf.h, the part that BPF_PROG_LOAD needs.
@@ -212,11 +215,17 @@ pub(super) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd
         log: [0; 2],
         version_and_flags: 0,
     };
-    // SAFETY: the attributes point to `insn_cnt` instructions and a terminated string, all valid for the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
-    check(fd as libc::c_int)?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    for attempt in 1..=LOADS {
+        // SAFETY: the attributes point to `insn_cnt` instructions and a terminated string, all valid for the call.
+        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
+        match check(fd as libc::c_int) {
+            // A signal, such as that of a child's end, cuts the kernel's look at a program short.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && attempt < LOADS => {}
+            // SAFETY: the kernel has just made this descriptor for us.
+            loaded => return loaded.map(|()| unsafe { OwnedFd::from_raw_fd(fd as RawFd) }),
+        }
+    }
+    Err(io::ErrorKind::WouldBlock.into())
 }
 
 /// Loads an eBPF program for device access and puts it in force for a cgroup. It lives as long as the cgroup does.

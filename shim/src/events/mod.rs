@@ -262,6 +262,7 @@ mod tests {
         let exit = ExitStatus {
             code: 7,
             at: UNIX_EPOCH + Duration::from_secs(5),
+            oom: false,
         };
         events.created(task::TaskCreate::new());
         events.started(&id("c"), 1);

@@ -275,7 +275,9 @@ impl Pod {
                     if let Err(error) = bundle::mark_oom(&member.bundle) {
                         warn!(self.setting.log, "the OOM mark cannot be made"; "container" => %id, "error" => %error);
                     }
-                    self.setting.events.oom(&id);
+                    if member.init.is_oom_news() {
+                        self.setting.events.oom(&id);
+                    }
                 }
                 // Every process tells its own end.
                 Event::VmExited(reason) => {

@@ -1,6 +1,7 @@
 //! One process as its caller knows it: its pid and streams, and the order of its news: start before end, end before
 //! deletion.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use runtime::error::Result;
@@ -21,6 +22,8 @@ pub struct Process {
     /// Starts under way.
     starts: watch::Sender<u32>,
     end: watch::Sender<Option<ExitStatus>>,
+    /// An OOM notice of its container was published.
+    oom_told: AtomicBool,
 }
 
 impl Process {
@@ -32,6 +35,7 @@ impl Process {
             logger: Mutex::new(logger),
             starts: watch::Sender::new(0),
             end: watch::Sender::new(None),
+            oom_told: AtomicBool::new(false),
         })
     }
 
@@ -49,6 +53,12 @@ impl Process {
     /// Becomes `Some` when its end was announced; the sender goes when the process is forgotten.
     pub fn end(&self) -> watch::Receiver<Option<ExitStatus>> {
         self.end.subscribe()
+    }
+
+    /// Whether an OOM notice is still news, which is published then: after the end it is, unless there was one.
+    pub fn is_oom_news(&self) -> bool {
+        let told = self.oom_told.swap(true, Ordering::Relaxed);
+        !told || self.end.borrow().is_none()
     }
 
     /// Announces its end when it has come.
@@ -78,6 +88,10 @@ impl Process {
         };
         // The sender is ours.
         let _ = self.starts.subscribe().wait_for(|starts| *starts == 0).await;
+        // containerd takes the reason of an end from what was told before it.
+        if exit.oom && !self.oom_told.swap(true, Ordering::Relaxed) {
+            events.oom(id);
+        }
         events.exited(id, exec, self.pid, exit);
         self.end.send_replace(Some(exit));
     }

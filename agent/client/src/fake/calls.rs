@@ -315,11 +315,14 @@ impl Agent for FakeAgent {
         limit: Option<Duration>,
     ) -> Result<p::StatsResponse, Error> {
         self.answer("stats_container", limit, |state| {
-            Some(
-                state
-                    .known(&request.container_id, "")
-                    .map(|_| p::StatsResponse::default()),
-            )
+            let memory = p::MemoryStats {
+                events_oom_kill: state.oom_kills,
+                ..Default::default()
+            };
+            Some(state.known(&request.container_id, "").map(|_| p::StatsResponse {
+                memory: Some(memory).into(),
+                ..Default::default()
+            }))
         })
         .await
     }

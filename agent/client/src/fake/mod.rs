@@ -46,6 +46,7 @@ struct State {
     /// vCPUs and memory that were last to be taken into use, and the most that are.
     growth: Option<(u32, u64)>,
     most_growth: Option<(u32, u64)>,
+    oom_kills: u64,
     connected: bool,
     largest_read: usize,
 }
@@ -124,6 +125,11 @@ impl FakeAgent {
     /// The vCPUs and the added MiB that were last to be taken into use, if any were.
     pub fn growth(&self) -> Option<(u32, u64)> {
         self.state().growth
+    }
+
+    /// From now on the figures of every container say that so many of its processes were killed for memory.
+    pub fn run_out_of_memory(&self, kills: u64) {
+        self.change(|state| state.oom_kills = kills);
     }
 
     /// Ends a process with this status, at this time of the guest (nanoseconds since 1970). Its output stays open.

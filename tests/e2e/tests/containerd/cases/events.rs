@@ -9,6 +9,11 @@ use crate::bed::Case;
 pub const CASES: &[Listed] = &[
     Listed::both("order", order),
     Listed::both("out_of_memory", out_of_memory),
+    // runc's shim promises no order.
+    Listed::ours(
+        "out_of_memory_is_told_before_the_end",
+        out_of_memory_is_told_before_the_end,
+    ),
 ];
 
 /// Every event comes once, in the order of what happened, and says what it is about.
@@ -91,4 +96,28 @@ fn out_of_memory(case: &mut Case<'_>) -> Result<()> {
     container.wait_for_status("STOPPED")?;
     container.delete_task()?;
     container.delete()
+}
+
+/// The container itself is what is killed: whoever is told of its end knows why already.
+fn out_of_memory_is_told_before_the_end(case: &mut Case<'_>) -> Result<()> {
+    let events = case.events()?;
+    let id = case.id();
+    let limit = (32 << 20).to_string();
+    case.run(
+        &["--detach", "--null-io", "--memory-limit", &limit],
+        &id,
+        &["dd", "if=/dev/zero", "of=/dev/shm/file", "bs=1M", "count=60"],
+    )
+    .read()?;
+    let container = case.container(&id);
+    container.wait_for_status("STOPPED")?;
+    assert_eq!(container.delete_task()?, 137);
+    container.delete()?;
+    events.wait_for(&id, "/tasks/delete")?;
+    let found = events.of(&id);
+    let topics: Vec<_> = found.iter().map(|(topic, _)| topic.as_str()).collect();
+    let place = |wanted: &str| topics.iter().position(|topic| *topic == wanted);
+    let (oom, exit) = (place("/tasks/oom"), place("/tasks/exit"));
+    ensure!(oom.is_some() && oom < exit, "{topics:?}");
+    Ok(())
 }

@@ -4,6 +4,7 @@ mod debian;
 mod events;
 mod faults;
 mod files;
+mod hooks;
 mod inside;
 mod machine;
 mod proof;
@@ -102,6 +103,7 @@ pub fn all() -> Vec<Entry> {
         ("terminal", terminal::CASES),
         ("inside", inside::CASES),
         ("files", files::CASES),
+        ("hooks", hooks::CASES),
         ("events", events::CASES),
         ("restart", restart::CASES),
         ("debian", debian::CASES),
