@@ -288,6 +288,7 @@ impl Pod {
         let exit = ExitStatus {
             code,
             at: SystemTime::now(),
+            oom: false,
         };
         if let Some(bare) = &self.books().bare {
             bare.phase.send_if_modified(|phase| {
