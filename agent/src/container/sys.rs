@@ -212,9 +212,20 @@ pub(super) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd
         log: [0; 2],
         version_and_flags: 0,
     };
-    // SAFETY: the attributes point to `insn_cnt` instructions and a terminated string, all valid for the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
-    check(fd as libc::c_int)?;
+    /// The kernel gives up when it is to deliver a signal, of which the agent gets one for each child that ends.
+    const ATTEMPTS: usize = 16;
+    let mut fd = -1;
+    for attempt in 1..=ATTEMPTS {
+        // SAFETY: the attributes point to `insn_cnt` instructions and a terminated string, all valid for the call.
+        fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<Load>()) };
+        match check(fd as libc::c_int) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && attempt < ATTEMPTS => {}
+            loaded => {
+                loaded?;
+                break;
+            }
+        }
+    }
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
