@@ -15,7 +15,7 @@ test:
 
 # Pods, through the CRI. RUNTIME=runc|kata for that runtime alone.
 test-cri:
-	KATA_TEST_CRI=1 cargo test --package e2e --test cri -- $(if $(RUNTIME),$(RUNTIME)::)
+	cargo test --package e2e --test cri -- $(if $(RUNTIME),$(RUNTIME)::)
 
 bench:
 	cargo xtask bench

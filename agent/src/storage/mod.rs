@@ -13,7 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, fstat, statx};
 use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
@@ -425,8 +425,8 @@ pub async fn visit(paths: Vec<PathBuf>) -> Result<()> {
     }
     let visiting = container::apart(|| {
         for path in &paths {
-            // What is not there is told by who needs it.
-            let _ = rustix::fs::stat(path);
+            // Not stat(2), which leaves what would have to be mounted alone. What is not there is told by who needs it.
+            let _ = statx(CWD, path, AtFlags::empty(), StatxFlags::TYPE);
         }
     })?;
     Ok(visiting.done("a look at what the host shares").await?)

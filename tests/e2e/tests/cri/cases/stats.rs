@@ -14,6 +14,7 @@ use super::{chapter, processor_time, same};
 use crate::bed::Bed;
 use crate::container::{Container, ContainerSpec};
 use crate::pod::Pod;
+use crate::suite::Runtime;
 
 chapter!("stats":
     processor_time_of_a_container,
