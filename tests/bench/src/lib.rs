@@ -10,6 +10,7 @@ mod cold;
 pub mod deadlines;
 mod exec;
 pub mod host;
+mod network;
 mod overhead;
 pub mod report;
 mod shims;
@@ -98,6 +99,11 @@ const ALL: &[Benchmark] = &[
         ids: &["B16"],
         what: "64 MiB of output",
         run: exec::throughput,
+    },
+    Benchmark {
+        ids: &["N1"],
+        what: "two pods on a bridge",
+        run: network::run,
     },
 ];
 

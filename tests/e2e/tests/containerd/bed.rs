@@ -384,9 +384,9 @@ impl Container<'_> {
     pub fn signal_exec(&self, exec: &str, signal: &str) -> Result<bool> {
         let kill = ["task", "kill", "--exec-id", exec, "--signal", signal, &self.id];
         let output = self.case.ctr(&kill).output()?;
-        if output.code() != Some(0)
-            && (output.stderr.contains("not found") || output.stderr.contains("not created"))
-        {
+        // Not known yet; known to runc, and to us, and not started.
+        let early = ["not found", "not created", "not started yet"];
+        if output.code() != Some(0) && early.iter().any(|text| output.stderr.contains(text)) {
             return Ok(false);
         }
         output.success().map(|_| true)
