@@ -9,14 +9,18 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, unshare};
 use runtime::SandboxId;
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
+
+use standin::root::{ROOT, TERMINAL};
 
 use crate::client;
 use crate::place::Root;
@@ -156,6 +160,15 @@ fn reopen(fd: BorrowedFd<'_>, mode: OFlags) -> io::Result<OwnedFd> {
     fd.try_clone_to_owned()
 }
 
+/// What a stand-in looks like.
+#[derive(Debug, Default)]
+pub struct Guise {
+    /// Arguments of the process that it stands for.
+    pub arguments: Vec<String>,
+    /// The root file system of the container, for the stand-in of its first process.
+    pub root: Option<PathBuf>,
+}
+
 /// A process that is to be: its streams, and the connection of its stand-in.
 pub struct Draft {
     streams: Streams,
@@ -170,13 +183,15 @@ impl Draft {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn detached(streams: Streams) -> Result<Self> {
+    pub fn detached(streams: Streams, guise: &Guise) -> Result<Self> {
         let (ours, its) = UnixStream::pair().context("cannot connect a stand-in")?;
         let program = env::current_exe()
             .context("cannot find this program's file")?
             .with_file_name(STANDIN);
         let mut command = Command::new(&program);
         command
+            .arg0(STANDIN)
+            .args(&guise.arguments)
             .env_clear()
             .current_dir("/")
             .stdin(OwnedFd::from(its))
@@ -185,7 +200,12 @@ impl Draft {
         if streams.terminal
             && let [Some(terminal), ..] = &streams.fds
         {
-            command.arg("terminal").stdout(terminal.try_clone()?);
+            command.env(TERMINAL, "yes").stdout(terminal.try_clone()?);
+        }
+        if let Some(root) = &guise.root {
+            command.env(ROOT, root);
+            // Of what we start from now on. The daemon runs already.
+            unshare(CloneFlags::CLONE_NEWPID).context("cannot make a pid namespace for a stand-in")?;
         }
         let standin = command
             .spawn()

@@ -36,13 +36,18 @@ impl Standin {
         })
     }
 
-    /// Has it join the network of the process with this pid.
-    pub async fn join(&mut self, pid: u32) -> io::Result<()> {
-        self.stream.write_all(&Told::Network(pid).to_bytes()).await?;
+    /// Has it join the network of the process with this pid, and whatever else makes it look like its process.
+    pub async fn settle(&mut self, pid: u32) -> io::Result<()> {
+        self.stream.write_all(&Told::Settle(pid).to_bytes()).await?;
         let joined = async {
             loop {
                 match hear(&mut self.stream).await? {
                     Said::Ready => return Ok(()),
+                    Said::Failed(reason) => {
+                        return Err(io::Error::from_raw_os_error(
+                            reason.try_into().unwrap_or_default(),
+                        ));
+                    }
                     said => self.early.push(said),
                 }
             }
@@ -110,7 +115,7 @@ fn act(container: &Container, exec: Option<&ExecId>, said: Said, log: &Logger) {
                 }
             });
         }
-        Said::Ready => {}
+        Said::Ready | Said::Failed(_) => {}
     }
 }
 

@@ -246,10 +246,10 @@ impl Pod {
         if process.attached {
             return Ok(());
         }
-        standin.join(sandbox.pid()).await.map_err(|error| {
+        standin.settle(sandbox.pid()).await.map_err(|error| {
             Error::caused(
                 ErrorKind::Internal,
-                "the stand-in does not join the pod's network",
+                "the stand-in cannot be in the pod's network and in the container's root file system",
                 error,
             )
         })?;

@@ -10,7 +10,7 @@ use runtime::{ContainerId, SandboxId, oci};
 
 use super::Context;
 use crate::bundle;
-use crate::launch::{self, Draft, Streams};
+use crate::launch::{self, Draft, Guise, Streams};
 use crate::place::{self, Record};
 use crate::wire::Ask;
 
@@ -56,6 +56,8 @@ pub struct Plan {
     pub bundle: PathBuf,
     /// It gets a terminal.
     pub terminal: bool,
+    /// What its stand-in looks like.
+    pub guise: Guise,
     record: Record,
 }
 
@@ -74,7 +76,9 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
         (Some(_), false) => bail!("--console-socket is for a container with a terminal (process.terminal)"),
     };
     launch::keep_descriptors()?;
-    plan.create(context, &args.how, |plan| Draft::detached(streams(plan)?))?;
+    plan.create(context, &args.how, |plan| {
+        Draft::detached(streams(plan)?, &plan.guise)
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -109,7 +113,16 @@ impl Plan {
             ),
             None => None,
         };
+        let guise = Guise {
+            arguments: spec
+                .process()
+                .as_ref()
+                .and_then(|process| process.args().clone())
+                .unwrap_or_default(),
+            root: spec.root().as_ref().map(|root| bundle.join(root.path())),
+        };
         Ok(Self {
+            guise,
             terminal: spec
                 .process()
                 .as_ref()
@@ -157,8 +170,8 @@ impl Plan {
     }
 
     fn make(&self, context: &Context, draft: impl FnOnce(&Self) -> Result<Draft>) -> Result<u32> {
-        let draft = draft(self)?;
         let daemon = self.daemon(context)?;
+        let draft = draft(self)?;
         let pid = draft.pid();
         draft.submit(&daemon, self.id.as_str(), |process| Ask::Create {
             bundle: self.bundle.clone(),

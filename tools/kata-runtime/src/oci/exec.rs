@@ -14,7 +14,7 @@ use super::Context;
 use super::create::write_pid;
 use super::terminal::Raw;
 use crate::bundle;
-use crate::launch::{self, Draft, Streams};
+use crate::launch::{self, Draft, Guise, Streams};
 use crate::wire::Ask;
 
 /// Start a process more in a container.
@@ -94,16 +94,19 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
         bail!("--console-socket is for a process with a terminal (--tty)");
     }
     launch::keep_descriptors()?;
-    let ask = |process| Ask::Exec { spec, process };
     if args.detach || args.console_socket.is_some() {
         let streams = match (&args.console_socket, terminal) {
             (Some(socket), _) => Streams::console(socket)?,
             (None, false) => Streams::own(false)?,
             (None, true) => bail!("--detach --tty: --console-socket must say who gets the terminal"),
         };
-        let draft = Draft::detached(streams)?;
+        let guise = Guise {
+            arguments: arguments(&spec),
+            root: None,
+        };
+        let draft = Draft::detached(streams, &guise)?;
         let pid = draft.pid();
-        draft.submit(daemon, &args.id, ask)?;
+        draft.submit(daemon, &args.id, |process| Ask::Exec { spec, process })?;
         if let Some(path) = &args.pid_file {
             write_pid(path, pid)?;
         }
@@ -115,10 +118,10 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
     if let Some(path) = &args.pid_file {
         write_pid(path, draft.pid())?;
     }
-    draft.submit(daemon, &args.id, ask)?;
+    draft.submit(daemon, &args.id, |process| Ask::Exec { spec, process })?;
     // Until here a signal ends us, and the process with us.
-    let life =
-        Life::begin(ours, raw.is_some().then_some(stdin.as_fd())).context("signals cannot be passed on")?;
+    let life = Life::begin(ours, raw.is_some().then_some(stdin.as_fd()), None)
+        .context("signals cannot be passed on")?;
     let status = life.live();
     drop(raw);
     Ok(ExitCode::from(status))
@@ -171,6 +174,15 @@ fn process(args: &Args, bundle: &std::path::Path) -> Result<Value> {
         }
     }
     Ok(process)
+}
+
+fn arguments(process: &Value) -> Vec<String> {
+    let arguments = process.get("args").and_then(Value::as_array);
+    arguments
+        .into_iter()
+        .flatten()
+        .filter_map(|argument| argument.as_str().map(str::to_owned))
+        .collect()
 }
 
 /// Adds texts to a list.

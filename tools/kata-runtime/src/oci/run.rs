@@ -57,7 +57,7 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
     let id = plan.id.as_str();
     let terminal = io::stdin();
     let raw = plan.terminal.then(|| Raw::set(&terminal)).flatten();
-    let life = Life::begin(daemon, raw.is_some().then_some(terminal.as_fd()))
+    let life = Life::begin(daemon, raw.is_some().then_some(terminal.as_fd()), None)
         .context("signals cannot be passed on")?;
     if let Err(error) = context.ask(id, Ask::Start) {
         drop(raw);
@@ -82,7 +82,7 @@ fn detached(args: &Args, plan: &Plan, context: &Context) -> Result<ExitCode> {
                 bail!("--detach: the container has a terminal: --console-socket must say who gets it")
             }
         };
-        Draft::detached(streams)
+        Draft::detached(streams, &plan.guise)
     })?;
     let id = plan.id.as_str();
     if let Err(error) = context.ask(id, Ask::Start) {

@@ -9,7 +9,8 @@ pub const LENGTH: usize = 5;
 const SIGNAL: u8 = b's';
 const SIZE: u8 = b'w';
 const READY: u8 = b'r';
-const NETWORK: u8 = b'n';
+const FAILED: u8 = b'f';
+const SETTLE: u8 = b'n';
 const END: u8 = b'e';
 
 /// What a stand-in says.
@@ -24,15 +25,17 @@ pub enum Said {
         /// Characters in a line.
         columns: u16,
     },
-    /// It is in the network namespace that it was told of.
+    /// It is where it was told to settle.
     Ready,
+    /// It cannot settle, for this reason (errno).
+    Failed(u32),
 }
 
 /// What a stand-in is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Told {
-    /// To join the network namespace of the process with this pid; 0: to stay where it is.
-    Network(u32),
+    /// To join the network namespace of the process with this pid, and to take the container's root file system for its own.
+    Settle(u32),
     /// The workload has ended with this status, and its output is delivered.
     End(u8),
 }
@@ -44,6 +47,7 @@ impl Said {
             Self::Signal(signal) => word(SIGNAL, signal),
             Self::Size { rows, columns } => word(SIZE, u32::from(rows) | u32::from(columns) << 16),
             Self::Ready => word(READY, 0),
+            Self::Failed(reason) => word(FAILED, reason),
         }
     }
 
@@ -57,6 +61,7 @@ impl Said {
                 columns: u16::from_le_bytes([c, d]),
             }),
             READY => Some(Self::Ready),
+            FAILED => Some(Self::Failed(u32::from_le_bytes([a, b, c, d]))),
             _ => None,
         }
     }
@@ -66,7 +71,7 @@ impl Told {
     /// As bytes.
     pub fn to_bytes(self) -> [u8; LENGTH] {
         match self {
-            Self::Network(pid) => word(NETWORK, pid),
+            Self::Settle(pid) => word(SETTLE, pid),
             Self::End(status) => word(END, status.into()),
         }
     }
@@ -75,7 +80,7 @@ impl Told {
     pub fn from_bytes(bytes: [u8; LENGTH]) -> Option<Self> {
         let (kind, operand) = parts(bytes);
         match kind {
-            NETWORK => Some(Self::Network(u32::from_le_bytes(operand))),
+            SETTLE => Some(Self::Settle(u32::from_le_bytes(operand))),
             END => Some(Self::End(operand[0])),
             _ => None,
         }
@@ -105,10 +110,11 @@ mod tests {
                 columns: 0x1234,
             },
             Said::Ready,
+            Said::Failed(13),
         ] {
             assert_eq!(Said::from_bytes(said.to_bytes()), Some(said));
         }
-        for told in [Told::Network(1 << 22), Told::Network(0), Told::End(255)] {
+        for told in [Told::Settle(1 << 22), Told::Settle(0), Told::End(255)] {
             assert_eq!(Told::from_bytes(told.to_bytes()), Some(told));
         }
         assert_eq!(Said::from_bytes([0; LENGTH]), None);

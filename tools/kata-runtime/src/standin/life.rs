@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -13,6 +14,7 @@ use rustix::termios::tcgetwinsize;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::channel::{LENGTH, Said, Told};
+use super::root;
 
 /// Exit status when the daemon is gone, and the virtual machine with it: 128 + SIGKILL.
 const LOST: u8 = 137;
@@ -33,6 +35,8 @@ pub struct Life<'a> {
     daemon: UnixStream,
     terminal: Option<BorrowedFd<'a>>,
     signals: SignalFd,
+    /// What is to become the root directory.
+    root: Option<PathBuf>,
 }
 
 impl<'a> Life<'a> {
@@ -40,7 +44,11 @@ impl<'a> Life<'a> {
     ///
     /// # Errors
     /// The system's.
-    pub fn begin(daemon: UnixStream, terminal: Option<BorrowedFd<'a>>) -> io::Result<Self> {
+    pub fn begin(
+        daemon: UnixStream,
+        terminal: Option<BorrowedFd<'a>>,
+        root: Option<PathBuf>,
+    ) -> io::Result<Self> {
         let mut all = SigSet::all();
         // What a fault of our own causes must end us.
         for fault in [
@@ -58,6 +66,7 @@ impl<'a> Life<'a> {
             daemon,
             terminal,
             signals,
+            root,
         })
     }
 
@@ -90,7 +99,7 @@ impl<'a> Life<'a> {
                 let mut word = [0; LENGTH];
                 self.daemon.read_exact(&mut word)?;
                 match Told::from_bytes(word) {
-                    Some(Told::Network(pid)) => self.join(pid)?,
+                    Some(Told::Settle(pid)) => self.settle(pid)?,
                     Some(Told::End(status)) => return Ok(status),
                     None => return Err(io::ErrorKind::InvalidData.into()),
                 }
@@ -122,15 +131,25 @@ impl<'a> Life<'a> {
         })
     }
 
-    /// Callers enter the pod's network by the stand-in's pid.
-    fn join(&mut self, pid: u32) -> io::Result<()> {
-        if pid != 0 {
-            let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    /// Becomes what its caller looks for.
+    fn settle(&mut self, pid: u32) -> io::Result<()> {
+        if let Err(error) = self.enter(pid) {
+            let number = error.raw_os_error().unwrap_or_default();
+            return self.say(Said::Failed(number.unsigned_abs()));
         }
         // The size may have changed before it was told to anybody.
         self.tell_size()?;
         self.say(Said::Ready)
+    }
+
+    fn enter(&mut self, pid: u32) -> io::Result<()> {
+        // Found by the host's own /proc, which is not there afterwards.
+        let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        match self.root.take() {
+            Some(root) => root::enter(&root),
+            None => Ok(()),
+        }
     }
 
     fn say(&mut self, said: Said) -> io::Result<()> {

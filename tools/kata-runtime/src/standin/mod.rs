@@ -6,6 +6,7 @@
 
 pub mod channel;
 mod life;
+pub mod root;
 
 pub use channel::{Said, Told};
 pub use life::{Life, ends_with};
