@@ -61,6 +61,8 @@ pub enum Ask {
     },
     /// Pids in the guest.
     Processes,
+    /// Pids of its stand-ins.
+    Standins,
     /// Freeze it.
     Pause,
     /// Thaw it.

@@ -85,6 +85,15 @@ enum Slot {
 struct Member {
     container: Container,
     record: Record,
+    /// Stand-ins of additional processes that run.
+    execs: Mutex<BTreeMap<ExecId, u32>>,
+}
+
+impl Member {
+    fn execs(&self) -> MutexGuard<'_, BTreeMap<ExecId, u32>> {
+        // Nothing panics while it holds them.
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Pod {
@@ -236,7 +245,11 @@ impl Pod {
             }
         };
         tokio::spawn(standin.attend(container.clone(), None, self.log.clone()));
-        let member = Arc::new(Member { container, record });
+        let member = Arc::new(Member {
+            container,
+            record,
+            execs: Mutex::default(),
+        });
         self.books().containers.insert(order.id.clone(), Some(member));
         Ok(())
     }
@@ -348,6 +361,19 @@ impl Pod {
         })
     }
 
+    /// The processes of this host that stand for its processes: its own, and those of additional ones that run.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub fn standins(&self, id: &ContainerId) -> Result<Vec<u32>> {
+        let member = self.member(id)?;
+        let execs = member.execs();
+        Ok([member.record.pid]
+            .into_iter()
+            .chain(execs.values().copied())
+            .collect())
+    }
+
     /// Sends a signal.
     ///
     /// # Errors
@@ -371,7 +397,8 @@ impl Pod {
         process: NewProcess,
         fds: Vec<OwnedFd>,
     ) -> Result<()> {
-        let container = self.container(id)?;
+        let member = self.member(id)?;
+        let container = member.container.clone();
         match container.state(None).await?.status {
             Status::Running => {}
             Status::Created => {
@@ -413,7 +440,12 @@ impl Pod {
             let _ = container.delete_exec(&exec).await;
             return Err(error);
         }
-        tokio::spawn(standin.attend(container, Some(exec), self.log.clone()));
+        member.execs().insert(exec.clone(), process.standin);
+        let attended = standin.attend(container, Some(exec.clone()), self.log.clone());
+        tokio::spawn(async move {
+            attended.await;
+            member.execs().remove(&exec);
+        });
         Ok(())
     }
 
