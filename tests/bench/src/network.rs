@@ -29,9 +29,7 @@ impl Joint {
         let (inner, outer) = (format!("in{number}"), format!("out{number}"));
         let name = joint.name.as_str();
         ip(&["netns", "add", name])?;
-        ip(&[
-            "link", "add", &outer, "type", "veth", "peer", "name", &inner,
-        ])?;
+        ip(&["link", "add", &outer, "type", "veth", "peer", "name", &inner])?;
         ip(&["link", "set", &inner, "netns", name, "name", "eth0"])?;
         ip(&["link", "set", &outer, "master", BRIDGE, "up"])?;
         let address = format!("{}/24", joint.address);

@@ -21,6 +21,9 @@ const KEPT: &[&str] = &[
     "/run/containerd/runc",
     "/run/containerd/s",
     "/run/kata",
+    // Of the OCI runtime: all containers, and the sockets of their daemons.
+    "/run/kata-runtime",
+    "/run/kata-runtime/.sandboxes",
     // What the probe of KVM found, which holds until the next boot of the host.
     "/run/kata/accelerator.json",
     "/run/netns",

@@ -68,8 +68,12 @@ pub enum Part {
     CniPlugins,
     /// What makes a root file system of Debian's packages.
     Debootstrap,
+    /// podman and conmon, and what the first container of its pods runs.
+    Podman,
     /// Our shim.
     Shim,
+    /// Our OCI runtime, and what stands for its processes.
+    OciRuntime,
     /// The guest's kernel and initramfs.
     GuestImage,
     /// The virtual machine monitor.
@@ -92,6 +96,8 @@ impl Part {
             Self::CniPlugins => ("cni-plugins", "apt-get install containernetworking-plugins"),
             Self::Debootstrap => ("debootstrap", "apt-get install debootstrap"),
             Self::Shim => ("shim", "cargo build --release --package shim"),
+            Self::Podman => ("podman", "apt-get install podman conmon catatonit"),
+            Self::OciRuntime => ("kata-runtime", "cargo build --release --package kata-runtime"),
             Self::GuestImage => ("guest-image", "cargo xtask guest"),
             Self::Qemu => ("qemu", "apt-get install qemu-system-x86"),
             Self::Virtiofsd => ("virtiofsd", "cargo xtask deps"),
@@ -111,6 +117,10 @@ impl Part {
                 .into(),
             Self::Debootstrap => vec!["debootstrap".into()],
             Self::Shim => vec![target.programs().join("containerd-shim-kata-v2")],
+            Self::Podman => vec!["podman".into(), "conmon".into(), "catatonit".into()],
+            Self::OciRuntime => ["kata-runtime", "kata-standin"]
+                .map(|program| target.programs().join(program))
+                .into(),
             Self::GuestImage => vec![target.kernel(), target.initrd()],
             Self::Qemu => vec!["qemu-system-x86_64".into()],
             Self::Virtiofsd => vec![target.tool("virtiofsd")],

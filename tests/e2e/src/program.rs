@@ -50,6 +50,12 @@ impl Program {
         self
     }
 
+    /// Sets its working directory.
+    pub fn directory(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
+        self
+    }
+
     /// Gives it these bytes on standard input, and then its end.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.command.stdin(Stdio::piped());

@@ -89,6 +89,13 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "compiles the CRI's protocol for its client",
     ),
     (Purpose::Test, "runc", "what we are compared with"),
+    (Purpose::Test, "podman", "calls our OCI runtime"),
+    (Purpose::Test, "conmon", "does so for podman and CRI-O"),
+    (
+        Purpose::Test,
+        "catatonit",
+        "what the first container of podman's pods runs",
+    ),
     (
         Purpose::Test,
         "debootstrap",

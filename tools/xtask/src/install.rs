@@ -91,6 +91,8 @@ fn files(workspace: &Workspace, prefix: &Path) -> Result<Vec<File>> {
     Ok(vec![
         program("bin/containerd-shim-kata-v2", &release, "containerd-shim-kata-v2"),
         program("bin/kata-runtime", &release, "kata-runtime"),
+        // It is looked for beside the runtime.
+        program("bin/kata-standin", &release, "kata-standin"),
         program("libexec/kata/virtiofsd", &tools, "virtiofsd"),
         program("libexec/kata/vhost-device-vsock", &tools, "vhost-device-vsock"),
         data("share/kata/vmlinux", "vmlinux"),

@@ -1,0 +1,295 @@
+//! What a case stands on: podman with a storage of its own, the runtime under test, and words for what every case does.
+
+use std::cell::Cell;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use e2e::cell::Inside;
+use e2e::census::{self, Census};
+use e2e::configuration::Configuration;
+use e2e::parts::Target;
+use e2e::program::{Output, Program, search_path};
+use e2e::{deadlines, image, wait};
+
+use crate::suite::Runtime;
+
+/// Our runtime's name there: one that podman takes for a runtime that writes its errors as JSON.
+const KATA: &str = "kata";
+
+/// See the module's documentation.
+pub struct Bed {
+    inside: Inside,
+    runtime: Runtime,
+    census: Census,
+    next: Cell<u32>,
+}
+
+impl Bed {
+    /// Furnishes the cell, and runs a first container, whose traces stay.
+    pub fn new(inside: Inside) -> Result<Self> {
+        let target = Target::here();
+        let configuration = inside.directory.join("configuration.toml");
+        Configuration::new(&target).write(&configuration)?;
+        let wrapper = inside.directory.join(KATA);
+        // Podman calls a runtime without its options at times, and without a PATH.
+        fs::write(
+            &wrapper,
+            format!(
+                "#!/bin/sh\nexec {} --config {} \"$@\"\n",
+                target.programs().join("kata-runtime").display(),
+                configuration.display()
+            ),
+        )?;
+        fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
+        // What podman asks for by itself may be more than a container of the machine's own may have.
+        fs::write(
+            inside.directory.join("containers.conf"),
+            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\nlog_driver = \"k8s-file\"\n",
+        )?;
+        let mut bed = Self {
+            census: Census::take(&inside, &[])?,
+            inside,
+            runtime: Runtime::Runc,
+            next: Cell::new(0),
+        };
+        let archive = bed.inside.directory.join("busybox.tar");
+        image::write_busybox(&archive)?;
+        bed.podman(["load", "--quiet", "--input"], [archive])
+            .within(deadlines::RUN)
+            .output()?
+            .success()?;
+        bed.run(&["--rm"], &["true"])?.success()?;
+        let first = bed.pod("first")?;
+        bed.in_pod(&first, "first-member", &["sleep", "1000"])?;
+        bed.call(&["pod", "rm", "--force", "--time", "0", &first])?;
+        bed.census = Census::take(&bed.inside, &[])?;
+        Ok(bed)
+    }
+
+    /// Prepares for a case of this runtime.
+    pub fn turn_to(&mut self, runtime: Runtime) {
+        self.runtime = runtime;
+    }
+
+    /// The runtime under test.
+    pub fn runtime(&self) -> Runtime {
+        self.runtime
+    }
+
+    /// A name that no other container has.
+    pub fn name(&self) -> String {
+        self.next.set(self.next.get() + 1);
+        format!("c{}", self.next.get())
+    }
+
+    /// A directory of the cell.
+    pub fn directory(&self) -> &Path {
+        &self.inside.directory
+    }
+
+    /// The command line of the runtime under test.
+    pub fn runtime_path(&self) -> PathBuf {
+        match self.runtime {
+            Runtime::Runc => {
+                let path = search_path();
+                let mut places = std::env::split_paths(&path).map(|directory| directory.join("runc"));
+                places
+                    .find(|place| place.is_file())
+                    .unwrap_or_else(|| "runc".into())
+            }
+            Runtime::Kata => self.inside.directory.join(KATA),
+        }
+    }
+
+    /// A call of podman.
+    pub fn podman<A: AsRef<std::ffi::OsStr>, B: AsRef<std::ffi::OsStr>>(
+        &self,
+        words: impl IntoIterator<Item = A>,
+        more: impl IntoIterator<Item = B>,
+    ) -> Program {
+        let directory = &self.inside.directory;
+        let place = |option: &str, name: &str| format!("--{option}={}", directory.join(name).display());
+        Program::new("podman")
+            .env("CONTAINERS_CONF", directory.join("containers.conf"))
+            .env("PATH", search_path())
+            // Where conmon leaves a mark when memory has run out.
+            .directory(directory)
+            .args([
+                place("root", "storage"),
+                place("runroot", "storage-run"),
+                place("tmpdir", "podman"),
+                place("network-config-dir", "networks"),
+                "--storage-driver=overlay".into(),
+                "--cgroup-manager=cgroupfs".into(),
+                "--events-backend=file".into(),
+                format!("--runtime={}", self.runtime_path().display()),
+            ])
+            .args(words)
+            .args(more)
+            .within(deadlines::RUN)
+    }
+
+    /// Makes a call that succeeds. Answers what it prints, without the last line's end.
+    pub fn call(&self, words: &[&str]) -> Result<String> {
+        let output = self.output(words)?.success()?;
+        Ok(output.trim_end().to_owned())
+    }
+
+    /// Makes a call.
+    pub fn output(&self, words: &[&str]) -> Result<Output> {
+        self.podman(words, [] as [&str; 0]).output()
+    }
+
+    /// A call of `podman run` or `create` with these options, an image, and a command.
+    pub fn run_program(&self, options: &[&str], command: &[&str]) -> Program {
+        let (verb, options) = options.split_first().unwrap_or((&"run", &[]));
+        self.podman([*verb], options)
+            .args([format!("--cgroup-parent=/{}", self.inside.tag)])
+            .args([image::BUSYBOX])
+            .args(command)
+    }
+
+    /// `podman run`, without a network unless an option names one.
+    pub fn run(&self, options: &[&str], command: &[&str]) -> Result<Output> {
+        let mut words = vec!["run"];
+        if !options.iter().any(|option| option.starts_with("--network")) {
+            words.push("--network=none");
+        }
+        words.extend(options);
+        self.run_program(&words, command).output()
+    }
+
+    /// Starts a container that runs in the background, and answers its name.
+    pub fn background(&self, options: &[&str], command: &[&str]) -> Result<String> {
+        let name = self.name();
+        let mut words = vec!["--detach", "--name", &name];
+        words.extend(options);
+        self.run(&words, command)?.success()?;
+        Ok(name)
+    }
+
+    /// One that waits to be killed.
+    pub fn sleeper(&self, options: &[&str]) -> Result<String> {
+        // The first process of a container heeds no signal that it does not ask for.
+        let script = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
+        self.background(options, &["sh", "-c", script])
+    }
+
+    /// Runs a script in a container, and answers what it prints.
+    pub fn sh(&self, name: &str, script: &str) -> Result<String> {
+        self.call(&["exec", name, "sh", "-c", script])
+    }
+
+    /// Makes a pod.
+    pub fn pod(&self, name: &str) -> Result<String> {
+        let parent = format!("--cgroup-parent=/{}", self.inside.tag);
+        self.call(&["pod", "create", "--network=none", &parent, "--name", name])?;
+        Ok(name.to_owned())
+    }
+
+    /// Starts a container in a pod.
+    pub fn in_pod(&self, pod: &str, name: &str, command: &[&str]) -> Result<()> {
+        self.podman(
+            ["run", "--detach", "--pod", pod, "--name", name, image::BUSYBOX],
+            command,
+        )
+        .output()?
+        .success()?;
+        Ok(())
+    }
+
+    /// A field of a container.
+    pub fn inspect(&self, name: &str, field: &str) -> Result<String> {
+        let format = format!("--format={{{{{field}}}}}");
+        self.call(&["inspect", "--type=container", &format, name])
+    }
+
+    /// Waits until a field of a container is this.
+    pub fn wait_for(&self, name: &str, field: &str, wanted: &str) -> Result<()> {
+        let mut last = String::new();
+        let found = wait::until("a container's field changes", deadlines::RUN, || {
+            last = self.inspect(name, field)?;
+            Ok((last == wanted).then_some(()))
+        });
+        found.with_context(|| format!("{field} of {name} is {last:?}, not {wanted:?}"))
+    }
+
+    /// Waits until a container has written this.
+    pub fn wait_for_log(&self, name: &str, text: &str) -> Result<()> {
+        wait::until("a container writes", deadlines::RUN, || {
+            Ok(self.call(&["logs", name])?.contains(text).then_some(()))
+        })
+    }
+
+    /// The process of the host that stands for a container.
+    pub fn pid(&self, name: &str) -> Result<u32> {
+        Ok(self.inspect(name, ".State.Pid")?.parse()?)
+    }
+
+    /// Removes a container by force.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        self.call(&["rm", "--force", "--time=0", name]).map(drop)
+    }
+
+    /// How many virtual machines run.
+    pub fn machines(&self) -> Result<usize> {
+        let processes = census::processes()?;
+        Ok(processes
+            .iter()
+            .filter(|process| process.name.starts_with("qemu"))
+            .count())
+    }
+
+    /// Waits until there is nothing that was not there before the first case.
+    pub fn nothing_left(&self) -> Result<()> {
+        for words in [
+            &["ps", "--all", "--quiet"][..],
+            &["pod", "ps", "--quiet"],
+            &["volume", "ls", "--quiet"],
+        ] {
+            let left = self.call(words)?;
+            ensure!(left.is_empty(), "podman still has, says {words:?}: {left}");
+        }
+        let mut left = Vec::new();
+        let gone = wait::until("nothing is left", deadlines::GONE, || {
+            left = Census::take(&self.inside, &[])?.beyond(&self.census);
+            left.retain(|thing| !self.is_podmans(thing));
+            Ok(left.is_empty().then_some(()))
+        });
+        if gone.is_err() {
+            bail!("{} things are left:\n  {}", left.len(), left.join("\n  "));
+        }
+        Ok(())
+    }
+
+    /// Podman does not remove the cgroups of its pods from the hierarchies that have no controllers.
+    fn is_podmans(&self, thing: &str) -> bool {
+        let parent =
+            ["systemd", "unified"].map(|name| format!("cgroup /sys/fs/cgroup/{name}/{}/", self.inside.tag));
+        parent
+            .iter()
+            .filter_map(|parent| thing.strip_prefix(parent.as_str()))
+            .any(|pod| pod.len() == 64 && pod.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    }
+
+    /// After a failure: what a case has left must not fail the next one.
+    pub fn give_up(&mut self) {
+        for words in [
+            &["pod", "rm", "--all", "--force", "--time=0"][..],
+            &["rm", "--all", "--force", "--time=0"],
+            &["volume", "rm", "--all", "--force"],
+        ] {
+            if let Err(error) = self.call(words) {
+                eprintln!("after the failure: {error:#}");
+            }
+        }
+        if let Err(error) = self.nothing_left() {
+            eprintln!("after the failure: {error:#}");
+            if let Ok(census) = Census::take(&self.inside, &[]) {
+                self.census = census;
+            }
+        }
+    }
+}

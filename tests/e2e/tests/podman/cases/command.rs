@@ -1,0 +1,188 @@
+//! The runtime's own command line, as conmon and podman use it and as a person does.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::program::Program;
+use e2e::{deadlines, wait};
+use serde_json::Value;
+
+use super::{cases, has, same};
+use crate::bed::Bed;
+use crate::suite::Runtime;
+
+cases! {
+    an_unknown_container_is_refused_in_words_that_callers_know,
+    a_failure_is_one_object_in_the_log,
+    it_says_its_version_and_what_it_can_do,
+    a_bundle_is_created_started_killed_and_deleted,
+    a_bundle_runs_in_the_foreground,
+    a_stand_in_is_small_and_where_its_process_seems_to_be (Kata: "runc's process is the container's own"),
+    a_dead_daemon_leaves_what_delete_removes (Kata: "runc has no daemon"),
+}
+
+/// A call of the runtime.
+pub fn runtime(bed: &Bed) -> Program {
+    Program::new(bed.runtime_path()).within(deadlines::RUN)
+}
+
+fn an_unknown_container_is_refused_in_words_that_callers_know(bed: &Bed) -> Result<()> {
+    for words in [
+        &["state", "nothing"][..],
+        &["start", "nothing"],
+        &["kill", "nothing", "9"],
+        &["delete", "nothing"],
+        &["pause", "nothing"],
+        &["resume", "nothing"],
+        &["exec", "nothing", "true"],
+        &["ps", "nothing"],
+    ] {
+        let said = runtime(bed).args(words).output()?.failure()?;
+        has(&said, "does not exist").with_context(|| format!("{words:?}"))?;
+        ensure!(said.lines().count() == 1, "{words:?} says {said}");
+    }
+    runtime(bed)
+        .args(["delete", "--force", "nothing"])
+        .output()?
+        .success()?;
+    Ok(())
+}
+
+fn a_failure_is_one_object_in_the_log(bed: &Bed) -> Result<()> {
+    let log = bed.directory().join(bed.name());
+    runtime(bed)
+        .args(["--log-format=json", "--log"])
+        .args([&log])
+        .args(["start", "nothing"])
+        .output()?
+        .failure()?;
+    let said: Value = serde_json::from_str(&fs::read_to_string(&log)?)?;
+    has(said["msg"].as_str().unwrap_or_default(), "does not exist")?;
+    same(said["level"].as_str().unwrap_or_default(), "error")
+}
+
+fn it_says_its_version_and_what_it_can_do(bed: &Bed) -> Result<()> {
+    let said = runtime(bed).args(["--version"]).read()?;
+    has(said.lines().next().unwrap_or_default(), "version")?;
+    same(&runtime(bed).args(["-v"]).read()?, &said)?;
+    if bed.runtime() == Runtime::Kata {
+        let features: Value = serde_json::from_str(&runtime(bed).args(["features"]).read()?)?;
+        ensure!(features["ociVersionMax"].is_string(), "{features}");
+    }
+    Ok(())
+}
+
+/// A bundle with busybox, which runs a script.
+pub fn bundle(bed: &Bed, script: &str) -> Result<PathBuf> {
+    let bundle = bed.directory().join(bed.name());
+    fs::create_dir_all(bundle.join("rootfs/bin"))?;
+    for directory in ["proc", "dev", "sys", "tmp"] {
+        fs::create_dir(bundle.join("rootfs").join(directory))?;
+    }
+    fs::copy("/bin/busybox", bundle.join("rootfs/bin/busybox"))?;
+    for name in ["sh", "sleep", "echo", "cat"] {
+        std::os::unix::fs::symlink("busybox", bundle.join("rootfs/bin").join(name))?;
+    }
+    Program::new("runc")
+        .args(["spec", "--bundle"])
+        .args([&bundle])
+        .output()?
+        .success()?;
+    let path = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+    spec["process"]["terminal"] = false.into();
+    spec["process"]["args"] = serde_json::json!(["sh", "-c", script]);
+    spec["process"]["rlimits"] = serde_json::json!([]);
+    spec["process"]["capabilities"]["ambient"] = serde_json::json!([]);
+    spec["root"]["readonly"] = false.into();
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    fs::write(&path, spec.to_string())?;
+    Ok(bundle)
+}
+
+/// What it says of a container.
+pub fn state(bed: &Bed, id: &str) -> Result<Value> {
+    let output = runtime(bed).args(["state", id]).output()?;
+    // CRI-O reads both outputs as one.
+    same(&output.stderr, "")?;
+    Ok(serde_json::from_str(&output.success()?)?)
+}
+
+fn a_bundle_is_created_started_killed_and_deleted(bed: &Bed) -> Result<()> {
+    let bundle = bundle(bed, "while :; do sleep 0.1; done")?;
+    let (id, pid_file) = (bed.name(), bundle.join("pid"));
+    let output = fs::File::create(bundle.join("output"))?;
+    let mut created = runtime(bed)
+        .args(["create", "--bundle"])
+        .args([&bundle])
+        .args(["--pid-file"])
+        .args([&pid_file])
+        .args([&id])
+        .start_logging_to(output)?;
+    ensure!(
+        created.wait()?.success(),
+        "{}",
+        fs::read_to_string(bundle.join("output"))?
+    );
+    let made = state(bed, &id)?;
+    same(made["status"].as_str().unwrap_or_default(), "created")?;
+    same(&made["pid"].to_string(), fs::read_to_string(&pid_file)?.trim())?;
+    runtime(bed).args(["start", &id]).output()?.success()?;
+    runtime(bed).args(["start", &id]).output()?.failure()?;
+    same(state(bed, &id)?["status"].as_str().unwrap_or_default(), "running")?;
+    runtime(bed).args(["delete", &id]).output()?.failure()?;
+    runtime(bed).args(["kill", &id, "KILL"]).output()?.success()?;
+    wait::until("the container has ended", deadlines::RUN, || {
+        Ok((state(bed, &id)?["status"] == "stopped").then_some(()))
+    })?;
+    runtime(bed).args(["delete", &id]).output()?.success()?;
+    runtime(bed).args(["state", &id]).output()?.failure().map(drop)
+}
+
+fn a_bundle_runs_in_the_foreground(bed: &Bed) -> Result<()> {
+    let bundle = bundle(bed, "cat; echo err >&2; exit 7")?;
+    let output = runtime(bed)
+        .args(["run", "--bundle"])
+        .args([&bundle])
+        .args([bed.name()])
+        .stdin("input\n")
+        .output()?;
+    same(&output.stderr, "err\n")?;
+    same(&output.exits(7)?, "input\n")
+}
+
+fn a_stand_in_is_small_and_where_its_process_seems_to_be(bed: &Bed) -> Result<()> {
+    const MOST: u64 = 2048;
+    let name = bed.sleeper(&[])?;
+    let pid = bed.pid(&name)?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let resident = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"))
+        .context("VmRSS")?;
+    ensure!(resident.parse::<u64>()? < MOST, "{resident} KiB are resident");
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    has(&cgroup, &format!("/libpod-{}", bed.inspect(&name, ".Id")?))?;
+    let network = |place: &str| -> Result<PathBuf> { Ok(fs::read_link(format!("/proc/{place}/ns/net"))?) };
+    ensure!(
+        network(&pid.to_string())? != network("self")?,
+        "it is in the host's network"
+    );
+    bed.remove(&name)
+}
+
+fn a_dead_daemon_leaves_what_delete_removes(bed: &Bed) -> Result<()> {
+    let name = bed.sleeper(&[])?;
+    let processes = e2e::census::processes()?;
+    let daemon = processes
+        .iter()
+        .find(|process| process.command.iter().any(|word| word == "daemon"))
+        .context("there is no daemon")?;
+    let pid = rustix::process::Pid::from_raw(daemon.pid).context("no pid")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
+    bed.wait_for(&name, ".State.Status", "exited")?;
+    same(&bed.inspect(&name, ".State.ExitCode")?, "137")?;
+    bed.remove(&name)
+}

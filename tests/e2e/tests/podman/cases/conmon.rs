@@ -1,0 +1,162 @@
+//! The runtime as CRI-O 1.0 calls it for a pod that is not trusted: through conmon, and itself. (CRI-O's own conmon of that time has
+//! the same command line.)
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::program::Program;
+use e2e::{deadlines, wait};
+use serde_json::{Value, json};
+
+use super::command::{bundle, runtime, state};
+use super::{cases, has, same};
+use crate::bed::Bed;
+
+cases! {
+    a_container_of_crio_lives_as_it_expects,
+    a_terminal_of_crio_is_written_to_the_log,
+    a_process_more_of_crio_has_an_exit_code,
+}
+
+struct Container<'a> {
+    bed: &'a Bed,
+    id: String,
+    bundle: PathBuf,
+}
+
+impl<'a> Container<'a> {
+    /// Creates it, as `oci.CreateContainer` does.
+    fn create(bed: &'a Bed, bundle: PathBuf, options: &[&str]) -> Result<Self> {
+        let container = Self {
+            bed,
+            id: bed.name(),
+            bundle,
+        };
+        fs::create_dir_all(container.exits())?;
+        container.conmon(&container.bundle.join("pidfile"), options)?;
+        container.wait_for(&container.bundle.join("pidfile"))?;
+        Ok(container)
+    }
+
+    fn conmon(&self, pid_file: &Path, options: &[&str]) -> Result<()> {
+        // It goes into the background; what it has to say is in its files.
+        Program::new("conmon")
+            .directory(&self.bundle)
+            .args(["-c", &self.id, "-u", &self.id, "-r"])
+            .args([self.bed.runtime_path()])
+            .args(["-b"])
+            .args([&self.bundle])
+            .args(["-p"])
+            .args([pid_file])
+            .args(["-l"])
+            .args([self.log()])
+            .args(["--exit-dir"])
+            .args([self.exits()])
+            .args(options)
+            .start_logging_to(fs::File::create(self.bundle.join("conmon-output"))?)?
+            .wait()?;
+        Ok(())
+    }
+
+    fn exits(&self) -> PathBuf {
+        self.bundle.join("exits")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.bundle.join("log")
+    }
+
+    /// Waits for a file with something in it.
+    fn wait_for(&self, file: &Path) -> Result<String> {
+        wait::until("conmon writes a file", deadlines::RUN, || {
+            let text = fs::read_to_string(file).unwrap_or_default();
+            Ok((!text.is_empty()).then_some(text))
+        })
+        .with_context(|| {
+            let said = fs::read_to_string(self.bundle.join("conmon-output")).unwrap_or_default();
+            format!("{}; conmon says {said:?}", file.display())
+        })
+    }
+
+    fn call(&self, words: &[&str]) -> Result<String> {
+        runtime(self.bed).args(words).output()?.success()
+    }
+
+    /// Its end, as CRI-O finds it out.
+    fn end(&self, code: &str) -> Result<()> {
+        same(&self.wait_for(&self.exits().join(&self.id))?, code)?;
+        let pid = fs::read_to_string(self.bundle.join("pidfile"))?;
+        ensure!(
+            !Path::new("/proc").join(pid.trim()).exists(),
+            "its process is still there"
+        );
+        same(
+            state(self.bed, &self.id)?["status"].as_str().unwrap_or_default(),
+            "stopped",
+        )?;
+        self.call(&["delete", "--force", &self.id]).map(drop)
+    }
+}
+
+fn a_container_of_crio_lives_as_it_expects(bed: &Bed) -> Result<()> {
+    let script = "echo out; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done";
+    let container = Container::create(bed, bundle(bed, script)?, &[])?;
+    let id = container.id.as_str();
+    same(state(bed, id)?["status"].as_str().unwrap_or_default(), "created")?;
+    container.call(&["start", id])?;
+    same(state(bed, id)?["status"].as_str().unwrap_or_default(), "running")?;
+    wait::until("it writes", deadlines::RUN, || {
+        Ok(fs::read_to_string(container.log())?
+            .contains("stdout F out")
+            .then_some(()))
+    })?;
+    container.call(&["pause", id])?;
+    same(state(bed, id)?["status"].as_str().unwrap_or_default(), "paused")?;
+    container.call(&["resume", id])?;
+    container.call(&["kill", id, "TERM"])?;
+    container.end("3")?;
+    has(&fs::read_to_string(container.log())?, "stdout F bye")
+}
+
+fn a_terminal_of_crio_is_written_to_the_log(bed: &Bed) -> Result<()> {
+    let bundle = bundle(bed, "[ -t 0 ] && [ -t 1 ] && echo terminal; exit 4")?;
+    let path = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+    spec["process"]["terminal"] = true.into();
+    fs::write(&path, spec.to_string())?;
+    let container = Container::create(bed, bundle, &["-t"])?;
+    container.call(&["start", &container.id])?;
+    container.end("4")?;
+    has(&fs::read_to_string(container.log())?, "terminal")
+}
+
+fn a_process_more_of_crio_has_an_exit_code(bed: &Bed) -> Result<()> {
+    let container = Container::create(bed, bundle(bed, "while :; do sleep 0.1; done")?, &[])?;
+    let id = container.id.as_str();
+    container.call(&["start", id])?;
+    let process = container.bundle.join("process.json");
+    let spec = json!({
+        "terminal": false,
+        "user": {"uid": 0, "gid": 0},
+        "args": ["sh", "-c", "echo more; exit 9"],
+        "env": ["PATH=/bin"],
+        "cwd": "/",
+    });
+    fs::write(&process, spec.to_string())?;
+    let process = process.display().to_string();
+    // By itself, as for streams; and by conmon, as for a probe.
+    let output = runtime(bed).args(["exec", "--process", &process, id]).output()?;
+    same(&output.exits(9)?, "more\n")?;
+    let log = fs::read_to_string(container.log())?;
+    container.conmon(
+        &container.bundle.join("exec-pidfile"),
+        &["-e", "--exec-process-spec", &process],
+    )?;
+    wait::until("the process writes", deadlines::RUN, || {
+        Ok((fs::read_to_string(container.log())? != log).then_some(()))
+    })?;
+    has(&fs::read_to_string(container.log())?, "stdout F more")?;
+    container.call(&["kill", "--all", id, "KILL"])?;
+    container.end("137")
+}
