@@ -251,8 +251,8 @@ fn a_machine_grows_with_its_containers(bed: &mut Bed) -> Result<()> {
     let ends =
         first.sh("for file in /first /second; do tail -c 1048576 $file | cmp - /end && echo same; done")?;
     same(&ends, "same\nsame")?;
-    pod.remove()?;
-    bed.nothing_left()
+    // The chapter's own pod is still there.
+    pod.remove()
 }
 
 fn a_machine_keeps_its_size_unless_it_is_to_grow(bed: &mut Bed) -> Result<()> {
