@@ -285,6 +285,14 @@ impl Bed {
                 eprintln!("after the failure: {error:#}");
             }
         }
+        // Those that podman knows nothing of.
+        let listed = Program::new(self.runtime_path()).args(["list", "--quiet"]).read();
+        for id in listed.unwrap_or_default().lines() {
+            let delete = Program::new(self.runtime_path()).args(["delete", "--force", id]);
+            if let Err(error) = delete.read() {
+                eprintln!("after the failure: {error:#}");
+            }
+        }
         if let Err(error) = self.nothing_left() {
             eprintln!("after the failure: {error:#}");
             if let Ok(census) = Census::take(&self.inside, &[]) {

@@ -33,8 +33,11 @@ impl<'a> Container<'a> {
             id: bed.name(),
             bundle,
         };
-        fs::create_dir_all(container.exits())?;
-        container.conmon(&container.bundle.join("pidfile"), options)?;
+        fs::create_dir(container.exits())?;
+        fs::create_dir(container.sockets())?;
+        let exits = format!("--exit-dir={}", container.exits().display());
+        let options: Vec<_> = options.iter().copied().chain([exits.as_str()]).collect();
+        container.conmon(&container.bundle.join("pidfile"), &options)?;
         container.wait_for(&container.bundle.join("pidfile"))?;
         Ok(container)
     }
@@ -51,8 +54,8 @@ impl<'a> Container<'a> {
             .args([pid_file])
             .args(["-l"])
             .args([self.log()])
-            .args(["--exit-dir"])
-            .args([self.exits()])
+            .args(["--socket-dir-path"])
+            .args([self.sockets()])
             .args(options)
             .start_logging_to(fs::File::create(self.bundle.join("conmon-output"))?)?
             .wait()?;
@@ -61,6 +64,10 @@ impl<'a> Container<'a> {
 
     fn exits(&self) -> PathBuf {
         self.bundle.join("exits")
+    }
+
+    fn sockets(&self) -> PathBuf {
+        self.bundle.join("sockets")
     }
 
     fn log(&self) -> PathBuf {
