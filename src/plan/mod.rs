@@ -95,7 +95,8 @@ fn network(
         {
             return Err(unsupported(
                 "linux.namespaces",
-                "the pod asks for the host's network (hostNetwork: true), which a virtual machine cannot share; leave that                  out, or run the pod with another runtime class, such as runc's",
+                "the pod asks for the host's network (hostNetwork: true), which a virtual machine cannot share; \
+                 leave that out, or run the pod with another runtime class, such as runc's",
             ));
         }
         NetworkNamespace::Host => return Ok(None),

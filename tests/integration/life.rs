@@ -40,7 +40,11 @@ async fn containers_come_and_go(guest: Guest) {
         fs::remove_dir_all(stand.path("snapshots")).unwrap();
         fs::remove_file(stand.path("volume/new")).unwrap();
     }
-    let phases: Vec<_> = sandbox.phases().iter().map(|phase| phase.name).collect();
+    let mut phases: Vec<_> = sandbox.phases().iter().map(|phase| phase.name).collect();
+    // A short process may have written before its start is answered.
+    if let Some(last) = phases.get_mut(6..) {
+        last.sort_unstable_by(|one, other| other.cmp(one));
+    }
     assert_eq!(
         phases,
         [

@@ -354,6 +354,37 @@ async fn a_stop_while_it_starts_is_a_stop() {
     sandbox.end().await;
 }
 
+/// A network namespace with a name, as a CNI plugin's caller makes it.
+struct Namespace(String);
+
+impl Namespace {
+    fn new(id: &str) -> Self {
+        let namespace = Self(format!("sandboxes-{id}-{}", std::process::id()));
+        namespace.ip("add").unwrap();
+        namespace
+    }
+
+    fn path(&self) -> String {
+        format!("/run/netns/{}", self.0)
+    }
+
+    fn ip(&self, verb: &str) -> std::io::Result<()> {
+        let status = std::process::Command::new("ip")
+            .args(["netns", verb, &self.0])
+            .status()?;
+        status
+            .success()
+            .then_some(())
+            .ok_or_else(|| std::io::Error::other(format!("ip netns {verb}: {status}")))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.ip("delete");
+    }
+}
+
 #[tokio::test]
 async fn a_sandbox_is_a_virtual_machine() {
     let machine = Machine::new();
@@ -361,7 +392,12 @@ async fn a_sandbox_is_a_virtual_machine() {
         return;
     }
     let sandbox = Sandbox::on(machine).await;
-    sandbox.create(|_| {}).await.unwrap();
+    // Without one it would be the host's, which a virtual machine cannot share.
+    let namespace = Namespace::new(&sandbox.id);
+    sandbox
+        .create(|request| request.netns_path = namespace.path())
+        .await
+        .unwrap();
     let pid = sandbox.start().await.unwrap().pid;
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
     assert!(comm.starts_with("qemu-system"), "{comm}");
