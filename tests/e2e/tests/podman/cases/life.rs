@@ -1,5 +1,7 @@
 //! What is done to a container from outside: stopped, killed, frozen, started again; and what is known of it.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -129,11 +131,20 @@ fn what_is_created_is_started_and_attached_to(bed: &Bed) -> Result<()> {
 
 fn podman_run_passes_signals_on(bed: &Bed) -> Result<()> {
     let script = "trap 'exit 5' USR1; echo up; while :; do sleep 0.1; done";
-    let running = bed
+    let mut running = bed
         .run_program(&["run", "--rm", "--network=none"], &["sh", "-c", script])
         .start()?;
     running.wait_for("up")?;
-    running.signal(Signal::USR1)?;
+    // podman begins to pass signals on about when it shows the first output: one may be lost.
+    let mut sent: Option<Instant> = None;
+    e2e::wait::until("the container ends", e2e::deadlines::PROGRESS, || {
+        let ended = running.has_ended()?;
+        if !ended && sent.is_none_or(|sent| sent.elapsed() > Duration::from_secs(3)) {
+            running.signal(Signal::USR1)?;
+            sent = Some(Instant::now());
+        }
+        Ok(ended.then_some(()))
+    })?;
     running.end()?.exits(5).map(drop)
 }
 
