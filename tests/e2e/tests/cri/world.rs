@@ -56,8 +56,6 @@ impl World {
         let mut ours = Configuration::new(&target);
         let allowed = format!("{ALLOWED_ANNOTATIONS:?}");
         ours.hypervisor.push(("enable_annotations".into(), allowed));
-        // Eight pods boot at once on two processors, and other builds may share them.
-        ours.agent.push(("dial_timeout".into(), "150".into()));
         ours.write(&configuration)?;
         let settings = settings(&cni, &target.programs(), &configuration);
         let containerd = Containerd::start_with_cri(&inside, &target.programs(), &settings)?;

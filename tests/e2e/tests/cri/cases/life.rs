@@ -75,8 +75,9 @@ fn a_container_runs_to_its_end(bed: &mut Bed) -> Result<()> {
     same(&ended.stderr, "err\n")?;
     same(&ended.status.reason, "Completed")?;
     let status = &ended.status;
+    // A short process may end before containerd notes that it was started, with runc as well.
     ensure!(
-        status.created_at <= status.started_at && status.started_at <= status.finished_at,
+        status.created_at <= status.started_at && status.created_at <= status.finished_at,
         "{status:?}"
     );
     ended.success().map(drop)
