@@ -21,7 +21,7 @@ use crate::arguments::Arguments;
 use crate::bootstrap::{self, Said};
 use crate::bundle::{self, Note};
 use crate::serve::HANDED_OVER;
-use crate::{group, input, log, options, socket, sys};
+use crate::{group, input, log, options, socket};
 
 /// What the command line and the standard input ask for together.
 struct Request {
@@ -177,7 +177,7 @@ fn spawn(request: &Request, listener: UnixListener) -> Result<(Child, PipeWriter
     if let Some(address) = &request.ttrpc_address {
         command.env("TTRPC_ADDRESS", address);
     }
-    sys::close_on_exec_from(3).context("cannot keep descriptors from the server")?;
+    hypervisor::process::close_on_exec_from(3).context("cannot keep descriptors from the server")?;
     let child = command
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;

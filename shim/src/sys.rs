@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use hypervisor::process::close_on_exec_from;
 use rustix::io::fcntl_dupfd_cloexec;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -45,27 +46,6 @@ pub fn give(command: &mut Command, fds: [OwnedFd; 3]) -> io::Result<()> {
     // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
     unsafe { command.pre_exec(copy) };
     Ok(())
-}
-
-/// Marks every descriptor from `first` on close-on-exec: also those that whoever started us let leak.
-///
-/// # Errors
-/// The kernel is too old.
-pub fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
-    // SAFETY: with this flag close_range closes nothing; it takes no pointers.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC as libc::c_uint,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 /// Gives back what only the start of a sandbox needed: freed memory of the heap, and the pages of this program and its

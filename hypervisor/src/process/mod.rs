@@ -22,6 +22,7 @@ use tokio::net::unix::pipe;
 use crate::{Error, ErrorKind};
 
 pub use record::reap;
+pub use sys::close_on_exec_from;
 
 /// What to start.
 #[derive(Debug)]

@@ -52,8 +52,12 @@ fn between_fork_and_exec(parent: Pid, inheritance: &Inheritance) -> io::Result<(
     Ok(())
 }
 
-/// Marks every descriptor from `first` on close-on-exec: also those that some library opened without the flag.
-fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
+/// Marks every descriptor from `first` on close-on-exec: also those that some library opened without the flag, or that
+/// whoever started us let leak. A system call and nothing else: a child may call it before its exec.
+///
+/// # Errors
+/// The kernel is too old.
+pub fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
     // SAFETY: close_range with CLOSE_RANGE_CLOEXEC closes nothing; it sets a flag and takes no pointers.
     let result = unsafe {
         libc::syscall(

@@ -23,9 +23,9 @@ use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 use standin::root::{ROOT, TERMINAL};
 
 use crate::client;
+use crate::daemon;
 use crate::place::Root;
 use crate::wire::{Answer, Ask, Call, NewProcess};
-use crate::{daemon, sys};
 
 /// Name of the stand-in's program, beside ours.
 const STANDIN: &str = "kata-standin";
@@ -72,7 +72,7 @@ pub fn daemon(root: &Root, sandbox: &SandboxId, debug: bool) -> Result<()> {
 /// # Errors
 /// The kernel is too old.
 pub fn keep_descriptors() -> Result<()> {
-    sys::close_on_exec_from(3).context("cannot keep descriptors from children")
+    hypervisor::process::close_on_exec_from(3).context("cannot keep descriptors from children")
 }
 
 /// The streams of a new process, on this side.

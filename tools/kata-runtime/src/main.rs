@@ -15,7 +15,6 @@ mod oci;
 mod place;
 mod report;
 mod signal;
-mod sys;
 mod wire;
 
 use std::path::PathBuf;
