@@ -51,8 +51,10 @@ fn converse(program: Program) -> Result<()> {
         columns: 132,
     })?;
     wait_for_size(&mut terminal, "50 132")?;
-    // Ctrl-C is a key of the container's terminal. It must end neither the shell, which traps it, nor `ctr`.
+    // Ctrl-C is a key of the container's terminal. It must end neither the shell, which traps it, nor `ctr`. The shell looks for
+    // signals before it reads, not while: one that comes between the two is heeded after the next line.
     terminal.type_in("\x03")?;
+    terminal.type_in("again\n")?;
     terminal.wait_for("interrupted\n")?;
     terminal.type_in("end\n")?;
     terminal.end()?.exits(5)?;
@@ -61,11 +63,17 @@ fn converse(program: Program) -> Result<()> {
 
 /// Asks until the size is told: a new one takes its time, and nothing says when it has come.
 fn wait_for_size(terminal: &mut Terminal, size: &str) -> Result<()> {
+    let answers = |terminal: &Terminal| terminal.text().matches("<size>\n").count();
+    let mut asked = answers(terminal);
     wait::until(
         &format!("the terminal's size is {size}"),
         deadlines::PROGRESS,
         || {
-            terminal.type_in("size\n")?;
+            // One question at a time: a shell that is slow would have to answer all of them before it heeds what comes next.
+            if answers(terminal) == asked {
+                terminal.type_in("size\n")?;
+                asked += 1;
+            }
             Ok(terminal.text().contains(&format!("{size}\n")).then_some(()))
         },
     )
