@@ -385,7 +385,8 @@ impl Container<'_> {
         let kill = ["task", "kill", "--exec-id", exec, "--signal", signal, &self.id];
         let output = self.case.ctr(&kill).output()?;
         // Not known yet; known to runc, and to us, and not started.
-        let early = ["not found", "not created", "not started yet"];
+        // containerd 2 leaves the kind of an error out: the rest is ours.
+        let early = ["not found", "has no process", "not created", "not started yet"];
         if output.code() != Some(0) && early.iter().any(|text| output.stderr.contains(text)) {
             return Ok(false);
         }

@@ -1,5 +1,6 @@
 //! What all cases live in: containerd with the CRI's plugin, its images and its network, in one cell.
 
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -151,8 +152,13 @@ impl World {
     }
 }
 
+/// Names the controller of our sandboxes, for containerd 2.x: `shim`, which asks us for them by the sandbox API, where without it
+/// a pod is its pause container.
+const SANDBOXER: &str = "KATA_TEST_SANDBOXER";
+
 /// The CRI's part of containerd's configuration.
 fn settings(cni: &Path, programs: &Path, configuration: &Path) -> String {
+    let sandboxer = env::var(SANDBOXER).map_or_else(|_| String::new(), |name| format!("sandboxer = {name:?}\n"));
     let runtimes = [Runtime::Runc, Runtime::Kata].map(|runtime| {
         let table = format!(
             "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{}",
@@ -162,6 +168,7 @@ fn settings(cni: &Path, programs: &Path, configuration: &Path) -> String {
             Runtime::Runc => format!("{table}]\nruntime_type = \"io.containerd.runc.v2\"\n"),
             Runtime::Kata => format!(
                 "{table}]\n\
+                 {sandboxer}\
                  runtime_type = \"io.containerd.kata.v2\"\n\
                  runtime_path = {:?}\n\
                  privileged_without_host_devices = true\n\
