@@ -65,13 +65,18 @@ impl Containerd {
     ///
     /// # Errors
     /// It does not start.
-    pub fn start_with_cri(cell: &Inside, programs: &Path, settings: &str) -> Result<Self> {
+    pub fn start_with_cri(
+        cell: &Inside,
+        programs: &Path,
+        settings: &str,
+        environment: Vec<(String, String)>,
+    ) -> Result<Self> {
         Self {
             // The one that the CRI knows.
             namespace: "k8s.io".into(),
             directory: cell.directory.clone(),
             programs: programs.to_owned(),
-            environment: Vec::new(),
+            environment,
             cri: Some(settings.to_owned()),
             running: None,
         }

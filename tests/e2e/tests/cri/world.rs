@@ -59,7 +59,8 @@ impl World {
         ours.hypervisor.push(("enable_annotations".into(), allowed));
         ours.write(&configuration)?;
         let settings = settings(&cni, &target.programs(), &configuration);
-        let containerd = Containerd::start_with_cri(&inside, &target.programs(), &settings)?;
+        let environment = vec![("KATA_CONF_FILE".to_owned(), configuration.display().to_string())];
+        let containerd = Containerd::start_with_cri(&inside, &target.programs(), &settings, environment)?;
         let cri = Cri::new(&containerd.socket())?;
         let world = Self {
             inside,
@@ -153,12 +154,16 @@ impl World {
 }
 
 /// Names the controller of our sandboxes, for containerd 2.x: `shim`, which asks us for them by the sandbox API, where without it
-/// a pod is its pause container.
+/// a pod is its pause container. containerd up to 2.2 cannot start a container in one when the runtime has options
+/// (its pull request 12986), so that the configuration is named in the environment then.
 const SANDBOXER: &str = "KATA_TEST_SANDBOXER";
 
 /// The CRI's part of containerd's configuration.
 fn settings(cni: &Path, programs: &Path, configuration: &Path) -> String {
-    let sandboxer = env::var(SANDBOXER).map_or_else(|_| String::new(), |name| format!("sandboxer = {name:?}\n"));
+    let (sandboxer, options) = match env::var(SANDBOXER) {
+        Ok(name) => (format!("sandboxer = {name:?}\n"), false),
+        Err(_) => (String::new(), true),
+    };
     let runtimes = [Runtime::Runc, Runtime::Kata].map(|runtime| {
         let table = format!(
             "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.{}",
@@ -174,9 +179,13 @@ fn settings(cni: &Path, programs: &Path, configuration: &Path) -> String {
                  privileged_without_host_devices = true\n\
                  pod_annotations = [\"io.katacontainers.*\"]\n\
                  container_annotations = [\"io.katacontainers.*\"]\n\
-                 {table}.options]\n\
-                 ConfigPath = {configuration:?}\n",
+                 {}",
                 programs.join("containerd-shim-kata-v2"),
+                if options {
+                    format!("{table}.options]\nConfigPath = {configuration:?}\n")
+                } else {
+                    String::new()
+                },
             ),
         }
     });

@@ -84,7 +84,14 @@ fn a_terminal_ends_with_its_process(bed: &Bed) -> Result<()> {
     };
     let words = ["run", "--rm", "--interactive", "--tty", "--network=none"];
     let mut terminal = bed
-        .run_program(&words, &["sh", "-c", "trap 'exit 6' INT; echo ready; while :; do read line; done"])
+        .run_program(
+            &words,
+            &[
+                "sh",
+                "-c",
+                "trap 'exit 6' INT; echo ready; while :; do read line; done",
+            ],
+        )
         .start_on_terminal(size)?;
     // What is typed before somebody heeds it is lost.
     terminal.wait_for("ready\n")?;
