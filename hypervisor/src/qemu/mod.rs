@@ -100,6 +100,7 @@ impl Hypervisor for Qemu {
             hotplug: self.settings.machine == MachineType::Q35,
             resize: self.settings.machine == MachineType::Q35,
             snapshots: false,
+            emulated: !self.settings.kvm,
             guest_is_process: false,
         }
     }
