@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+/// From the VMM's start to the agent's greeting, where the configuration leaves it to us: Kata's, which a boot under KVM needs
+/// a hundredth of.
+pub(crate) const DIAL: Duration = Duration::from_secs(45);
+
+/// The same for an emulated guest. Ten boots at once on two processors take the last one 47 s.
+pub(crate) const DIAL_EMULATED: Duration = Duration::from_secs(180);
+
 /// For the agent to take a SIGKILL. A guest that does not is frozen or hostile; its VM is stopped.
 pub(crate) const KILL: Duration = Duration::from_secs(5);
 

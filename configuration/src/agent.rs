@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::kinds::{Flag, OneOf, Seconds, Word};
+use crate::kinds::{Flag, OneOf, Seconds, SecondsOrSuitable, Word};
 use crate::settings::settings;
 
 /// The dotted name of the table.
@@ -38,8 +38,9 @@ settings! {
         /// these that the host has.
         channel: OneOf<AgentChannel> = "auto" => channel: AgentChannel;
 
-        /// How long the guest may take from the VMM's start to the agent's greeting, in seconds.
-        dial_timeout: Seconds = 45 => dial_timeout: Duration;
+        /// How long the guest may take from the VMM's start to the agent's greeting, in seconds. 0: 45 with KVM, and 180
+        /// without, where guests are emulated and those that start at once slow each other down.
+        dial_timeout: SecondsOrSuitable = 0 => dial_timeout: Option<Duration>;
 
         /// How long the agent may take for an ordinary request, in seconds.
         request_timeout: Seconds = 60 => request_timeout: Duration;

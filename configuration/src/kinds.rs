@@ -196,6 +196,21 @@ impl Kind for Seconds {
     }
 }
 
+/// Whole seconds, at most a day. 0: what suits the host.
+pub(crate) struct SecondsOrSuitable;
+
+impl Kind for SecondsOrSuitable {
+    type Value = Option<Duration>;
+    const SHAPE: Shape = Shape::Integer;
+    fn takes() -> String {
+        "an integer from 0 to 86400, in seconds".to_owned()
+    }
+    fn read(value: &Value) -> Result<Option<Duration>, String> {
+        let number = number::<Self>(value, 0..=86_400)?;
+        Ok((number > 0).then(|| Duration::from_secs(number.unsigned_abs())))
+    }
+}
+
 /// The absolute path of something on the host.
 pub(crate) struct HostPath;
 

@@ -54,7 +54,7 @@ impl Files {
 }
 
 fn seconds(result: Result<Config, Error>) -> u64 {
-    result.unwrap().agent.dial_timeout.as_secs()
+    result.unwrap().agent.dial_timeout.unwrap_or_default().as_secs()
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn drop_ins_are_read_in_the_order_of_their_names() {
     }
     let config = files.load(Some(&main), None, &[]).unwrap();
     assert_eq!(config.sources, [main, ten, files.path("config.d/9-link.toml")]);
-    assert_eq!(config.agent.dial_timeout, Duration::from_secs(9));
+    assert_eq!(config.agent.dial_timeout, Some(Duration::from_secs(9)));
     assert_eq!(config.agent.request_timeout, Duration::from_secs(10));
     assert_eq!(config.agent.create_container_timeout, Duration::from_secs(1));
 }

@@ -155,6 +155,8 @@ pub struct Capabilities {
     pub resize: bool,
     /// Pause, save and restore work.
     pub snapshots: bool,
+    /// The guest's code is translated and not executed by the processor: a boot takes several times as long.
+    pub emulated: bool,
     /// The guest is a process on the host: paths of the host need no sharing device (fake driver only).
     pub guest_is_process: bool,
 }

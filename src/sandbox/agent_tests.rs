@@ -196,7 +196,7 @@ async fn sandbox(script: &str) -> Stand {
     }
     let mut config = config();
     config.hypervisor.path = agent();
-    config.agent.dial_timeout = SOON;
+    config.agent.dial_timeout = Some(SOON);
     config.agent.request_timeout = Duration::from_secs(10);
     config.agent.create_container_timeout = SOON;
     let log = Logger::root(Discard, o!());

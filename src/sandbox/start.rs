@@ -97,15 +97,16 @@ impl Holdings {
         self.step(Step::VmStarted)?;
         clock.lap("vmm");
 
+        let limit = dial_timeout(config, || hypervisor.capabilities().emulated);
         let greeted = tokio::select! {
-            greeted = listener.accept(config.dial_timeout) => greeted,
+            greeted = listener.accept(limit) => greeted,
             error = died(&vm) => return Err(error),
             reason = &mut lost => return Err(deprived(&vm, reason).await),
         };
         let agent: Arc<dyn Agent> = match greeted {
             Ok(agent) => Arc::new(agent),
             Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
-                return Err(late(&vm, config.dial_timeout).await);
+                return Err(late(&vm, limit).await);
             }
             Err(error) => return Err(error.into()),
         };
@@ -154,6 +155,14 @@ impl Holdings {
         let released = self.ground.release().await;
         stopped.and(released)
     }
+}
+
+/// What the configuration says, or what suits a guest that is `emulated` or not.
+pub(super) fn dial_timeout(config: &AgentConfig, emulated: impl FnOnce() -> bool) -> Duration {
+    config.dial_timeout.unwrap_or_else(|| match emulated() {
+        true => deadlines::DIAL_EMULATED,
+        false => deadlines::DIAL,
+    })
 }
 
 /// Measures phases one after the other.

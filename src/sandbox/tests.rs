@@ -50,7 +50,7 @@ pub(crate) fn config() -> Config {
         },
         agent: AgentConfig {
             channel: AgentChannel::Auto,
-            dial_timeout: Duration::from_millis(500),
+            dial_timeout: Some(Duration::from_millis(500)),
             request_timeout: Duration::from_millis(500),
             create_container_timeout: Duration::from_millis(500),
             enable_debug: false,
@@ -155,6 +155,16 @@ async fn nothing_left(world: &Arc<World>) {
 
 fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
     result.unwrap_err().kind
+}
+
+#[test]
+fn an_emulated_guest_may_take_longer_to_call_unless_somebody_has_said_how_long() {
+    let mut config = config().agent;
+    config.dial_timeout = None;
+    let limit = |config: &AgentConfig, emulated| start::dial_timeout(config, || emulated).as_secs();
+    assert_eq!((limit(&config, false), limit(&config, true)), (45, 180));
+    config.dial_timeout = Some(SOON);
+    assert_eq!((limit(&config, false), limit(&config, true)), (20, 20));
 }
 
 #[tokio::test]

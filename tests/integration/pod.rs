@@ -17,6 +17,20 @@ pub const POD6: &str = "fd00:79::2";
 pub const OUTSIDE: &str = "10.79.0.1";
 pub const OUTSIDE6: &str = "fd00:79::1";
 
+/// How much has gone one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    pub bytes: u64,
+    pub frames: u64,
+}
+
+impl Traffic {
+    /// Bytes of a frame, on average, since there was only that.
+    pub fn mean_since(self, before: Self) -> u64 {
+        (self.bytes - before.bytes) / (self.frames - before.frames).max(1)
+    }
+}
+
 pub struct Pod {
     inside: String,
     outside: String,
@@ -116,6 +130,18 @@ impl Pod {
     /// A program of busybox's in the pod's own namespace on the host.
     pub fn inside(&self, words: &[&str]) -> Command {
         in_namespace(&self.inside, words)
+    }
+
+    /// What has gone through the tap or macvtap that the guest's card is: from the guest and to it.
+    pub fn traffic(&self) -> [Traffic; 2] {
+        let links = ip(&format!("-n {} -s -j link", self.inside));
+        let links: Vec<Value> = serde_json::from_str(&links).unwrap();
+        let ours = |link: &&Value| link["ifname"].as_str().unwrap().starts_with("kata");
+        let ours = links.iter().find(ours).expect("a device of ours");
+        ["rx", "tx"].map(|way| Traffic {
+            bytes: ours["stats64"][way]["bytes"].as_u64().unwrap(),
+            frames: ours["stats64"][way]["packets"].as_u64().unwrap(),
+        })
     }
 
     /// Everything of the namespace that its owner would miss or wonder about.

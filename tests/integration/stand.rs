@@ -190,7 +190,7 @@ impl Stand {
             },
             agent: AgentConfig {
                 channel,
-                dial_timeout: SOON,
+                dial_timeout: Some(SOON),
                 request_timeout: Duration::from_secs(20),
                 create_container_timeout: SOON,
                 enable_debug: false,

@@ -1,4 +1,4 @@
-//! Routes (`RTM_*ROUTE`, linux/rtnetlink.h): those of the main table that lead to one device, or nowhere.
+//! Routes (`RTM_*ROUTE`, linux/rtnetlink.h): those of all tables but the kernel's own that lead to one device, or nowhere.
 
 use std::net::IpAddr;
 
@@ -20,7 +20,14 @@ const RTA_VIA: u16 = 18;
 const RTA_TABLE: u16 = 15;
 const RTAX_MTU: u16 = 2;
 
-const RT_TABLE_MAIN: u8 = 254;
+pub(crate) const RT_TABLE_DEFAULT: u32 = 253;
+/// The table that is asked where no rule says another.
+pub const RT_TABLE_MAIN: u32 = 254;
+/// The kernel's own: what it is addressed by.
+pub(crate) const RT_TABLE_LOCAL: u32 = 255;
+
+/// In the byte for a table: its number is larger.
+const RT_TABLE_COMPAT: u8 = 252;
 
 const RTM_F_CLONED: u32 = 0x200;
 const RTNH_F_ONLINK: u32 = 4;
@@ -35,13 +42,15 @@ pub enum RouteKind {
     Unicast,
     /// They are dropped, silently or with one answer or another.
     Refused,
-    /// Anything else that the main table can hold.
+    /// Anything else that a table can hold.
     Other,
 }
 
-/// A route of the main table.
+/// A route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
+    /// Its table.
+    pub table: u32,
     /// What happens.
     pub kind: RouteKind,
     /// Network.
@@ -76,10 +85,11 @@ impl Route {
         let table = find(attrs, RTA_TABLE)
             .and_then(|value| u32_at(value, 0))
             .unwrap_or_else(|| u32::from(body[4]));
-        if table != u32::from(RT_TABLE_MAIN) || flags & RTM_F_CLONED != 0 {
+        if table == RT_TABLE_LOCAL || flags & RTM_F_CLONED != 0 {
             return None;
         }
         let mut route = Self {
+            table,
             kind: match body[7] {
                 libc::RTN_UNICAST => RouteKind::Unicast,
                 libc::RTN_BLACKHOLE | libc::RTN_UNREACHABLE | libc::RTN_PROHIBIT => RouteKind::Refused,
@@ -118,7 +128,8 @@ impl Route {
         let mut body = [0; BODY];
         body[0] = family(self.destination);
         body[1] = self.prefix;
-        body[4] = RT_TABLE_MAIN;
+        // The attribute says all of it.
+        body[4] = u8::try_from(self.table).unwrap_or(RT_TABLE_COMPAT);
         body[5] = self.protocol;
         body[6] = self.scope;
         body[7] = libc::RTN_UNICAST;
@@ -127,6 +138,7 @@ impl Route {
         }
         let mut request = Request::new(RTM_NEWROUTE, Mode::Append.flags(), &body)
             .with(RTA_DST, &octets(self.destination))
+            .with(RTA_TABLE, &self.table.to_ne_bytes())
             .with(RTA_OIF, &self.index.to_ne_bytes());
         match self.gateway {
             Some(gateway) if family(gateway) == body[0] => {
@@ -154,7 +166,7 @@ impl Route {
 }
 
 impl Socket {
-    /// The main table, IPv4 and IPv6, in the kernel's order.
+    /// All tables but the kernel's own, IPv4 and IPv6, in the kernel's order.
     ///
     /// # Errors
     /// The kernel's.
@@ -181,6 +193,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_can_be_read_back() {
         let default = Route {
+            table: RT_TABLE_MAIN,
             kind: RouteKind::Unicast,
             destination: "0.0.0.0".parse().unwrap(),
             prefix: 0,
@@ -199,6 +212,7 @@ mod tests {
             ..default.clone()
         };
         let link = Route {
+            table: 1000,
             destination: "fd00::".parse().unwrap(),
             prefix: 64,
             gateway: None,
@@ -216,16 +230,16 @@ mod tests {
     }
 
     #[test]
-    fn other_tables_and_cached_routes_are_of_no_interest() {
+    fn the_kernels_table_and_cached_routes_are_of_no_interest() {
         let body = |table: u8, flags: u32| {
             let mut body = [libc::AF_INET as u8, 0, 0, 0, table, 2, 0, 1, 0, 0, 0, 0];
             body[8..].copy_from_slice(&flags.to_ne_bytes());
             body
         };
-        assert!(Route::parse(&body(RT_TABLE_MAIN, 0)).is_some());
+        assert_eq!(Route::parse(&body(254, 0)).unwrap().table, RT_TABLE_MAIN);
         assert_eq!(Route::parse(&body(255, 0)), None);
-        assert_eq!(Route::parse(&body(RT_TABLE_MAIN, RTM_F_CLONED)), None);
+        assert_eq!(Route::parse(&body(254, RTM_F_CLONED)), None);
         let in_attribute = Request::new(24, 0, &body(252, 0)).with(RTA_TABLE, &1000_u32.to_ne_bytes());
-        assert_eq!(Route::parse(&in_attribute.finish(1)[16..]), None);
+        assert_eq!(Route::parse(&in_attribute.finish(1)[16..]).unwrap().table, 1000);
     }
 }

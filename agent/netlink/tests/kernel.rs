@@ -10,7 +10,8 @@
 use std::process::Command;
 
 use netlink::{
-    Address, AddressFlags, Link, LinkChange, LinkKind, Mac, Macvtap, Neighbour, Route, RouteKind, Socket,
+    Address, AddressFlags, Link, LinkChange, LinkKind, Mac, Macvtap, Neighbour, RT_TABLE_MAIN, Route,
+    RouteKind, Rule, Socket,
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -167,6 +168,7 @@ fn addresses_routes_and_neighbours_are_as_asked() {
         );
 
         let link_route = Route {
+            table: RT_TABLE_MAIN,
             kind: RouteKind::Unicast,
             destination: "169.254.1.1".parse().expect("an address"),
             prefix: 32,
@@ -199,9 +201,13 @@ fn addresses_routes_and_neighbours_are_as_asked() {
             scope: 0,
             ..link_route.clone()
         };
+        let elsewhere = Route {
+            table: 1000,
+            ..default.clone()
+        };
         let error = socket.put_route(&default).expect_err("its next hop is nowhere");
         assert_eq!(error.number, libc::ENETUNREACH, "{error}");
-        for route in [&link_route, &default, &six] {
+        for route in [&link_route, &default, &six, &elsewhere] {
             socket.put_route(route).expect("a route");
             socket.put_route(route).expect("the same again");
             let routes = socket.routes().expect("routes");
@@ -217,6 +223,7 @@ fn addresses_routes_and_neighbours_are_as_asked() {
             "{table}"
         );
         assert!(run("ip -6 route").contains("default via fd00:1::1 dev left metric 1024 onlink"));
+        assert!(run("ip route show table 1000").contains("default via 169.254.1.1 dev left"));
 
         let neighbour = Neighbour {
             index: a,
@@ -226,6 +233,66 @@ fn addresses_routes_and_neighbours_are_as_asked() {
         socket.put_neighbour(&neighbour).expect("a neighbour");
         assert_eq!(socket.neighbours().expect("neighbours"), [neighbour]);
         assert!(run("ip neigh").contains("169.254.1.1 dev left lladdr ee:ee:ee:ee:ee:ee PERMANENT"));
+    });
+}
+
+#[test]
+fn rules_are_beside_the_initial_ones() {
+    in_namespace(|mut socket| {
+        let initial = socket.rules().expect("rules");
+        assert!(
+            initial.len() >= 4 && initial.iter().all(Rule::is_initial),
+            "{initial:?}"
+        );
+        let four = Rule {
+            priority: 100,
+            table: 1000,
+            source: "10.9.8.7".parse().expect("an address"),
+            source_prefix: 32,
+            destination: "0.0.0.0".parse().expect("an address"),
+            destination_prefix: 0,
+            input: String::new(),
+            output: "left".into(),
+            mark: 1,
+            mask: 0xff,
+            suppress: Some(8),
+            invert: true,
+            more: false,
+        };
+        let six = Rule {
+            table: 100,
+            source: "::".parse().expect("an address"),
+            source_prefix: 0,
+            destination: "fd00:9::".parse().expect("an address"),
+            destination_prefix: 64,
+            input: "lo".into(),
+            output: String::new(),
+            mark: 0,
+            mask: 0,
+            suppress: None,
+            invert: false,
+            ..four.clone()
+        };
+        for rule in [&four, &six] {
+            socket.put_rule(rule).expect("a rule");
+            socket.put_rule(rule).expect("the same again");
+            let rules = socket.rules().expect("rules");
+            assert_eq!(
+                rules.iter().filter(|found| *found == rule).count(),
+                1,
+                "{rule:?} in {rules:?}"
+            );
+        }
+        assert!(
+            run("ip rule").contains(
+                "100:\tnot from 10.9.8.7 fwmark 0x1/0xff oif left lookup 1000 suppress_prefixlength 8"
+            ),
+            "{}",
+            run("ip rule")
+        );
+        run("ip rule add uidrange 7-8 table 1000 priority 90");
+        let rules = socket.rules().expect("rules");
+        assert_eq!(rules.iter().filter(|rule| rule.more).count(), 1, "{rules:?}");
     });
 }
 

@@ -1,4 +1,4 @@
-//! The guest's network: devices found by their hardware address, named, given addresses, routes and neighbours.
+//! The guest's network: devices found by their hardware address, named, given addresses, routes, neighbours and rules.
 //!
 //! Everything is asked of the kernel by rtnetlink, whose answers do not keep the agent's one thread waiting; only a device
 //! that has not appeared yet is waited for. Must not know of the wire, nor where the settings come from.
@@ -13,7 +13,9 @@ use netlink::{Link, LinkChange, Socket};
 
 use crate::error::{Error, Result};
 use crate::uevent;
-pub use settings::{AddressWords, Interface, Network, RouteWords, address, mac, name, neighbour, route};
+pub use settings::{
+    AddressWords, Interface, Network, RouteWords, RuleWords, address, mac, name, neighbour, route, rule,
+};
 
 /// How long a device may take to appear after the host plugged it in.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(10);
@@ -57,6 +59,12 @@ pub async fn add(network: &Network) -> Result<()> {
         kernel.put_neighbour(&neighbour).map_err(Error::network(format!(
             "add neighbour {} on {device}",
             neighbour.ip
+        )))?;
+    }
+    for rule in &network.rules {
+        kernel.put_rule(rule).map_err(Error::network(format!(
+            "add the rule of priority {} for table {} (a guest's kernel needs IP_MULTIPLE_TABLES, and IPV6_MULTIPLE_TABLES)",
+            rule.priority, rule.table
         )))?;
     }
     Ok(())
@@ -164,7 +172,11 @@ fn number(numbers: &BTreeMap<String, u32>, device: &str) -> Result<u32> {
 
 /// A route in words.
 fn told(route: &netlink::Route, device: &str) -> String {
-    let to = format!("add route to {}/{}", route.destination, route.prefix);
+    let table = match route.table {
+        netlink::RT_TABLE_MAIN => String::new(),
+        table => format!(" in table {table}"),
+    };
+    let to = format!("add route to {}/{}{table}", route.destination, route.prefix);
     match route.gateway {
         Some(gateway) => format!("{to} via {gateway} on {device}"),
         None => format!("{to} on {device}"),

@@ -20,6 +20,8 @@ pub struct Network {
     pub routes: Vec<(String, netlink::Route)>,
     /// Permanent neighbours, likewise.
     pub neighbours: Vec<(String, netlink::Neighbour)>,
+    /// Rules that say which table is asked for what.
+    pub rules: Vec<netlink::Rule>,
 }
 
 /// A network interface.
@@ -73,6 +75,33 @@ pub struct RouteWords<'a> {
     pub protocol: u32,
     /// The gateway is on the link.
     pub on_link: bool,
+    /// 0: the main one.
+    pub table: u32,
+}
+
+/// The words of a rule on the wire.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RuleWords<'a> {
+    /// Order.
+    pub priority: u32,
+    /// Where packets are sent to.
+    pub table: u32,
+    /// A network.
+    pub source: &'a str,
+    /// A network.
+    pub destination: &'a str,
+    /// Name of an interface; may be empty.
+    pub input: &'a str,
+    /// Name of an interface; may be empty.
+    pub output: &'a str,
+    /// Of packets.
+    pub mark: u32,
+    /// Bits of the mark that matter.
+    pub mask: u32,
+    /// For all other packets.
+    pub invert: bool,
+    /// Bits of a route that counts.
+    pub least_prefix: u32,
 }
 
 impl Network {
@@ -215,16 +244,14 @@ pub fn address(words: &AddressWords<'_>) -> Result<netlink::Address> {
 /// [`Error::Invalid`].
 pub fn route(words: &RouteWords<'_>) -> Result<(String, netlink::Route)> {
     const DESTINATION: &str = "network.route.destination";
-    let (destination, prefix) = ip_and_prefix(DESTINATION, words.destination)?;
-    if network_of(destination, prefix) != destination {
-        return Err(Error::invalid(
-            DESTINATION,
-            format!("{}: bits are set behind the first {prefix}", words.destination),
-        ));
-    }
+    let (destination, prefix) = network(DESTINATION, words.destination)?;
     let source = optional("network.route.source", words.source)?;
     same_family("network.route.source", destination, source)?;
     let route = netlink::Route {
+        table: match words.table {
+            0 => netlink::RT_TABLE_MAIN,
+            table => table,
+        },
         kind: RouteKind::Unicast,
         destination,
         prefix,
@@ -239,6 +266,52 @@ pub fn route(words: &RouteWords<'_>) -> Result<(String, netlink::Route)> {
         on_link: words.on_link,
     };
     Ok((name(words.device)?, route))
+}
+
+/// A rule.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn rule(words: &RuleWords<'_>) -> Result<netlink::Rule> {
+    const DESTINATION: &str = "network.rule.destination";
+    let (source, source_prefix) = network("network.rule.source", words.source)?;
+    let (destination, destination_prefix) = network(DESTINATION, words.destination)?;
+    same_family(DESTINATION, source, Some(destination))?;
+    if words.table == 0 {
+        return Err(Error::invalid("network.rule.table", "there is no table 0"));
+    }
+    let interface = |text: &str| match text {
+        // What the guest itself sends comes by its loopback device.
+        "" | "lo" => Ok(text.to_owned()),
+        text => name(text),
+    };
+    Ok(netlink::Rule {
+        priority: words.priority,
+        table: words.table,
+        source,
+        source_prefix,
+        destination,
+        destination_prefix,
+        input: interface(words.input)?,
+        output: interface(words.output)?,
+        mark: words.mark,
+        mask: words.mask,
+        suppress: words.least_prefix.checked_sub(1),
+        invert: words.invert,
+        more: false,
+    })
+}
+
+/// A network: an address without bits behind those of the network.
+fn network(field: &'static str, text: &str) -> Result<(IpAddr, u8)> {
+    let (ip, prefix) = ip_and_prefix(field, text)?;
+    if network_of(ip, prefix) != ip {
+        return Err(Error::invalid(
+            field,
+            format!("{text}: bits are set behind the first {prefix}"),
+        ));
+    }
+    Ok((ip, prefix))
 }
 
 /// The address with all bits behind the first `prefix` cleared.
@@ -270,178 +343,4 @@ pub fn neighbour(address: &str, hardware: &str, device: &str) -> Result<(String,
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn refused<T: std::fmt::Debug>(result: Result<T>) -> String {
-        result.unwrap_err().to_string()
-    }
-
-    #[test]
-    fn addresses_are_read_with_their_network() {
-        let words = AddressWords {
-            ip: "10.1.2.3/24",
-            broadcast: "10.1.2.255",
-            ..AddressWords::default()
-        };
-        let read = address(&words).unwrap();
-        assert_eq!((read.ip.to_string().as_str(), read.prefix), ("10.1.2.3", 24));
-        assert!(read.flags.has(AddressFlags::NO_PREFIX_ROUTE));
-        for (ip, peer, broadcast) in [
-            ("10.1.2.3", "", ""),
-            ("10.1.2.3/33", "", ""),
-            ("10.1.2.3/+8", "", ""),
-            ("10.1.2.3/", "", ""),
-            ("10.1.2/24", "", ""),
-            ("fd00::1/129", "", ""),
-            ("fd00::1/64", "10.0.0.1", ""),
-            ("fd00::1/64", "", "fd00::2"),
-            ("10.1.2.3/24", "", "x"),
-        ] {
-            let words = AddressWords {
-                ip,
-                peer,
-                broadcast,
-                scope: 0,
-            };
-            let error = refused(address(&words));
-            assert!(error.starts_with("network.address."), "{words:?}: {error}");
-        }
-        let scope = AddressWords { scope: 256, ..words };
-        assert!(refused(address(&scope)).contains("256"));
-    }
-
-    #[test]
-    fn routes_are_read_with_their_device() {
-        let words = RouteWords {
-            destination: "0.0.0.0/0",
-            gateway: "fe80::1",
-            device: "eth0",
-            source: "10.1.2.3",
-            metric: 5,
-            ..RouteWords::default()
-        };
-        let (device, read) = route(&words).unwrap();
-        assert_eq!((device.as_str(), read.prefix, read.metric), ("eth0", 0, 5));
-        assert_eq!(
-            read.gateway,
-            Some("fe80::1".parse().unwrap()),
-            "the other family's"
-        );
-        for (part, wrong) in [
-            (
-                "destination",
-                RouteWords {
-                    destination: "10.0.0.1/8",
-                    ..words
-                },
-            ),
-            (
-                "destination",
-                RouteWords {
-                    destination: "fd00::/x",
-                    ..words
-                },
-            ),
-            (
-                "gateway",
-                RouteWords {
-                    gateway: "gw",
-                    ..words
-                },
-            ),
-            (
-                "source",
-                RouteWords {
-                    source: "fd00::1",
-                    ..words
-                },
-            ),
-            ("name", RouteWords { device: "", ..words }),
-            (
-                "protocol",
-                RouteWords {
-                    protocol: 1000,
-                    ..words
-                },
-            ),
-        ] {
-            let error = refused(route(&wrong));
-            assert!(error.contains(part), "{wrong:?}: {error}");
-        }
-    }
-
-    #[test]
-    fn names_are_those_that_the_kernel_takes() {
-        for good in ["eth0", "net-1", "a", "0123456789abcde", "eth0.100", "x@y"] {
-            assert_eq!(name(good).unwrap(), good);
-        }
-        for bad in [
-            "",
-            "0123456789abcdef",
-            "a b",
-            "a/b",
-            ".",
-            "..",
-            "lo",
-            "a:1",
-            "ä",
-            "a\0",
-            "a\n",
-        ] {
-            assert!(refused(name(bad)).contains("interface"), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_hardware_address_is_one_devices() {
-        mac("mac", "02:00:00:00:00:01").unwrap();
-        for bad in [
-            "01:00:5e:00:00:01",
-            "ff:ff:ff:ff:ff:ff",
-            "00:00:00:00:00:00",
-            "02:00",
-        ] {
-            assert!(refused(mac("mac", bad)).starts_with("mac: "), "{bad}");
-        }
-    }
-
-    #[test]
-    fn names_are_used_once() {
-        let interface = Interface {
-            name: "eth0".into(),
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            mtu: None,
-            up: true,
-            no_ipv6: false,
-            addresses: vec![],
-        };
-        let of = |interfaces| Network {
-            interfaces,
-            ..Network::default()
-        };
-        of(vec![interface.clone()]).check().unwrap();
-        let twice = of(vec![interface.clone(), interface.clone()]);
-        assert!(refused(twice.check()).contains("same name"));
-        assert!(of(vec![interface; 65]).check().is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_read_or_refused(text in ".*") {
-            let _ = address(&AddressWords { ip: &text, ..AddressWords::default() });
-            let _ = route(&RouteWords { destination: &text, device: &text, ..RouteWords::default() });
-            let _ = neighbour(&text, &text, &text);
-        }
-
-        #[test]
-        fn a_network_has_no_bits_behind_it(octets in any::<[u8; 16]>(), prefix in 0_u8..=128) {
-            let network = network_of(octets.into(), prefix);
-            prop_assert_eq!(network_of(network, prefix), network);
-            let words = format!("{network}/{prefix}");
-            route(&RouteWords { destination: &words, device: "eth0", ..RouteWords::default() }).unwrap();
-        }
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::error::{Error, Kind, Result};
 use crate::events::Event;
 use crate::identity::{Dns, Identity};
-use crate::network::{self, AddressWords, Interface, Network, RouteWords};
+use crate::network::{self, AddressWords, Interface, Network, RouteWords, RuleWords};
 use crate::process::stdio::Wanted;
 use crate::sandbox::Stream;
 use crate::storage::Storage;
@@ -98,6 +98,21 @@ pub fn network(message: &MessageField<p::Network>) -> Result<Network> {
             scope: r.scope,
             protocol: r.protocol,
             on_link: r.on_link,
+            table: r.table,
+        })
+    };
+    let rule = |r: &p::Rule| {
+        network::rule(&RuleWords {
+            priority: r.priority,
+            table: r.table,
+            source: &r.source,
+            destination: &r.destination,
+            input: &r.input,
+            output: &r.output,
+            mark: r.mark,
+            mask: r.mask,
+            invert: r.invert,
+            least_prefix: r.least_prefix,
         })
     };
     let neighbour = |n: &p::Neighbour| network::neighbour(&n.ip, &n.mac, &n.device);
@@ -105,6 +120,7 @@ pub fn network(message: &MessageField<p::Network>) -> Result<Network> {
         interfaces: message.interfaces.iter().map(interface).collect::<Result<_>>()?,
         routes: message.routes.iter().map(route).collect::<Result<_>>()?,
         neighbours: message.neighbours.iter().map(neighbour).collect::<Result<_>>()?,
+        rules: message.rules.iter().map(rule).collect::<Result<_>>()?,
     }
     .check()
 }

@@ -119,6 +119,11 @@ fn pod() -> p::Network {
     source.source = "10.77.0.2".into();
     source.mtu = 1300;
     source.metric = 9;
+    let elsewhere =
+        [("10.77.1.0/24", ""), ("0.0.0.0/0", "10.77.1.1")].map(|(destination, gateway)| p::Route {
+            table: 1000,
+            ..route(destination, gateway, "net1")
+        });
     p::Network {
         interfaces: vec![
             interface("eth0", ETH0, &["10.77.0.2/24", "fd00:77::2/64"]),
@@ -130,7 +135,17 @@ fn pod() -> p::Network {
             route("0.0.0.0/0", "10.77.0.1", "eth0"),
             route("::/0", "fd00:77::1", "eth0"),
             source,
-        ],
+        ]
+        .into_iter()
+        .chain(elsewhere)
+        .collect(),
+        rules: vec![p::Rule {
+            priority: 100,
+            table: 1000,
+            source: "10.77.1.2/32".into(),
+            destination: "0.0.0.0/0".into(),
+            ..Default::default()
+        }],
         neighbours: vec![p::Neighbour {
             ip: "10.77.0.9".into(),
             mac: "02:00:00:00:77:09".into(),
@@ -180,6 +195,11 @@ async fn a_sandbox_has_the_network_it_was_told_to_have() {
         assert_eq!(line.trim_end(), expected, "{routes}");
     }
     assert!(!routes.contains("10.77.1"), "only what was listed: {routes}");
+    let from_net1 = cables.inside("route get 192.0.2.1 from 10.77.1.2");
+    assert!(
+        from_net1.contains("via 10.77.1.1 dev net1 table 1000"),
+        "the rule decides: {from_net1}"
+    );
     assert!(
         cables
             .inside("-6 route")
@@ -200,6 +220,7 @@ async fn a_sandbox_has_the_network_it_was_told_to_have() {
 
     sandbox.agent.update_network(update(pod()), SOON).await.unwrap();
     assert_eq!(cables.inside("route"), routes, "the same again changes nothing");
+    assert_eq!(cables.inside("rule").lines().count(), 4);
     sandbox.destroy().await;
 }
 

@@ -44,7 +44,7 @@ fn an_empty_file_is_the_defaults() {
         config.agent,
         AgentConfig {
             channel: AgentChannel::Auto,
-            dial_timeout: Duration::from_secs(45),
+            dial_timeout: None,
             request_timeout: Duration::from_secs(60),
             create_container_timeout: Duration::from_secs(60),
             enable_debug: false,
@@ -208,7 +208,7 @@ fn drop_ins_merge_tables_and_replace_other_values() {
     assert_eq!(config.hypervisor.default_vcpus, 2);
     assert_eq!(config.hypervisor.kernel_params, ["c"]);
     assert_eq!(config.hypervisor.enable_annotations, [""; 0]);
-    assert_eq!(config.agent.dial_timeout, Duration::from_secs(5));
+    assert_eq!(config.agent.dial_timeout, Some(Duration::from_secs(5)));
     assert!(!config.runtime.enable_debug);
     assert_eq!(config.runtime.run_dir, Path::new("/run/other"));
 }

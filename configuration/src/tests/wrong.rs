@@ -65,7 +65,7 @@ fn a_value_of_the_wrong_type_is_told_with_what_would_be_right() {
         (
             "agent.kata",
             "dial_timeout = 2020-01-01",
-            "main:2: agent.kata.dial_timeout is the date 2020-01-01, not an integer: it takes an integer from 1 to \
+            "main:2: agent.kata.dial_timeout is the date 2020-01-01, not an integer: it takes an integer from 0 to \
              86400, in seconds",
         ),
     ] {

@@ -51,6 +51,7 @@ impl Hypervisor for Fake {
             // Nothing of it is real: its containers have what the host has.
             resize: true,
             snapshots: false,
+            emulated: false,
             guest_is_process: true,
         }
     }

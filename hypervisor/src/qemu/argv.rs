@@ -11,7 +11,7 @@ use configuration::MachineType;
 use serde_json::json;
 
 use super::device::{self, Backend};
-use super::resize;
+use super::{resize, vhost};
 use crate::{Device, Error, ErrorKind, MemoryBacking, VmSpec, Vsock};
 
 /// Root ports of a q35 that wait for a device to be plugged.
@@ -34,13 +34,15 @@ pub struct Settings {
     pub tsc_khz: Option<u64>,
 }
 
-/// The ends of our sockets that QEMU holds.
+/// The ends of our sockets that QEMU holds, and what it finds open.
 #[derive(Debug, Clone)]
 pub struct Channels {
     /// Its control protocol.
     pub control: Arc<OwnedFd>,
     /// The guest's console.
     pub console: Arc<OwnedFd>,
+    /// vhost-net's, of all network cards, as [`vhost::open`] gives them; or none.
+    pub vhost_net: Vec<Arc<OwnedFd>>,
 }
 
 /// A command line and the descriptors it speaks of.
@@ -67,6 +69,12 @@ impl CommandLine {
     fn inherit(&mut self, fd: &Arc<OwnedFd>) -> i32 {
         self.fds.push(Arc::clone(fd));
         fd.as_raw_fd()
+    }
+
+    /// The numbers of several, in QEMU's form.
+    fn inherit_all(&mut self, fds: &[Arc<OwnedFd>]) -> String {
+        let numbers: Vec<String> = fds.iter().map(|fd| self.inherit(fd).to_string()).collect();
+        numbers.join(":")
     }
 }
 
@@ -103,7 +111,7 @@ pub fn build(settings: &Settings, spec: &VmSpec, channels: &Channels) -> Result<
         json!({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}).to_string(),
     );
     line.option("device", device::rng(settings.machine).to_string());
-    devices(settings.machine, &spec.devices, &mut line)?;
+    devices(settings.machine, &spec.devices, &channels.vhost_net, &mut line)?;
     Ok(line)
 }
 
@@ -165,7 +173,13 @@ fn kernel_command_line(settings: &Settings, others: &[String]) -> String {
     params.join(" ")
 }
 
-fn devices(machine: MachineType, devices: &[Device], line: &mut CommandLine) -> Result<(), Error> {
+fn devices(
+    machine: MachineType,
+    devices: &[Device],
+    vhost_net: &[Arc<OwnedFd>],
+    line: &mut CommandLine,
+) -> Result<(), Error> {
+    let mut vhost_net = vhost_net;
     let ports = devices
         .iter()
         .filter(|device| matches!(device, Device::SerialPort(_)))
@@ -180,8 +194,12 @@ fn devices(machine: MachineType, devices: &[Device], line: &mut CommandLine) -> 
                 line.option("chardev", format!("socket,id={id},path={}", escaped(path)));
             }
             (Backend::Taps { id }, Device::Net { taps, .. }) => {
-                let numbers: Vec<String> = taps.iter().map(|tap| line.inherit(tap).to_string()).collect();
-                line.option("netdev", format!("tap,id={id},fds={}", numbers.join(":")));
+                let mut netdev = format!("tap,id={id},fds={}", line.inherit_all(taps));
+                if let Some((ours, others)) = vhost_net.split_at_checked(vhost::queues(device)) {
+                    vhost_net = others;
+                    netdev.push_str(&format!(",vhost=on,vhostfds={}", line.inherit_all(ours)));
+                }
+                line.option("netdev", netdev);
             }
             (
                 Backend::Node {

@@ -76,6 +76,12 @@ fn command_lines_are_as_they_were() {
     let channels = Channels {
         control: numbered(&null, 600),
         console: numbered(&null, 601),
+        vhost_net: Vec::new(),
+    };
+    // Of the one card with two queues, then of one with a single queue.
+    let with_vhost = Channels {
+        vhost_net: (606..609).map(|number| numbered(&null, number)).collect(),
+        ..channels.clone()
     };
     let everything = vec![
         vsock_daemon(),
@@ -104,9 +110,27 @@ fn command_lines_are_as_they_were() {
     let mut growing = spec(vec![serial_port()]);
     growing.max_vcpus = 4;
     growing.memory.max_mib = 1000;
+    let mut cards = everything.clone();
+    cards.retain(|device| matches!(device, Device::Net { .. }));
+    cards.push(Device::Net {
+        id: "net1".into(),
+        taps: vec![numbered(&null, 609)],
+        mac: "02:00:00:00:00:02".into(),
+    });
+    let kvm = Settings {
+        kvm: true,
+        sandbox: false,
+        cpu_features: vec!["pmu=off".into()],
+        ..settings(MachineType::Q35)
+    };
     let cases = [
-        ("q35-growing", settings(MachineType::Q35), growing),
-        ("q35", settings(MachineType::Q35), spec(everything.clone())),
+        ("q35-growing", settings(MachineType::Q35), growing, &channels),
+        (
+            "q35",
+            settings(MachineType::Q35),
+            spec(everything.clone()),
+            &channels,
+        ),
         (
             "microvm",
             Settings {
@@ -114,20 +138,13 @@ fn command_lines_are_as_they_were() {
                 ..settings(MachineType::Microvm)
             },
             spec(everything),
+            &channels,
         ),
-        (
-            "q35-kvm-plain",
-            Settings {
-                kvm: true,
-                sandbox: false,
-                cpu_features: vec!["pmu=off".into()],
-                ..settings(MachineType::Q35)
-            },
-            plain,
-        ),
+        ("q35-kvm-plain", kvm.clone(), plain, &channels),
+        ("q35-kvm-vhost-net", kvm, spec(cards), &with_vhost),
     ];
-    for (name, settings, spec) in cases {
-        let line = build(&settings, &spec, &channels).unwrap();
+    for (name, settings, spec, channels) in cases {
+        let line = build(&settings, &spec, channels).unwrap();
         let mut text = String::new();
         for argument in &line.args {
             let argument = argument.to_str().unwrap();
@@ -159,6 +176,7 @@ fn every_descriptor_that_is_named_is_inherited() {
     let channels = Channels {
         control: Arc::clone(&null),
         console: Arc::clone(&null),
+        vhost_net: Vec::new(),
     };
     let net = Device::Net {
         id: "eth0".into(),
@@ -175,6 +193,7 @@ fn what_cannot_be_is_refused() {
     let channels = Channels {
         control: Arc::clone(&null),
         console: Arc::clone(&null),
+        vhost_net: Vec::new(),
     };
     let with = |change: &dyn Fn(&mut VmSpec)| {
         let mut spec = spec(vec![serial_port()]);

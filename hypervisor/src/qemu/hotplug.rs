@@ -1,6 +1,8 @@
 //! Devices that come and go on a running q35, each in a root port that waits for it.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::slice;
 use std::sync::Arc;
 
 use configuration::MachineType;
@@ -11,6 +13,7 @@ use tokio::time::timeout;
 
 use super::argv::{EMPTY_PORTS, port_id};
 use super::device::{self, Backend, Frontend};
+use super::vhost;
 use crate::qmp::{Client, Events};
 use crate::{Device, Error, ErrorKind, deadlines};
 
@@ -18,6 +21,8 @@ use crate::{Device, Error, ErrorKind, deadlines};
 #[derive(Debug)]
 pub struct Slots {
     ports: [Option<Plugged>; EMPTY_PORTS],
+    /// Network cards are vhost-net's where that is to be had.
+    vhost_net: bool,
     log: Logger,
 }
 
@@ -44,9 +49,10 @@ pub fn absent() -> Error {
 
 impl Slots {
     /// All are empty.
-    pub fn new(log: Logger) -> Self {
+    pub fn new(vhost_net: bool, log: Logger) -> Self {
         Self {
             ports: Default::default(),
+            vhost_net,
             log,
         }
     }
@@ -78,7 +84,7 @@ impl Slots {
             backend,
         } = device::describe(&device, MachineType::Q35)?;
         properties["bus"] = json!(port_id(port));
-        let backend = prepare(client, &device, backend).await?;
+        let backend = prepare(client, &device, backend, self.vhost_net).await?;
         if let Err(error) = client.execute("device_add", properties).await {
             self.remove(client, backend).await;
             return Err(error);
@@ -167,7 +173,12 @@ async fn deleted(events: &mut Events, device_id: &str) -> Result<(), ()> {
     }
 }
 
-async fn prepare(client: &Client, device: &Device, backend: Backend) -> Result<Prepared, Error> {
+async fn prepare(
+    client: &Client,
+    device: &Device,
+    backend: Backend,
+    vhost_net: bool,
+) -> Result<Prepared, Error> {
     match (backend, device) {
         (Backend::Socket { id, path }, _) => {
             let address = json!({"type": "unix", "data": {"path": path}});
@@ -178,10 +189,24 @@ async fn prepare(client: &Client, device: &Device, backend: Backend) -> Result<P
             Ok(Prepared::Chardev(id))
         }
         (Backend::Taps { id }, Device::Net { taps, .. }) => {
-            let names = hand_over_taps(client, &id, taps).await?;
-            client
-                .execute("netdev_add", json!({"type": "tap", "id": id, "fds": names}))
-                .await?;
+            let mut netdev = json!({"type": "tap", "id": id});
+            netdev["fds"] = json!(hand_over(client, &id, taps).await?);
+            let node = Path::new(vhost::NODE);
+            // Without it QEMU moves the frames.
+            if let Some(vhost) = vhost_net
+                .then(|| vhost::open(node, slice::from_ref(device)).ok())
+                .flatten()
+            {
+                netdev["vhost"] = json!(true);
+                match hand_over(client, &format!("{id}-vhost"), &vhost).await {
+                    Ok(names) => netdev["vhostfds"] = json!(names),
+                    Err(error) => {
+                        take_back(client, &id, taps.len()).await;
+                        return Err(error);
+                    }
+                }
+            }
+            client.execute("netdev_add", netdev).await?;
             Ok(Prepared::Netdev(id))
         }
         (
@@ -213,16 +238,16 @@ async fn prepare(client: &Client, device: &Device, backend: Backend) -> Result<P
     }
 }
 
-/// Gives QEMU the taps under names; returns the names as `netdev_add` wants them.
-async fn hand_over_taps(client: &Client, id: &str, taps: &[Arc<OwnedFd>]) -> Result<String, Error> {
-    let mut names = Vec::with_capacity(taps.len());
-    for (queue, tap) in taps.iter().enumerate() {
-        let name = tap_name(id, queue);
+/// Gives QEMU the descriptors of a card's queues under names; returns the names as `netdev_add` wants them.
+async fn hand_over(client: &Client, id: &str, fds: &[Arc<OwnedFd>]) -> Result<String, Error> {
+    let mut names = Vec::with_capacity(fds.len());
+    for (queue, fd) in fds.iter().enumerate() {
+        let name = queue_name(id, queue);
         if let Err(error) = client
-            .execute_with_fd("getfd", json!({"fdname": name}), Arc::clone(tap))
+            .execute_with_fd("getfd", json!({"fdname": name}), Arc::clone(fd))
             .await
         {
-            take_back_taps(client, id, queue).await;
+            take_back(client, id, queue).await;
             return Err(error);
         }
         names.push(name);
@@ -230,16 +255,16 @@ async fn hand_over_taps(client: &Client, id: &str, taps: &[Arc<OwnedFd>]) -> Res
     Ok(names.join(":"))
 }
 
-/// Lets QEMU close taps that no netdev uses.
-async fn take_back_taps(client: &Client, id: &str, count: usize) {
+/// Lets QEMU close descriptors that no netdev uses.
+async fn take_back(client: &Client, id: &str, count: usize) {
     for queue in 0..count {
         // The error that counts is the first.
         let _ = client
-            .execute("closefd", json!({"fdname": tap_name(id, queue)}))
+            .execute("closefd", json!({"fdname": queue_name(id, queue)}))
             .await;
     }
 }
 
-fn tap_name(id: &str, queue: usize) -> String {
+fn queue_name(id: &str, queue: usize) -> String {
     format!("{id}-{queue}")
 }

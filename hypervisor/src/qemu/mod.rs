@@ -6,6 +6,7 @@ mod argv_tests;
 mod device;
 mod hotplug;
 mod resize;
+mod vhost;
 mod vm;
 
 use std::fs;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use configuration::{HypervisorConfig, MachineType};
-use slog::{Logger, debug};
+use slog::{Logger, debug, info};
 use tokio::net::UnixStream;
 
 use self::argv::{Channels, Settings};
@@ -27,7 +28,8 @@ use self::vm::QemuVm;
 use crate::probe::{self, Choice};
 use crate::supervisor::{Sources, Supervised};
 use crate::{
-    Boot, Capabilities, Error, ErrorKind, Exit, Hypervisor, Vm, VmRecord, VmSpec, deadlines, process, qmp,
+    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hypervisor, Vm, VmRecord, VmSpec, deadlines, process,
+    qmp,
 };
 
 const NAME: &str = "qemu";
@@ -78,6 +80,20 @@ impl Qemu {
     }
 }
 
+impl Qemu {
+    /// vhost-net's descriptors for these devices, if it is to be had. An emulated guest has none: it needs most of the time
+    /// itself, so that it would hardly be faster.
+    fn vhost_net(&self, devices: &[Device], log: &Logger) -> Vec<Arc<OwnedFd>> {
+        if !self.settings.kvm {
+            return Vec::new();
+        }
+        vhost::open(Path::new(vhost::NODE), devices).unwrap_or_else(|error| {
+            info!(log, "no vhost-net: QEMU moves the network's frames itself"; "node" => vhost::NODE, "error" => %error);
+            Vec::new()
+        })
+    }
+}
+
 #[async_trait]
 impl Hypervisor for Qemu {
     fn name(&self) -> &'static str {
@@ -100,6 +116,7 @@ impl Hypervisor for Qemu {
             hotplug: self.settings.machine == MachineType::Q35,
             resize: self.settings.machine == MachineType::Q35,
             snapshots: false,
+            emulated: !self.settings.kvm,
             guest_is_process: false,
         }
     }
@@ -146,6 +163,7 @@ impl Hypervisor for Qemu {
         let channels = Channels {
             control: Arc::new(control_theirs),
             console: Arc::new(console_theirs),
+            vhost_net: self.vhost_net(&spec.devices, &log),
         };
         let line = argv::build(&self.settings, &spec, &channels)?;
         debug!(log, "starting QEMU"; "arguments" => ?line.args);
@@ -179,7 +197,7 @@ impl Hypervisor for Qemu {
                     accelerator: if self.settings.kvm { "kvm" } else { "tcg" },
                     reason: self.reason.clone(),
                 },
-                slots: is_q35.then(|| Slots::new(log)),
+                slots: is_q35.then(|| Slots::new(self.settings.kvm, log)),
                 grown: is_q35.then(|| Grown::new(client.clone(), spec.vcpus, spec.max_vcpus, spec.memory)),
                 client,
             })),

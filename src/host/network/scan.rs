@@ -15,6 +15,7 @@ pub(super) fn read(kernel: &mut Socket) -> Result<Scan> {
     Ok(Scan {
         addresses: kernel.addresses().map_err(refused("list its addresses"))?,
         routes: kernel.routes().map_err(refused("list its routes"))?,
+        rules: kernel.rules().map_err(refused("list its rules"))?,
         neighbours: kernel.neighbours().map_err(refused("list its neighbours"))?,
         no_ipv6: links
             .iter()

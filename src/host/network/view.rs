@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use agent_protocol as p;
 use core::net::IpAddr;
-use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, Route, RouteKind};
+use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, RT_TABLE_MAIN, Route, RouteKind, Rule};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -16,8 +16,10 @@ const ANNOUNCED: u8 = 9;
 pub(super) struct Scan {
     pub(super) links: Vec<Link>,
     pub(super) addresses: Vec<Address>,
-    /// The main table.
+    /// Of all tables but the kernel's own.
     pub(super) routes: Vec<Route>,
+    /// Those that it began with included.
+    pub(super) rules: Vec<Rule>,
     /// The permanent ones.
     pub(super) neighbours: Vec<Neighbour>,
     /// Numbers of the links on which IPv6 is switched off.
@@ -96,6 +98,10 @@ pub(super) fn of(scan: &Scan, known: &BTreeSet<u32>) -> Result<View> {
         names.insert(link.index, link.name.as_str());
     }
     routes(scan, known, &names, &mut view);
+    // Without an interface there is nothing that they could decide.
+    if !names.is_empty() {
+        rules(scan, known, &mut view);
+    }
     view.guest.neighbours = scan
         .neighbours
         .iter()
@@ -202,7 +208,41 @@ fn left_out(route: &Route) -> String {
     } else {
         "leads to no interface"
     };
-    format!("the route to {}/{} {why}", route.destination, route.prefix)
+    let table = match route.table {
+        RT_TABLE_MAIN => String::new(),
+        table => format!(" in table {table}"),
+    };
+    format!("the route to {}/{}{table} {why}", route.destination, route.prefix)
+}
+
+/// The rules that somebody has made. What they name need not be there.
+fn rules(scan: &Scan, known: &BTreeSet<u32>, view: &mut View) {
+    for rule in scan.rules.iter().filter(|rule| !rule.is_initial()) {
+        if !rule.more {
+            view.guest.rules.push(told_rule(rule));
+        } else if known.is_empty() {
+            view.left_out.push(format!(
+                "the rule of priority {} for table {} selects packets by more than addresses, interfaces and marks",
+                rule.priority, rule.table
+            ));
+        }
+    }
+}
+
+fn told_rule(rule: &Rule) -> p::Rule {
+    p::Rule {
+        priority: rule.priority,
+        table: rule.table,
+        source: format!("{}/{}", rule.source, rule.source_prefix),
+        destination: format!("{}/{}", rule.destination, rule.destination_prefix),
+        input: rule.input.clone(),
+        output: rule.output.clone(),
+        mark: rule.mark,
+        mask: rule.mask,
+        invert: rule.invert,
+        least_prefix: rule.suppress.map_or(0, |bits| bits.saturating_add(1)),
+        ..Default::default()
+    }
 }
 
 fn told_route(route: &Route, device: &str) -> p::Route {
@@ -216,6 +256,10 @@ fn told_route(route: &Route, device: &str) -> p::Route {
         scope: u32::from(route.scope),
         protocol: u32::from(route.protocol),
         on_link: route.on_link,
+        table: match route.table {
+            RT_TABLE_MAIN => 0,
+            table => table,
+        },
         ..Default::default()
     }
 }

@@ -48,7 +48,7 @@ fn config() -> Config {
         },
         agent: AgentConfig {
             channel: AgentChannel::Auto,
-            dial_timeout: Duration::from_secs(1),
+            dial_timeout: Some(Duration::from_secs(1)),
             request_timeout: Duration::from_secs(1),
             create_container_timeout: Duration::from_secs(1),
             enable_debug: false,
@@ -75,6 +75,7 @@ fn abilities() -> Capabilities {
         hotplug: true,
         resize: false,
         snapshots: false,
+        emulated: false,
         guest_is_process: false,
     }
 }

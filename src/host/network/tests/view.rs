@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, Route, RouteKind};
+use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, RT_TABLE_MAIN, Route, RouteKind, Rule};
 
 use super::super::view::{Scan, View, Way, of};
 
@@ -34,6 +34,7 @@ fn address(index: u32, ip: &str, prefix: u8) -> Address {
 
 fn route(index: u32, destination: &str, prefix: u8, gateway: &str) -> Route {
     Route {
+        table: RT_TABLE_MAIN,
         kind: RouteKind::Unicast,
         destination: destination.parse().unwrap(),
         prefix,
@@ -295,4 +296,79 @@ fn every_property_of_a_route_is_told() {
         ("ee:ee:ee:ee:ee:ee", "eth0")
     );
     assert!(guest.interfaces[0].no_ipv6);
+}
+
+#[test]
+fn rules_and_other_tables_are_told() {
+    let from = |priority, table, source: &str, source_prefix| Rule {
+        priority,
+        table,
+        source: source.parse().unwrap(),
+        source_prefix,
+        destination: if source.contains(':') { "::" } else { "0.0.0.0" }
+            .parse()
+            .unwrap(),
+        destination_prefix: 0,
+        input: String::new(),
+        output: String::new(),
+        mark: 0,
+        mask: 0,
+        suppress: None,
+        invert: false,
+        more: false,
+    };
+    let elsewhere = Route {
+        table: 100,
+        ..route(2, "0.0.0.0", 0, "10.0.0.1")
+    };
+    let refused = Route {
+        table: 100,
+        kind: RouteKind::Refused,
+        ..route(0, "10.8.0.0", 16, "")
+    };
+    let exotic = Rule {
+        more: true,
+        ..from(50, 100, "0.0.0.0", 0)
+    };
+    let suppressing = Rule {
+        suppress: Some(0),
+        ..from(60, RT_TABLE_MAIN, "::", 0)
+    };
+    let scan = Scan {
+        links: vec![link(2, "eth0")],
+        routes: vec![route(2, "10.0.0.0", 24, ""), elsewhere, refused],
+        rules: vec![
+            from(0, 255, "0.0.0.0", 0),
+            exotic,
+            suppressing,
+            from(100, 100, "10.0.0.2", 32),
+            from(32_766, RT_TABLE_MAIN, "::", 0),
+        ],
+        ..Scan::default()
+    };
+    let view = seen(&scan);
+    let tables: Vec<_> = view.guest.routes.iter().map(|route| route.table).collect();
+    assert_eq!(tables, [0, 100]);
+    let rules = view.guest.rules.iter().map(|rule| {
+        format!(
+            "{}: {} to {} lookup {} from {} bits",
+            rule.priority, rule.source, rule.destination, rule.table, rule.least_prefix
+        )
+    });
+    assert_eq!(
+        rules.collect::<Vec<_>>(),
+        [
+            "60: ::/0 to ::/0 lookup 254 from 1 bits",
+            "100: 10.0.0.2/32 to 0.0.0.0/0 lookup 100 from 0 bits"
+        ]
+    );
+    assert_eq!(
+        view.left_out,
+        [
+            "the route to 10.8.0.0/16 in table 100 leads to no interface",
+            "the rule of priority 50 for table 100 selects packets by more than addresses, interfaces and marks"
+        ]
+    );
+    let nothing_new = of(&scan, &[2].into()).unwrap();
+    assert!(nothing_new.guest.rules.is_empty() && nothing_new.left_out.is_empty());
 }
