@@ -9,7 +9,7 @@ use slog::{Logger, warn};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 
-use super::argv::{EMPTY_PORTS, port_id};
+use super::argv::port_id;
 use super::device::{self, Backend, Frontend};
 use crate::qmp::{Client, Events};
 use crate::{Device, Error, ErrorKind, deadlines};
@@ -17,7 +17,7 @@ use crate::{Device, Error, ErrorKind, deadlines};
 /// The root ports and what is in them.
 #[derive(Debug)]
 pub struct Slots {
-    ports: [Option<Plugged>; EMPTY_PORTS],
+    ports: Vec<Option<Plugged>>,
     log: Logger,
 }
 
@@ -43,10 +43,10 @@ pub fn absent() -> Error {
 }
 
 impl Slots {
-    /// All are empty.
-    pub fn new(log: Logger) -> Self {
+    /// So many, and all are empty.
+    pub fn new(ports: usize, log: Logger) -> Self {
         Self {
-            ports: Default::default(),
+            ports: std::iter::repeat_with(|| None).take(ports).collect(),
             log,
         }
     }
@@ -69,7 +69,7 @@ impl Slots {
         let Some(port) = self.ports.iter().position(Option::is_none) else {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
-                format!("all {EMPTY_PORTS} ports for plugged devices are in use"),
+                format!("all {} ports for plugged devices are in use", self.ports.len()),
             ));
         };
         let Frontend {
