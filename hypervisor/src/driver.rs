@@ -58,8 +58,6 @@ pub struct Saved {
     pub state: OwnedFd,
     /// Devices that the copy has in addition, from its first instruction on.
     pub devices: Vec<Device>,
-    /// vCPUs and memory that it is offered, if that is more than it was saved with.
-    pub size: Size,
 }
 
 /// Where a VM is saved.

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::argv::{self, Channels, Life, Settings};
 use super::vm::QemuVm;
 use crate::qmp::{Client, Events};
-use crate::{Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, Size, VmSpec, deadlines, pages};
+use crate::{Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, deadlines, pages};
 
 /// Name under which QEMU is given the file for the state of the devices.
 const STATE: &str = "state";
@@ -35,7 +35,6 @@ pub struct Revival {
     copying: Option<JoinHandle<io::Result<()>>>,
     state: Arc<OwnedFd>,
     devices: Vec<Device>,
-    size: Size,
 }
 
 /// Makes memory for a VM that can be saved.
@@ -53,7 +52,6 @@ impl Revival {
             memory,
             state,
             devices,
-            size,
         } = saved;
         let there = pages::size(&memory).map_err(failed("cannot examine the memory of a saved VM"))?;
         if there != spec.memory.size_mib << 20 {
@@ -77,7 +75,6 @@ impl Revival {
             copying,
             state: Arc::new(state),
             devices,
-            size,
         };
         Ok((memory, revival))
     }
@@ -98,11 +95,6 @@ impl Revival {
             for device in self.devices {
                 slots.plug(&vm.client, device).await?;
             }
-        }
-        if let Some(grown) = &mut vm.grown {
-            use crate::Resize;
-            grown.grow_vcpus(self.size.vcpus).await?;
-            grown.grow_memory(self.size.memory_mib).await?;
         }
         vm.client.execute("cont", json!({})).await.map(drop)
     }

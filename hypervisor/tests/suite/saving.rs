@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use hypervisor::{Boot, ErrorKind, MemoryBacking, Origin, SaveTo, Saved, Size, Vm, VmSpec};
+use hypervisor::{Boot, ErrorKind, MemoryBacking, Origin, SaveTo, Saved, Vm, VmSpec};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -40,13 +40,12 @@ impl Shelf {
         self.0.path().join(name)
     }
 
-    fn saved(&self, vcpus: u32, memory_mib: u64) -> Saved {
+    fn saved(&self) -> Saved {
         let open = |name| -> OwnedFd { File::open(self.path(name)).expect("a file").into() };
         Saved {
             memory: open("memory"),
             state: open("state"),
             devices: Vec::new(),
-            size: Size { vcpus, memory_mib },
         }
     }
 }
@@ -108,7 +107,7 @@ pub async fn copies_go_on_where_the_saved_vm_stopped(subject: Subject) {
     });
     let mut copies: Vec<Box<dyn Vm>> = Vec::new();
     for (place, spec) in &places {
-        let boot = Boot::Clone(shelf.saved(1, 256));
+        let boot = Boot::Clone(shelf.saved());
         let vm = place.driver.launch(spec.clone(), boot).await.expect("a copy");
         assert_eq!(vm.report().origin, Origin::Clone);
         // Whoever has only a directory of its own left must not need the saved one any more.
@@ -124,19 +123,22 @@ pub async fn copies_go_on_where_the_saved_vm_stopped(subject: Subject) {
     assert_eq!(identity(&memory), before);
 }
 
-/// A copy is larger from the beginning, if it is to be.
-pub async fn a_copy_has_the_size_it_is_to_have(subject: Subject) {
+/// A copy grows like any other VM.
+pub async fn a_copy_grows(subject: Subject) {
     let _shared = PROCESS.read().await;
     let shelf = Shelf::fill(subject, true).await;
     let place = Place::new(subject);
-    let boot = Boot::Clone(shelf.saved(2, 512));
+    let boot = Boot::Clone(shelf.saved());
     let mut vm = place
         .driver
         .launch(spec(&place, true), boot)
         .await
         .expect("a copy");
     place.greeted().await;
-    let size = vm.resize().expect("it can grow").size();
+    let growing = vm.resize().expect("it can grow");
+    growing.grow_vcpus(2).await.expect("a vCPU");
+    growing.grow_memory(512).await.expect("memory");
+    let size = growing.size();
     assert_eq!((size.vcpus, size.memory_mib), (2, 512));
     vm.stop().await.expect("a stop");
 }
@@ -147,7 +149,7 @@ pub async fn a_damaged_vm_is_not_copied(subject: Subject) {
     let shelf = Shelf::fill(subject, false).await;
     let refused = async |what: &str, words: &str| {
         let place = Place::new(subject);
-        let boot = Boot::Clone(shelf.saved(1, 256));
+        let boot = Boot::Clone(shelf.saved());
         let launched = place.driver.launch(spec(&place, false), boot).await;
         let error = launched.err().unwrap_or_else(|| panic!("a copy of {what}"));
         assert_eq!(error.kind, ErrorKind::FailedPrecondition, "{what}: {error}");
