@@ -77,3 +77,6 @@ pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);
 
 /// Between two looks of a container that waits for what another one makes: whether anybody still waits for the first.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
+
+/// For another process that makes templates, or takes them away, to be done: a boot, on a busy machine.
+pub(crate) const TEMPLATE_LOCK: Duration = Duration::from_secs(180);

@@ -7,7 +7,7 @@ use agent_client::{Agent, ErrorKind as AgentErrorKind};
 use agent_protocol as p;
 use configuration::AgentConfig;
 use futures::future::BoxFuture;
-use hypervisor::{Boot, Exit, Hypervisor, VmReport};
+use hypervisor::{Exit, Size, VmReport};
 use slog::{Logger, info};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -15,10 +15,12 @@ use tokio::time::timeout;
 
 use super::custody::Custody;
 use super::ground::{Acquired, Ground, Look};
+use super::growth::{Growth, enlarge};
 use super::state::{State, Step};
 use super::{Phase, VmEnd};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
+use crate::factory::{Obtained, VmFactory};
 use crate::model::GrowthPlan;
 
 /// Bytes of randomness for the guest: twice what its generator takes for a seed.
@@ -46,7 +48,7 @@ pub(super) struct Ready {
     /// See [`Acquired::late`].
     pub(super) late: Option<Look>,
     /// See [`Acquired::growth`].
-    pub(super) growth: Option<GrowthPlan>,
+    pub(super) growth: Option<Growth>,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -69,7 +71,7 @@ impl Holdings {
     /// Starts everything. Cancel safe: what was acquired is in the holdings.
     pub(super) async fn acquire(
         &mut self,
-        hypervisor: &dyn Hypervisor,
+        factory: &dyn VmFactory,
         config: &AgentConfig,
         log: &Logger,
     ) -> Result<Ready> {
@@ -81,14 +83,19 @@ impl Holdings {
             localhost,
             late: look_again,
             growth,
+            template,
             mut lost,
         } = self.ground.acquire().await?;
         self.step(Step::HostAcquired)?;
         clock.lap("host");
 
-        let vm = match hypervisor.launch(spec, Boot::Cold).await {
-            Ok(vm) => vm,
-            Err(error) => return Err(explained(error.into(), &mut lost).await),
+        let wanted = Size {
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory.size_mib,
+        };
+        let Obtained { vm, size } = match factory.acquire(spec, template).await {
+            Ok(obtained) => obtained,
+            Err(error) => return Err(explained(error, &mut lost).await),
         };
         let report = vm.report();
         let vm = Custody::new(vm);
@@ -124,6 +131,10 @@ impl Holdings {
             reason = &mut lost => return Err(deprived(&vm, reason).await),
         }
         self.step(Step::GuestCreated)?;
+        let mut taken = size;
+        if size != wanted {
+            taken = enlarge(&vm, &*agent, size, wanted, config.request_timeout, log).await?;
+        }
         clock.lap("agent");
         info!(log, "the sandbox is ready");
         Ok(Ready {
@@ -133,7 +144,15 @@ impl Holdings {
             phases: clock.phases,
             localhost,
             late: look_again,
-            growth,
+            growth: growth.map(|plan| {
+                Growth::new(
+                    GrowthPlan {
+                        started: size,
+                        ..plan
+                    },
+                    taken,
+                )
+            }),
             lost,
         })
     }
@@ -245,6 +264,7 @@ async fn introduce(
 ) -> Result<()> {
     let request = p::HelloRequest {
         protocol_version: p::VERSION,
+        entropy: entropy()?,
         ..Default::default()
     };
     let hello = agent.hello(request, Some(limit)).await?;

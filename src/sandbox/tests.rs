@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use configuration::{
-    Accelerator, AgentChannel, AgentConfig, Config, HypervisorConfig, HypervisorKind, MachineType,
-    NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
+    Accelerator, AgentChannel, AgentConfig, Config, FactoryConfig, HypervisorConfig, HypervisorKind,
+    MachineType, NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
 };
 use hypervisor::ExitReason;
 use slog::{Discard, Logger, o};
@@ -62,6 +62,10 @@ pub(crate) fn config() -> Config {
             sandbox_cgroup_only: false,
             static_sandbox_resource_mgmt: false,
             run_dir: PathBuf::new(),
+        },
+        factory: FactoryConfig {
+            enable_template: false,
+            template_path: PathBuf::new(),
         },
     }
 }
