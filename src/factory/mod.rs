@@ -10,6 +10,8 @@ mod key;
 mod make;
 mod shelf;
 mod template;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub(super) const FILE: &str = "uses.json";
 
-/// Bytes of a reason that are kept.
-const REASON: usize = 500;
+/// Characters of a reason that are kept.
+const REASON: usize = 250;
 
 /// Longest file that is read, bytes.
 const MAX: u64 = 16 * 1024;
@@ -49,8 +49,7 @@ pub(super) fn note(shelf: &OwnedFd, one: Use<'_>) -> io::Result<()> {
         Use::Hit => uses.hits = uses.hits.saturating_add(1),
         Use::Miss(why) => {
             uses.misses = uses.misses.saturating_add(1);
-            let end = why.floor_char_boundary(REASON);
-            uses.last_miss = why.get(..end).map(str::to_owned);
+            uses.last_miss = Some(why.chars().take(REASON).collect());
         }
     }
     let text = serde_json::to_vec(&uses)?;
