@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use configuration::AgentConfig;
+
 /// From the VMM's start to the agent's greeting, where the configuration leaves it to us: Kata's, which a boot under KVM needs
 /// a hundredth of.
 pub(crate) const DIAL: Duration = Duration::from_secs(45);
@@ -84,3 +86,14 @@ pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);
 
 /// Between two looks of a container that waits for what another one makes: whether anybody still waits for the first.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
+
+/// For another process that makes templates, or takes them away, to be done: a boot, on a busy machine.
+pub(crate) const TEMPLATE_LOCK: Duration = Duration::from_secs(180);
+
+/// For an agent's first call: what the configuration says, or what suits a guest that is `emulated` or not.
+pub(crate) fn dial(config: &AgentConfig, emulated: bool) -> Duration {
+    config.dial_timeout.unwrap_or(match emulated {
+        true => DIAL_EMULATED,
+        false => DIAL,
+    })
+}

@@ -22,6 +22,11 @@ pub const DATA: &str = "data";
 /// Kernel parameter that has the agent log everything.
 pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
 
+/// Kernel parameter that has the agent dial over a serial port.
+pub(crate) fn serial_channel() -> String {
+    format!("{}=serial", p::CHANNEL_PARAM)
+}
+
 /// Guest path of what is `<share>/<directory>/<name>` on the host.
 pub(crate) fn shared(directory: &str, name: &str) -> String {
     format!("{GUEST_SHARE}/{directory}/{name}")

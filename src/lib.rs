@@ -11,6 +11,7 @@ pub mod container;
 mod deadlines;
 pub mod error;
 pub mod events;
+pub mod factory;
 mod guest;
 mod host;
 pub mod id;

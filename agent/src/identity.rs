@@ -55,12 +55,7 @@ impl Identity {
         if self.now_unix_ns < 0 {
             return Err(Error::invalid("now_unix_ns", "before 1970"));
         }
-        if self.entropy.len() > sys::MAX_ENTROPY {
-            return Err(Error::invalid(
-                "entropy",
-                format!("more than {} bytes", sys::MAX_ENTROPY),
-            ));
-        }
+        check_entropy(&self.entropy)?;
         let dns = [&self.dns.servers, &self.dns.searches, &self.dns.options];
         if dns
             .into_iter()
@@ -80,10 +75,7 @@ impl Identity {
     /// [`Error::System`] and [`Error::File`] with the kernel's reason.
     pub fn apply_to_guest(&self) -> Result<()> {
         if !self.entropy.is_empty() {
-            let path = Path::new("/dev/random");
-            let random = File::open(path).map_err(Error::file("open", path))?;
-            sys::credit_entropy(random.as_fd(), &self.entropy)
-                .map_err(Error::file("credit entropy to", path))?;
+            credit_entropy(&self.entropy)?;
             write_machine_id(Path::new("/etc/machine-id"))?;
         }
         if self.now_unix_ns > 0 {
@@ -111,6 +103,28 @@ impl Identity {
         }
         Ok(())
     }
+}
+
+/// Checks that this much randomness can be taken.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn check_entropy(entropy: &[u8]) -> Result<()> {
+    if entropy.len() > sys::MAX_ENTROPY {
+        let problem = format!("more than {} bytes", sys::MAX_ENTROPY);
+        return Err(Error::invalid("entropy", problem));
+    }
+    Ok(())
+}
+
+/// Credits randomness to the kernel's pool, and has its generator take it.
+///
+/// # Errors
+/// [`Error::File`] with the kernel's reason.
+pub fn credit_entropy(entropy: &[u8]) -> Result<()> {
+    let path = Path::new("/dev/random");
+    let random = File::open(path).map_err(Error::file("open", path))?;
+    sys::credit_entropy(random.as_fd(), entropy).map_err(Error::file("credit entropy to", path))
 }
 
 impl Dns {

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::{AgentConfig, HypervisorConfig, RuntimeConfig};
+use crate::{AgentConfig, FactoryConfig, HypervisorConfig, RuntimeConfig};
 
 /// Everything an administrator can set, validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +16,8 @@ pub struct Config {
     pub agent: AgentConfig,
     /// `[runtime]`.
     pub runtime: RuntimeConfig,
+    /// `[factory]`.
+    pub factory: FactoryConfig,
 }
 
 impl Config {

@@ -12,6 +12,7 @@ struct Known {
 const QEMU: &str = "hypervisor.qemu";
 const AGENT: &str = "agent.kata";
 const RUNTIME: &str = "runtime";
+const FACTORY: &str = "factory";
 
 const KNOWN: &[Known] = &[
     Known {
@@ -214,7 +215,12 @@ const KNOWN: &[Known] = &[
     Known {
         table: QEMU,
         keys: &["factory"],
-        reason: "every sandbox boots its own VM; remove the table",
+        reason: "it is a table of its own; remove it, and write [factory]",
+    },
+    Known {
+        table: FACTORY,
+        keys: &["vm_cache_number", "vm_cache_endpoint"],
+        reason: "no VMs are kept ready; remove it, and copy them from a saved one with enable_template",
     },
     Known {
         table: AGENT,
@@ -341,7 +347,6 @@ const KNOWN: &[Known] = &[
 
 /// Tables that only Kata has.
 const TABLES: &[(&str, &str)] = &[
-    ("factory", "every sandbox boots its own VM; remove the table"),
     ("netmon", "Kata itself has removed it; remove the table"),
     ("shim", "Kata itself has removed it; remove the table"),
     ("proxy", "Kata itself has removed it; remove the table"),

@@ -4,7 +4,9 @@ use crate::error::shown;
 use crate::hypervisor::HypervisorKind;
 use crate::runtime::Selection;
 use crate::settings::Setting;
-use crate::{AgentConfig, Config, HypervisorConfig, RuntimeConfig, agent, kata, runtime};
+use crate::{
+    AgentConfig, Config, FactoryConfig, HypervisorConfig, RuntimeConfig, agent, factory, kata, runtime,
+};
 
 /// What annotations that configure begin with.
 pub(crate) const PREFIX: &str = "io.katacontainers.config.";
@@ -76,6 +78,7 @@ pub(crate) fn settings() -> impl Iterator<Item = (&'static str, &'static Setting
         .chain(of(agent::TABLE, AgentConfig::SETTINGS))
         .chain(of(runtime::TABLE, Selection::SETTINGS))
         .chain(of(runtime::TABLE, RuntimeConfig::SETTINGS))
+        .chain(of(factory::TABLE, FactoryConfig::SETTINGS))
 }
 
 /// The table that describes the keys of `table`: all hypervisors have the same.

@@ -11,8 +11,8 @@ use crate::runtime::Selection;
 use crate::settings::{Section, Setting};
 use crate::tree::{self, Item, Place, Table, Value};
 use crate::{
-    AgentChannel, AgentConfig, Config, HypervisorConfig, MachineType, RuntimeConfig, SharedFs, agent, kata,
-    runtime,
+    AgentChannel, AgentConfig, Config, FactoryConfig, HypervisorConfig, MachineType, RuntimeConfig, SharedFs,
+    agent, factory, kata, runtime,
 };
 
 /// Validates what the files say, `given`.
@@ -23,6 +23,7 @@ pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<
         (agent::TABLE, AgentConfig::SETTINGS),
         (runtime::TABLE, Selection::SETTINGS),
         (runtime::TABLE, RuntimeConfig::SETTINGS),
+        (factory::TABLE, FactoryConfig::SETTINGS),
     ])?;
     tree::merge(&mut whole, given);
 
@@ -32,9 +33,12 @@ pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<
         Some(mut section) => (Selection::read(&mut section), RuntimeConfig::read(&mut section)),
         None => (None, None),
     };
+    let factory = section(&whole, factory::TABLE, &mut problems)
+        .and_then(|mut section| FactoryConfig::read(&mut section));
     let hypervisor = hypervisor(&mut whole, selection.as_ref(), &mut problems)?;
     problems.end(ErrorKind::Invalid)?;
-    let (Some(hypervisor), Some(agent), Some(runtime)) = (hypervisor, agent, runtime) else {
+    let (Some(hypervisor), Some(agent), Some(runtime), Some(factory)) = (hypervisor, agent, runtime, factory)
+    else {
         return Err(Error::new(
             ErrorKind::Invalid,
             "the built-in defaults are not valid",
@@ -46,6 +50,7 @@ pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<
         hypervisor,
         agent,
         runtime,
+        factory,
     };
     let mut problems = Problems::default();
     for conflict in conflicts(&config) {
@@ -89,7 +94,7 @@ fn defaults(table: &str, settings: &[Setting], without: &[&str]) -> Result<Table
 
 /// Checks the names of the tables.
 fn top(given: &Table, problems: &mut Problems) {
-    let names = ["hypervisor", "agent", runtime::TABLE];
+    let names = ["hypervisor", "agent", runtime::TABLE, factory::TABLE];
     for (name, item) in given.iter().filter(|(name, _)| !names.contains(&name.as_str())) {
         problems.add(item.place.rank(), || {
             format!("{}: {} {}", item.place, shown(name), no_table(name, &names))
@@ -305,6 +310,28 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
             "a microvm cannot grow; set machine_type = \"q35\", or static_sandbox_resource_mgmt = true"
                 .to_owned(),
         );
+    }
+    if config.factory.enable_template {
+        let enabled = || "factory.enable_template".to_owned();
+        if !is_vm {
+            add(
+                ["runtime.hypervisor_name".to_owned(), enabled()],
+                "there is no virtual machine to be copied; set enable_template = false".to_owned(),
+            );
+        } else if hypervisor.machine_type == MachineType::Microvm {
+            add(
+                [vmm("machine_type"), enabled()],
+                "copies of a microvm could be given no devices; set machine_type = \"q35\", or enable_template = false"
+                    .to_owned(),
+            );
+        }
+        if let AgentChannel::Vsock | AgentChannel::VhostUserVsock = agent.channel {
+            add(
+                ["agent.kata.channel".to_owned(), enabled()],
+                "a vsock device cannot be saved; set channel = \"auto\" or \"virtio-serial\", or enable_template = false"
+                    .to_owned(),
+            );
+        }
     }
     found
 }

@@ -23,3 +23,10 @@ pub const UNPLUG: Duration = Duration::from_secs(10);
 
 /// For the probe of KVM, as a whole.
 pub const PROBE: Duration = Duration::from_millis(250);
+
+/// For a guest that nobody talks to any more to come back to its serial ports. QEMU tells of a port at most once a second, and
+/// the guest may have to share its processor.
+pub const SETTLED: Duration = Duration::from_secs(20);
+
+/// For the state of a VM's devices to be written, or read: milliseconds, unless others want the processor.
+pub const MIGRATION: Duration = Duration::from_secs(20);

@@ -1,6 +1,8 @@
 //! The traits every driver implements, and the values they speak in.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -24,15 +26,47 @@ pub trait Hypervisor: Send + Sync {
     /// Starts the VMM. Returns when the guest's CPUs run; on an error nothing is left behind.
     async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error>;
 
+    /// Everything that a VM saved of `spec` depends on, as one text: its VMM, that one's arguments, kernel and image. One that
+    /// was saved while this was another text must not be copied. Reads the host, starts nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if VMs cannot be saved; what cannot be read.
+    fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error>;
+
     /// Kills what is left of a VM whose owner died, from its record alone. Nothing left is success.
     async fn reap(&self, record: &VmRecord) -> Result<(), Error>;
 }
 
 /// How a VM comes to life.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Boot {
     /// From its kernel.
     Cold,
+    /// From its kernel, to be saved with [`Vm::save`]. Needs [`Capabilities::snapshots`].
+    ToSave,
+    /// As a copy of one that was saved with the same specification, but for its id, its directory, the sockets of its serial
+    /// ports and whose memory it is. Needs [`Capabilities::snapshots`].
+    Clone(Saved),
+}
+
+/// A saved VM, and what is to be different before its copy runs.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its memory. Read only, as far as it is not mapped.
+    pub memory: OwnedFd,
+    /// The state of its devices, at its beginning. A description of the caller's own: it is read to its end.
+    pub state: OwnedFd,
+    /// Devices that the copy has in addition, from its first instruction on.
+    pub devices: Vec<Device>,
+}
+
+/// Where a VM is saved.
+#[derive(Debug)]
+pub struct SaveTo {
+    /// For its memory: an empty file. What is zero takes no room in it.
+    pub memory: OwnedFd,
+    /// For the state of its devices: an empty file.
+    pub state: Arc<OwnedFd>,
 }
 
 /// A running virtual machine. Dropping it kills the VMM (best effort); [`Vm::stop`] does it orderly.
@@ -58,6 +92,15 @@ pub trait Vm: Send {
 
     /// Adding vCPUs and memory, if this VM can: if its driver says [`Capabilities::resize`].
     fn resize(&mut self) -> Option<&mut dyn Resize>;
+
+    /// Stops the guest for good and saves it. The other ends of its serial ports are to be hung up before: it is saved when
+    /// the guest has opened them anew, and waits for somebody.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) unless it was started with [`Boot::ToSave`];
+    /// [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) for a guest that does not come back to its ports;
+    /// the VMM's, and what cannot be written.
+    async fn save(&mut self, to: SaveTo) -> Result<(), Error>;
 }
 
 /// Devices can come and go while the VM runs.
@@ -152,4 +195,25 @@ pub struct VmReport {
     pub accelerator: String,
     /// Why this accelerator, in one sentence.
     pub reason: String,
+    /// Whether it was booted or is a copy.
+    pub origin: Origin,
+}
+
+/// How a VM has come to life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// From its kernel.
+    Boot,
+    /// As a copy of a saved VM.
+    Clone,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Boot => "boot",
+            Self::Clone => "clone",
+        })
+    }
 }

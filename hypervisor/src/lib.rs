@@ -9,6 +9,7 @@ mod deadlines;
 mod driver;
 mod error;
 mod fake;
+mod pages;
 mod probe;
 pub mod process;
 mod qemu;
@@ -17,7 +18,9 @@ pub mod registry;
 mod spec;
 mod supervisor;
 
-pub use driver::{Boot, Exit, ExitReason, Hotplug, Hypervisor, Resize, Vm, VmRecord, VmReport};
+pub use driver::{
+    Boot, Exit, ExitReason, Hotplug, Hypervisor, Origin, Resize, SaveTo, Saved, Vm, VmRecord, VmReport,
+};
 pub use error::{Error, ErrorKind};
 pub use probe::{Choice, choose as choose_accelerator};
 pub use spec::{Capabilities, Device, Memory, MemoryBacking, SerialPort, Size, VirtioFs, VmSpec, Vsock};

@@ -85,6 +85,11 @@ mod only_q35 {
         q35: a_disk_is_plugged_and_unplugged
         q35: a_machine_grows_up_to_its_limit_and_not_beyond
         q35: daemons_serve_vsock_and_a_directory
+        q35: copies_go_on_where_the_saved_vm_stopped
+        q35: a_copy_grows
+        q35: a_damaged_vm_is_not_copied
+        q35: only_what_was_started_to_be_saved_is
+        q35: a_fingerprint_is_of_everything_that_matters
     }
 }
 

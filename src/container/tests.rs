@@ -41,6 +41,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
         machine: String::new(),
         accelerator: String::new(),
         reason: String::new(),
+        origin: hypervisor::Origin::Boot,
     };
     let phases = Phases::new(Vec::new(), report, log());
     let parts = Parts {

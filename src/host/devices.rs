@@ -19,7 +19,7 @@ use super::daemon::Daemon;
 use super::ready::Awaited;
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::SHARE_TAG;
+use crate::guest::{SHARE_TAG, serial_channel};
 use crate::model::ChannelPlan;
 
 /// The agent's socket, where it comes over a serial port.
@@ -70,7 +70,7 @@ pub(super) fn listen(dir: &Path, plan: &ChannelPlan) -> Result<Agents> {
                     name: p::SERIAL_PORT_NAME.to_owned(),
                     socket,
                 }),
-                kernel_param: format!("{}=serial", p::CHANNEL_PARAM),
+                kernel_param: serial_channel(),
             })
         }
     }

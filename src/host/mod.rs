@@ -341,6 +341,7 @@ impl Ground for Host {
             localhost: network.localhost,
             late: network.late,
             growth: plan.growth,
+            template: plan.template,
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {

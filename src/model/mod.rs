@@ -142,6 +142,15 @@ pub struct GrowthPlan {
     pub counted: Resources,
 }
 
+/// What the virtual machine has that sandboxes are copies of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TemplatePlan {
+    /// When it is saved.
+    pub size: Size,
+    /// The most that a copy can be made to have.
+    pub most: Size,
+}
+
 /// One container, from its bundle and its caller.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerConfig {
@@ -223,6 +232,8 @@ pub struct SandboxPlan {
     pub memory: Memory,
     /// How both grow. `None`: they stay what they are.
     pub growth: Option<GrowthPlan>,
+    /// What it is a copy of, if it is to be one and what is saved fits.
+    pub template: Option<TemplatePlan>,
     /// The byte stream to the agent.
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.

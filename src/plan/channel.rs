@@ -23,6 +23,10 @@ pub(super) fn choose(
         ))
     };
     match config.agent.channel {
+        // Of all devices for it only a port can be saved.
+        AgentChannel::Auto if config.factory.enable_template && abilities.serial_port => {
+            Ok(ChannelPlan::Serial)
+        }
         AgentChannel::Auto if abilities.vsock_kernel => Ok(ChannelPlan::KernelVsock),
         AgentChannel::Auto if daemon_works => Ok(ChannelPlan::DaemonVsock(daemon.clone())),
         AgentChannel::Auto if abilities.serial_port => Ok(ChannelPlan::Serial),

@@ -28,7 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{
     ChannelPlan, ContainerConfig, ContainerPlan, ContainerType, GrowthPlan, NetworkNamespace, NetworkPlan,
-    Resources, SandboxConfig, SandboxPlan, SharePlan,
+    Resources, SandboxConfig, SandboxPlan, SharePlan, TemplatePlan,
 };
 use sizing::Sizing;
 
@@ -48,18 +48,16 @@ pub fn sandbox(
     let channel = channel::choose(config, abilities, exists)?;
     let Sizing { started, growth } = sizing::size(config, abilities, sandbox.resources);
     let most = growth.map_or(started, |growth| growth.most);
+    let template = (config.factory.enable_template && abilities.snapshots).then(|| template(config));
+    let grows = growth.is_some() || template.is_some_and(|template| template.size != started);
     // vhost-user daemons map the guest's memory too.
     let is_shared =
         matches!(share, SharePlan::VirtioFs { .. }) || matches!(channel, ChannelPlan::DaemonVsock(_));
-    let mut kernel_params = hypervisor.kernel_params.clone();
-    if config.agent.enable_debug {
-        kernel_params.push(guest::AGENT_DEBUG.to_owned());
-    }
     Ok(SandboxPlan {
         id: sandbox.id.clone(),
         kernel: hypervisor.kernel.clone(),
         initrd: hypervisor.initrd.clone(),
-        kernel_params,
+        kernel_params: kernel_params(config),
         vcpus: started.vcpus,
         max_vcpus: most.vcpus,
         memory: Memory {
@@ -72,12 +70,28 @@ pub fn sandbox(
             },
         },
         growth,
+        template,
         channel,
         share,
         network: network(config, sandbox, abilities, started.vcpus)?,
         cgroup: cgroup::choose(config, sandbox),
-        guest: guest::create_sandbox(sandbox, growth.is_some()),
+        guest: guest::create_sandbox(sandbox, grows),
     })
+}
+
+/// Plans the virtual machine that is saved, for every sandbox to be a copy of.
+pub fn template(config: &Config) -> TemplatePlan {
+    let (size, most) = sizing::saved(config);
+    TemplatePlan { size, most }
+}
+
+/// Parameters of the guest's kernel, but for the channel to the agent.
+pub(crate) fn kernel_params(config: &Config) -> Vec<String> {
+    let mut params = config.hypervisor.kernel_params.clone();
+    if config.agent.enable_debug {
+        params.push(guest::AGENT_DEBUG.to_owned());
+    }
+    params
 }
 
 /// Plans the network, where the pod has one of its own. A single container that has the host's gets none; but a pod that asks for

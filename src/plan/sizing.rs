@@ -23,6 +23,22 @@ pub(super) struct Sizing {
 
 /// Sizes a virtual machine. It can grow only where the hypervisor can do it and the administrator wants it.
 pub(super) fn size(config: &Config, abilities: &Capabilities, workload: Resources) -> Sizing {
+    let (base, most) = bounds(config);
+    let started = sized(base, most, workload);
+    let grows = abilities.resize && !config.runtime.static_sandbox_resource_mgmt;
+    Sizing {
+        started,
+        growth: grows.then_some(GrowthPlan {
+            base,
+            started,
+            most,
+            counted: workload,
+        }),
+    }
+}
+
+/// What every sandbox gets, and the most that one can get.
+fn bounds(config: &Config) -> (Size, Size) {
     let hypervisor = &config.hypervisor;
     let base = Size {
         vcpus: hypervisor.default_vcpus,
@@ -36,17 +52,13 @@ pub(super) fn size(config: &Config, abilities: &Capabilities, workload: Resource
             .max(hypervisor.default_memory_mib)
             .next_multiple_of(GRAIN_MIB),
     };
-    let started = sized(base, most, workload);
-    let grows = abilities.resize && !config.runtime.static_sandbox_resource_mgmt;
-    Sizing {
-        started,
-        growth: grows.then_some(GrowthPlan {
-            base,
-            started,
-            most,
-            counted: workload,
-        }),
-    }
+    (base, most)
+}
+
+/// What a virtual machine has that is saved for whoever comes, and the most that its copies can have.
+pub(super) fn saved(config: &Config) -> (Size, Size) {
+    let (base, most) = bounds(config);
+    (sized(base, most, Resources::default()), most)
 }
 
 /// What a virtual machine is to have for these containers: what was counted at its start is for all of them, so only what

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use hypervisor::{
-    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize, Size, Vm,
-    VmRecord, VmReport, VmSpec,
+    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize, SaveTo, Size,
+    Vm, VmRecord, VmReport, VmSpec,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -184,6 +184,7 @@ impl Ground for Counted {
             localhost: Vec::new(),
             late: None,
             growth: self.0.growth,
+            template: None,
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)
@@ -252,6 +253,13 @@ impl Hypervisor for Played {
         Ok(())
     }
 
+    fn fingerprint(&self, _: &VmSpec) -> Result<String, hypervisor::Error> {
+        Err(hypervisor::Error::new(
+            hypervisor::ErrorKind::Unsupported,
+            "a test",
+        ))
+    }
+
     async fn launch(&self, _: VmSpec, _: Boot) -> Result<Box<dyn Vm>, hypervisor::Error> {
         let world = Arc::clone(&self.0);
         match world.fault {
@@ -298,11 +306,19 @@ impl Vm for PlayedVm {
             machine: "task".into(),
             accelerator: "none".into(),
             reason: "a test".into(),
+            origin: hypervisor::Origin::Boot,
         }
     }
 
     fn exited(&self) -> watch::Receiver<Option<Exit>> {
         self.0.vm.subscribe()
+    }
+
+    async fn save(&mut self, _: SaveTo) -> Result<(), hypervisor::Error> {
+        Err(hypervisor::Error::new(
+            hypervisor::ErrorKind::Unsupported,
+            "a test",
+        ))
     }
 
     async fn stop(&mut self) -> Result<(), hypervisor::Error> {

@@ -17,7 +17,7 @@ use super::RootfsMount;
 use crate::ContainerId;
 use crate::error::Result;
 use crate::host::Hooks;
-use crate::model::GrowthPlan;
+use crate::model::{GrowthPlan, TemplatePlan};
 use crate::oci::Limits;
 
 /// The host's side of a sandbox.
@@ -87,6 +87,8 @@ pub(crate) struct Acquired {
     pub(crate) late: Option<Look>,
     /// How the virtual machine grows; if it does.
     pub(crate) growth: Option<GrowthPlan>,
+    /// What it is a copy of; if it is to be one.
+    pub(crate) template: Option<TemplatePlan>,
     /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
     pub(crate) lost: BoxFuture<'static, String>,
 }

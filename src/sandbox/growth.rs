@@ -28,10 +28,10 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// A virtual machine as it was started.
-    pub(super) fn new(plan: GrowthPlan) -> Self {
+    /// A virtual machine that has this by now.
+    pub(super) fn new(plan: GrowthPlan, taken: Size) -> Self {
         Self {
-            taken: plan.started,
+            taken,
             plan,
             limits: BTreeMap::new(),
         }
@@ -103,33 +103,47 @@ impl Job {
         if wanted.vcpus <= self.taken.vcpus && wanted.memory_mib <= self.taken.memory_mib {
             return Ok(self.taken);
         }
-        info!(log, "the virtual machine grows"; "vcpus" => wanted.vcpus, "memory_mib" => wanted.memory_mib);
-        let offered = vm.grow(wanted).await.map_err(failed)?;
-        let request = p::GrowthRequest {
-            vcpus: offered.vcpus,
-            added_mib: offered.memory_mib.saturating_sub(self.plan.started.memory_mib),
-            ..Default::default()
-        };
-        let answer = agent.take_growth(request, Some(deadline)).await;
-        let answer = answer.map_err(|error| failed(error.into()))?;
-        // Whatever it says, it has no more than it was given.
-        let added = self.plan.started.memory_mib.saturating_add(answer.added_mib);
-        let there = Size {
-            vcpus: answer.vcpus.min(offered.vcpus),
-            memory_mib: added.min(offered.memory_mib),
-        };
-        if there != offered {
-            return Err(failed(Error::new(
-                ErrorKind::DeadlineExceeded,
-                format!(
-                    "the guest uses {} of {} vCPUs and {} of {} MiB of memory, and has not taken the rest in time; its \
-                     kernel needs CPU hotplug and virtio_mem",
-                    there.vcpus, offered.vcpus, there.memory_mib, offered.memory_mib
-                ),
-            )));
-        }
-        Ok(there)
+        enlarge(&vm, &*agent, self.plan.started, wanted, deadline, &log)
+            .await
+            .map_err(failed)
     }
+}
+
+/// Has a virtual machine that was started with `started` get what is `wanted`, and the guest take it into use. Answers with what
+/// there is then.
+pub(super) async fn enlarge(
+    vm: &Custody,
+    agent: &dyn Agent,
+    started: Size,
+    wanted: Size,
+    deadline: Duration,
+    log: &Logger,
+) -> Result<Size> {
+    info!(log, "the virtual machine grows"; "vcpus" => wanted.vcpus, "memory_mib" => wanted.memory_mib);
+    let offered = vm.grow(wanted).await?;
+    let request = p::GrowthRequest {
+        vcpus: offered.vcpus,
+        added_mib: offered.memory_mib.saturating_sub(started.memory_mib),
+        ..Default::default()
+    };
+    let answer = agent.take_growth(request, Some(deadline)).await?;
+    // Whatever it says, it has no more than it was given.
+    let added = started.memory_mib.saturating_add(answer.added_mib);
+    let there = Size {
+        vcpus: answer.vcpus.min(offered.vcpus),
+        memory_mib: added.min(offered.memory_mib),
+    };
+    if there != offered {
+        return Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            format!(
+                "the guest uses {} of {} vCPUs and {} of {} MiB of memory, and has not taken the rest in time; its kernel \
+                 needs CPU hotplug and virtio_mem",
+                there.vcpus, offered.vcpus, there.memory_mib, offered.memory_mib
+            ),
+        ));
+    }
+    Ok(there)
 }
 
 /// Init containers that are done stay until their pod goes; they use nothing any more.

@@ -35,6 +35,7 @@ use start::Holdings;
 use crate::aside::aside;
 use crate::container::{Container, ContainerRequest, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
+use crate::factory;
 use crate::host::{self, Host};
 use crate::model::PodConfig;
 use crate::{ContainerId, Event, SandboxId};
@@ -229,9 +230,10 @@ async fn live(
 ) {
     let log = request.log.new(o!("sandbox" => request.id.to_string()));
     let agent = &request.config.agent;
+    let factory = factory::of(&request.config, &request.hypervisor, &log);
     let mut holdings = Holdings::new(ground);
     let acquired = tokio::select! {
-        acquired = holdings.acquire(&*request.hypervisor, agent, &log) => acquired,
+        acquired = holdings.acquire(&*factory, agent, &log) => acquired,
         () = reply.closed() => Err(Error::new(ErrorKind::DeadlineExceeded, "nobody waits for the sandbox any more")),
     };
     let ready = match acquired {

@@ -110,7 +110,7 @@ impl Owner {
             agent,
             vm,
             late,
-            growth: growth.map(Growth::new),
+            growth,
             containers: BTreeMap::new(),
             hooks: BTreeMap::new(),
             timeouts: estate.timeouts,

@@ -60,6 +60,7 @@ impl Phases {
             "vmm" => &self.report.vmm,
             "machine" => &self.report.machine,
             "accelerator" => &self.report.accelerator,
+            "origin" => %self.report.origin,
             "reason" => &self.report.reason);
     }
 
@@ -104,6 +105,7 @@ mod tests {
             machine: String::new(),
             accelerator: String::new(),
             reason: String::new(),
+            origin: hypervisor::Origin::Boot,
         };
         Phases::new(Vec::new(), report, Logger::root(Discard, o!()))
     }

@@ -7,7 +7,7 @@ use agent_client::{Agent, ErrorKind as AgentErrorKind};
 use agent_protocol as p;
 use configuration::AgentConfig;
 use futures::future::BoxFuture;
-use hypervisor::{Boot, Exit, Hypervisor, VmReport};
+use hypervisor::{Exit, Size, VmReport};
 use slog::{Logger, info};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -15,10 +15,12 @@ use tokio::time::timeout;
 
 use super::custody::Custody;
 use super::ground::{Acquired, Ground, Look};
+use super::growth::{Growth, enlarge};
 use super::state::{State, Step};
 use super::{Phase, VmEnd};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
+use crate::factory::{Obtained, VmFactory};
 use crate::model::GrowthPlan;
 
 /// Bytes of randomness for the guest: twice what its generator takes for a seed.
@@ -46,7 +48,7 @@ pub(super) struct Ready {
     /// See [`Acquired::late`].
     pub(super) late: Option<Look>,
     /// See [`Acquired::growth`].
-    pub(super) growth: Option<GrowthPlan>,
+    pub(super) growth: Option<Growth>,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -69,7 +71,7 @@ impl Holdings {
     /// Starts everything. Cancel safe: what was acquired is in the holdings.
     pub(super) async fn acquire(
         &mut self,
-        hypervisor: &dyn Hypervisor,
+        factory: &dyn VmFactory,
         config: &AgentConfig,
         log: &Logger,
     ) -> Result<Ready> {
@@ -81,14 +83,19 @@ impl Holdings {
             localhost,
             late: look_again,
             growth,
+            template,
             mut lost,
         } = self.ground.acquire().await?;
         self.step(Step::HostAcquired)?;
         clock.lap("host");
 
-        let vm = match hypervisor.launch(spec, Boot::Cold).await {
-            Ok(vm) => vm,
-            Err(error) => return Err(explained(error.into(), &mut lost).await),
+        let wanted = Size {
+            vcpus: spec.vcpus,
+            memory_mib: spec.memory.size_mib,
+        };
+        let Obtained { vm, size } = match factory.acquire(spec, template).await {
+            Ok(obtained) => obtained,
+            Err(error) => return Err(explained(error, &mut lost).await),
         };
         let report = vm.report();
         let vm = Custody::new(vm);
@@ -97,7 +104,7 @@ impl Holdings {
         self.step(Step::VmStarted)?;
         clock.lap("vmm");
 
-        let limit = dial_timeout(config, || hypervisor.capabilities().emulated);
+        let limit = deadlines::dial(config, factory.emulated());
         let greeted = tokio::select! {
             greeted = listener.accept(limit) => greeted,
             error = died(&vm) => return Err(error),
@@ -125,6 +132,10 @@ impl Holdings {
             reason = &mut lost => return Err(deprived(&vm, reason).await),
         }
         self.step(Step::GuestCreated)?;
+        let mut taken = size;
+        if size != wanted {
+            taken = enlarge(&vm, &*agent, size, wanted, config.request_timeout, log).await?;
+        }
         clock.lap("agent");
         info!(log, "the sandbox is ready");
         Ok(Ready {
@@ -134,7 +145,15 @@ impl Holdings {
             phases: clock.phases,
             localhost,
             late: look_again,
-            growth,
+            growth: growth.map(|plan| {
+                Growth::new(
+                    GrowthPlan {
+                        started: size,
+                        ..plan
+                    },
+                    taken,
+                )
+            }),
             lost,
         })
     }
@@ -155,14 +174,6 @@ impl Holdings {
         let released = self.ground.release().await;
         stopped.and(released)
     }
-}
-
-/// What the configuration says, or what suits a guest that is `emulated` or not.
-pub(super) fn dial_timeout(config: &AgentConfig, emulated: impl FnOnce() -> bool) -> Duration {
-    config.dial_timeout.unwrap_or_else(|| match emulated() {
-        true => deadlines::DIAL_EMULATED,
-        false => deadlines::DIAL,
-    })
 }
 
 /// Measures phases one after the other.
@@ -254,6 +265,7 @@ async fn introduce(
 ) -> Result<()> {
     let request = p::HelloRequest {
         protocol_version: p::VERSION,
+        entropy: entropy()?,
         ..Default::default()
     };
     let hello = agent.hello(request, Some(limit)).await?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use configuration::{
-    Accelerator, AgentChannel, AgentConfig, Config, HypervisorConfig, HypervisorKind, MachineType,
-    NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
+    Accelerator, AgentChannel, AgentConfig, Config, FactoryConfig, HypervisorConfig, HypervisorKind,
+    MachineType, NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
 };
 use hypervisor::ExitReason;
 use slog::{Discard, Logger, o};
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::doubles::{Counted, Fault, Played, World};
 use super::*;
 use crate::container::Status;
+use crate::deadlines;
 use crate::io::Stdio;
 use crate::model::{HookPlan, HooksPlan};
 
@@ -62,6 +63,10 @@ pub(crate) fn config() -> Config {
             sandbox_cgroup_only: false,
             static_sandbox_resource_mgmt: false,
             run_dir: PathBuf::new(),
+        },
+        factory: FactoryConfig {
+            enable_template: false,
+            template_path: PathBuf::new(),
         },
     }
 }
@@ -161,7 +166,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
 fn an_emulated_guest_may_take_longer_to_call_unless_somebody_has_said_how_long() {
     let mut config = config().agent;
     config.dial_timeout = None;
-    let limit = |config: &AgentConfig, emulated| start::dial_timeout(config, || emulated).as_secs();
+    let limit = |config: &AgentConfig, emulated| deadlines::dial(config, emulated).as_secs();
     assert_eq!((limit(&config, false), limit(&config, true)), (45, 180));
     config.dial_timeout = Some(SOON);
     assert_eq!((limit(&config, false), limit(&config, true)), (20, 20));

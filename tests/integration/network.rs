@@ -88,7 +88,10 @@ async fn a_guest_has_the_pods_network(change: impl Fn(&mut Config), queues: usiz
         // Neither kernel cuts what it sends into packets: it would take each one's way 40 times for 64 KiB.
         for (now, before) in pod.traffic().into_iter().zip(idle) {
             let mean = now.mean_since(before);
-            assert!(mean > LARGEST_FRAME, "{address}: {mean} bytes: {before:?}, {now:?}");
+            assert!(
+                mean > LARGEST_FRAME,
+                "{address}: {mean} bytes: {before:?}, {now:?}"
+            );
         }
     }
     let of_vmm = fs::metadata(format!("/proc/{}/ns/net", sandbox.pid()))

@@ -137,7 +137,7 @@ impl Pod {
         let links = ip(&format!("-n {} -s -j link", self.inside));
         let links: Vec<Value> = serde_json::from_str(&links).unwrap();
         let ours = |link: &&Value| link["ifname"].as_str().unwrap().starts_with("kata");
-        let ours = links.iter().find(ours).expect("a device of ours");
+        let ours = links.iter().find(ours).unwrap();
         ["rx", "tx"].map(|way| Traffic {
             bytes: ours["stats64"][way]["bytes"].as_u64().unwrap(),
             frames: ours["stats64"][way]["packets"].as_u64().unwrap(),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use configuration::{
-    Accelerator, AgentChannel, AgentConfig, Config, HypervisorConfig, HypervisorKind, MachineType,
-    NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
+    Accelerator, AgentChannel, AgentConfig, Config, FactoryConfig, HypervisorConfig, HypervisorKind,
+    MachineType, NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
 };
 use hypervisor::registry;
 use runtime::{
@@ -202,6 +202,10 @@ impl Stand {
                 sandbox_cgroup_only: false,
                 static_sandbox_resource_mgmt: false,
                 run_dir: self.path("run"),
+            },
+            factory: FactoryConfig {
+                enable_template: false,
+                template_path: self.path("template"),
             },
         }
     }

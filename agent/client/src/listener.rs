@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent_protocol::{GREETING, PORT};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::time::Instant;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
@@ -102,8 +102,39 @@ impl Listener {
     /// A peer that does not greet correctly is dropped and the next one is awaited: it is the guest's right to fail,
     /// not to confuse us.
     pub async fn accept(&self, deadline: Duration) -> Result<TtrpcAgent, Error> {
+        self.greeted(deadline).await.map(TtrpcAgent::new)
+    }
+
+    /// Waits for a peer that greets as an agent, and hangs up; returns when it, or the VMM in between, has hung up too. Who dials
+    /// again is not served.
+    pub async fn turn_away(&self, deadline: Duration) -> Result<(), Error> {
+        let mut stream = self.greeted(deadline).await?;
+        let farewell = async {
+            stream.shutdown().await?;
+            let mut ignored = [0; 64];
+            while stream.read(&mut ignored).await? > 0 {}
+            Ok(())
+        };
+        match tokio::time::timeout(deadline, farewell).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                let error: std::io::Error = error;
+                Err(Error::new(ErrorKind::Unavailable, "hang up", error.to_string()))
+            }
+            Err(_) => {
+                let text = format!(
+                    "the other end is still there after {:.1} s",
+                    deadline.as_secs_f64()
+                );
+                Err(Error::new(ErrorKind::DeadlineExceeded, "hang up", text))
+            }
+        }
+    }
+
+    /// The next connection on which an agent greets.
+    async fn greeted(&self, deadline: Duration) -> Result<Box<dyn Stream>, Error> {
         let until = Instant::now() + deadline;
-        let late = || {
+        let late = |_| {
             Error::new(
                 ErrorKind::DeadlineExceeded,
                 "accept",
@@ -114,45 +145,37 @@ impl Listener {
             )
         };
         loop {
-            match &self.socket {
-                Socket::Vsock { listener, cid } => {
-                    let (stream, peer) = tokio::time::timeout_at(until, listener.accept())
-                        .await
-                        .map_err(|_| late())?
-                        .map_err(|e| Error::new(ErrorKind::Unavailable, "accept", e.to_string()))?;
-                    if peer.cid() != *cid {
-                        continue;
-                    }
-                    if let Some(agent) = greeted(stream, until).await.map_err(|()| late())? {
-                        return Ok(agent);
-                    }
-                }
-                Socket::Unix { listener, .. } => {
-                    let (stream, _) = tokio::time::timeout_at(until, listener.accept())
-                        .await
-                        .map_err(|_| late())?
-                        .map_err(|e| Error::new(ErrorKind::Unavailable, "accept", e.to_string()))?;
-                    if let Some(agent) = greeted(stream, until).await.map_err(|()| late())? {
-                        return Ok(agent);
-                    }
-                }
+            let accepted = tokio::time::timeout_at(until, self.next()).await.map_err(late)?;
+            let next = accepted.map_err(|e| Error::new(ErrorKind::Unavailable, "accept", e.to_string()))?;
+            let Some(mut stream) = next else {
+                continue;
+            };
+            let mut greeting = [0_u8; GREETING.len()];
+            let read = tokio::time::timeout_at(until, stream.read_exact(&mut greeting)).await;
+            if read.map_err(late)?.is_ok() && &greeting == GREETING {
+                return Ok(stream);
+            }
+        }
+    }
+
+    /// The next connection; `None` from somebody who is not meant.
+    async fn next(&self) -> std::io::Result<Option<Box<dyn Stream>>> {
+        match &self.socket {
+            Socket::Vsock { listener, cid } => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((peer.cid() == *cid).then(|| Box::new(stream) as Box<dyn Stream>))
+            }
+            Socket::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Some(Box::new(stream)))
             }
         }
     }
 }
 
-/// `Ok(None)`: not an agent; `Err`: the deadline passed.
-async fn greeted<S>(mut stream: S, until: Instant) -> Result<Option<TtrpcAgent>, ()>
-where
-    S: AsyncRead + tokio::io::AsyncWrite + Send + Sync + Unpin + 'static,
-{
-    let mut greeting = [0_u8; GREETING.len()];
-    match tokio::time::timeout_at(until, stream.read_exact(&mut greeting)).await {
-        Err(_) => Err(()),
-        Ok(Ok(_)) if &greeting == GREETING => Ok(Some(TtrpcAgent::new(stream))),
-        Ok(_) => Ok(None),
-    }
-}
+/// A connection, whatever it is made of.
+trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
 fn bind_private(path: &Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
@@ -163,7 +186,6 @@ fn bind_private(path: &Path) -> std::io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
 
     fn channel(dir: &tempfile::TempDir) -> Channel {
@@ -196,6 +218,29 @@ mod tests {
         let listener = Listener::bind(&channel).unwrap();
         let _silent = UnixStream::connect(channel.socket_path().unwrap()).await.unwrap();
         let error = listener.accept(Duration::from_millis(50)).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_is_turned_away_hangs_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let channel = channel(&dir);
+        let listener = Listener::bind(&channel).unwrap();
+        let peer = async |stays: bool| {
+            let mut stream = UnixStream::connect(channel.socket_path().unwrap()).await.unwrap();
+            stream.write_all(GREETING).await.unwrap();
+            let read = stream.read(&mut [0; 1]).await.unwrap();
+            assert_eq!(read, 0, "nothing is said to it");
+            if stays {
+                std::future::pending::<()>().await;
+            }
+        };
+        let (away, ()) = tokio::join!(listener.turn_away(Duration::from_secs(5)), peer(false));
+        away.unwrap();
+        let error = tokio::select! {
+            away = listener.turn_away(Duration::from_millis(50)) => away.unwrap_err(),
+            () = peer(true) => unreachable!(),
+        };
         assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
     }
 

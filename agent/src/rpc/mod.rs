@@ -33,7 +33,8 @@ fn done(result: Result<(), Error>) -> Answer<p::Empty> {
 
 #[async_trait]
 impl Agent for Rpc {
-    async fn hello(&self, _: &TtrpcContext, _: p::HelloRequest) -> Answer<p::HelloResponse> {
+    async fn hello(&self, _: &TtrpcContext, request: p::HelloRequest) -> Answer<p::HelloResponse> {
+        self.sandbox.seed(request.entropy).await.map_err(status)?;
         translate::hello().map_err(status)
     }
 

@@ -10,6 +10,7 @@ use super::workshop::Workshop;
 use super::{Phase, Sandbox, SandboxRequest, spec};
 use crate::error::{Error, Result};
 use crate::growth::Growth;
+use crate::identity;
 use crate::network;
 use crate::storage::{Mounted, Storage};
 
@@ -38,6 +39,15 @@ pub(super) struct Born {
 }
 
 impl Sandbox {
+    /// Credits randomness to the kernel's pool, where the kernel is ours.
+    pub(super) fn seed(&self, entropy: &[u8]) -> Result<()> {
+        identity::check_entropy(entropy)?;
+        match self.owns_kernel {
+            true => identity::credit_entropy(entropy),
+            false => Ok(()),
+        }
+    }
+
     /// Checks a request; nobody else can make the guest a sandbox from now on.
     pub(super) fn begin_create_sandbox(&self, request: &SandboxRequest) -> Result<Birth> {
         match *self.phase.borrow() {

@@ -73,6 +73,17 @@ impl Handle {
         answered.await.map_err(|_| Error::ShuttingDown)?
     }
 
+    /// Takes fresh randomness, if there is any.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for too much of it; the kernel's.
+    pub async fn seed(&self, entropy: Vec<u8>) -> Result<()> {
+        match entropy.is_empty() {
+            true => Ok(()),
+            false => self.call(move |sandbox| sandbox.seed(&entropy)).await,
+        }
+    }
+
     /// Makes the guest this sandbox.
     ///
     /// # Errors

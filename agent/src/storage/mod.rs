@@ -260,6 +260,15 @@ impl Mounter {
             Driver::Block { device, .. } => {
                 Some(uevent::wait_for(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
             }
+            // The device of a share may have to appear as well; until then its tag is as wrong as any other.
+            Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
+                let look = || match self.mount_now(storage, None) {
+                    Err(Error::File { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => None,
+                    mounted => Some(mounted),
+                };
+                return uevent::wait_for(&format!("a share with the tag {tag:?}"), DEVICE_DEADLINE, look)
+                    .await?;
+            }
             _ => None,
         };
         self.mount_now(storage, device)

@@ -25,6 +25,13 @@ async fn an_agent_says_who_it_is_and_serves_from_one_thread() {
             .unwrap()
             .trim()
     );
+    let entropy = |bytes| p::HelloRequest {
+        entropy: vec![7; bytes],
+        ..Default::default()
+    };
+    sandbox.agent.hello(entropy(64), SOON).await.unwrap();
+    let error = sandbox.agent.hello(entropy(513), SOON).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument, "{error}");
     sandbox.destroy().await;
 }
 

@@ -61,6 +61,13 @@ fn an_empty_file_is_the_defaults() {
             run_dir: "/run/kata".into(),
         }
     );
+    assert_eq!(
+        config.factory,
+        FactoryConfig {
+            enable_template: false,
+            template_path: "/run/kata-template".into(),
+        }
+    );
 }
 
 #[test]

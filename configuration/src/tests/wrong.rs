@@ -298,7 +298,7 @@ fn what_only_kata_has_is_told_with_the_reason() {
     }
     for (table, expected) in [
         ("hypervisor.clh", "use [hypervisor.qemu]"),
-        ("factory", "every sandbox boots its own VM; remove the table"),
+        ("netmon", "Kata itself has removed it; remove the table"),
     ] {
         assert_eq!(
             refused(line(table, "")),
@@ -413,6 +413,21 @@ fn values_that_do_not_fit_together_are_told_with_both_keys() {
             "[hypervisor.qemu]\nvhost_user_vsock_daemon = \"\"\n[agent.kata]\nchannel = \"vhost-user-vsock\"",
             "main:4: agent.kata.channel does not fit with hypervisor.qemu.vhost_user_vsock_daemon: vhost-user-vsock \
              needs its daemon; set the daemon's path, or channel = \"auto\"",
+        ),
+        (
+            "[factory]\nenable_template = true\n[hypervisor.qemu]\nmachine_type = \"microvm\"",
+            "main:4: hypervisor.qemu.machine_type does not fit with factory.enable_template: copies of a microvm could be \
+             given no devices; set machine_type = \"q35\", or enable_template = false",
+        ),
+        (
+            "[factory]\nenable_template = true\n[agent.kata]\nchannel = \"vsock\"",
+            "main:4: agent.kata.channel does not fit with factory.enable_template: a vsock device cannot be saved; set \
+             channel = \"auto\" or \"virtio-serial\", or enable_template = false",
+        ),
+        (
+            "[factory]\nenable_template = true\n[hypervisor.fake]\npath = \"/a\"",
+            "main:2: factory.enable_template does not fit with runtime.hypervisor_name: there is no virtual machine to be \
+             copied; set enable_template = false",
         ),
         (
             "[runtime]\nstatic_sandbox_resource_mgmt = false\n[hypervisor.qemu]\nmachine_type = \"microvm\"",

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 use crate::supervisor::{Sources, Supervised};
 use crate::{
-    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hotplug, Hypervisor, Resize, SerialPort, Size,
-    VirtioFs, Vm, VmRecord, VmReport, VmSpec, deadlines, process,
+    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hotplug, Hypervisor, Origin, Resize, SaveTo,
+    SerialPort, Size, VirtioFs, Vm, VmRecord, VmReport, VmSpec, deadlines, process,
 };
 
 const NAME: &str = "fake";
@@ -72,7 +72,9 @@ impl Hypervisor for Fake {
     }
 
     async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
-        let Boot::Cold = boot;
+        if !matches!(boot, Boot::Cold) {
+            return Err(no_snapshots());
+        }
         let root = spec.run_dir.join("root");
         let args = args(&spec.devices, &root)?;
         fs::create_dir_all(&root).map_err(|source| {
@@ -113,6 +115,10 @@ impl Hypervisor for Fake {
         }))
     }
 
+    fn fingerprint(&self, _: &VmSpec) -> Result<String, Error> {
+        Err(no_snapshots())
+    }
+
     async fn reap(&self, record: &VmRecord) -> Result<(), Error> {
         process::reap(record).await
     }
@@ -149,6 +155,13 @@ fn args(devices: &[Device], root: &Path) -> Result<Vec<OsString>, Error> {
             format!("the fake hypervisor needs one serial port to the agent, not {ports}"),
         ))
     }
+}
+
+fn no_snapshots() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "the fake hypervisor cannot save or copy a VM",
+    )
 }
 
 fn joined(prefix: &str, path: &Path) -> OsString {
@@ -221,6 +234,7 @@ impl Vm for FakeVm {
             machine: "process".into(),
             accelerator: "none".into(),
             reason: "the agent runs as a process of the host, without a virtual machine".into(),
+            origin: Origin::Boot,
         }
     }
 
@@ -243,6 +257,10 @@ impl Vm for FakeVm {
 
     fn resize(&mut self) -> Option<&mut dyn Resize> {
         Some(&mut self.books)
+    }
+
+    async fn save(&mut self, _: SaveTo) -> Result<(), Error> {
+        Err(no_snapshots())
     }
 }
 

@@ -12,10 +12,13 @@ use serde_json::json;
 
 use super::device::{self, Backend};
 use super::{resize, vhost};
-use crate::{Device, Error, ErrorKind, MemoryBacking, VmSpec, Vsock};
+use crate::{Device, Error, ErrorKind, Memory, MemoryBacking, VmSpec, Vsock};
 
 /// Root ports of a q35 that wait for a device to be plugged.
-pub const EMPTY_PORTS: usize = 4;
+const EMPTY_PORTS: usize = 4;
+
+/// The same of one that is saved: all that its copies do not have in common takes a port.
+const EMPTY_PORTS_OF_COPIES: usize = 8;
 
 /// What the administrator decided, once for all VMs of a driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,17 @@ pub struct Channels {
     pub console: Arc<OwnedFd>,
     /// vhost-net's, of all network cards, as [`vhost::open`] gives them; or none.
     pub vhost_net: Vec<Arc<OwnedFd>>,
+}
+
+/// What a VM's memory is at its start.
+#[derive(Debug, Clone)]
+pub enum Life {
+    /// New, and QEMU's.
+    Cold,
+    /// New, on this file, from which it can be saved.
+    ToSave(Arc<OwnedFd>),
+    /// What is in this file. The state of the devices is still to come.
+    Clone(Arc<OwnedFd>),
 }
 
 /// A command line and the descriptors it speaks of.
@@ -79,8 +93,13 @@ impl CommandLine {
 }
 
 /// QEMU's command line for `spec`.
-pub fn build(settings: &Settings, spec: &VmSpec, channels: &Channels) -> Result<CommandLine, Error> {
-    check(settings.machine, spec)?;
+pub fn build(
+    settings: &Settings,
+    spec: &VmSpec,
+    channels: &Channels,
+    life: &Life,
+) -> Result<CommandLine, Error> {
+    check(settings.machine, spec, life)?;
     let mut line = CommandLine {
         args: Vec::new(),
         fds: Vec::new(),
@@ -94,7 +113,7 @@ pub fn build(settings: &Settings, spec: &VmSpec, channels: &Channels) -> Result<
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         );
     }
-    machine(settings, spec, &mut line);
+    machine(settings, spec, life, &mut line);
     line.option("kernel", spec.kernel.as_os_str());
     line.option("initrd", spec.initrd.as_os_str());
     line.option("append", kernel_command_line(settings, &spec.kernel_params));
@@ -112,10 +131,26 @@ pub fn build(settings: &Settings, spec: &VmSpec, channels: &Channels) -> Result<
     );
     line.option("device", device::rng(settings.machine).to_string());
     devices(settings.machine, &spec.devices, &channels.vhost_net, &mut line)?;
+    for port in 0..empty_ports(settings.machine, life) {
+        let chassis = port + 1;
+        line.option(
+            "device",
+            json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis}).to_string(),
+        );
+    }
+    match life {
+        Life::Cold => {}
+        // The guest's kernel learns from it that it is another one now, and takes a new seed.
+        Life::ToSave(_) | Life::Clone(_) => line.option("device", device::generation().to_string()),
+    }
+    if let Life::Clone(_) = life {
+        line.option("incoming", "defer");
+        line.flags(&["S"]);
+    }
     Ok(line)
 }
 
-fn machine(settings: &Settings, spec: &VmSpec, line: &mut CommandLine) {
+fn machine(settings: &Settings, spec: &VmSpec, life: &Life, line: &mut CommandLine) {
     let model = match settings.machine {
         // Without what no guest of ours uses.
         MachineType::Q35 => "q35,sata=off,smbus=off,usb=off,vmport=off,hpet=off,smm=off",
@@ -140,13 +175,28 @@ fn machine(settings: &Settings, spec: &VmSpec, line: &mut CommandLine) {
     if spec.max_vcpus > spec.vcpus {
         smp.push_str(&format!(",maxcpus={}", spec.max_vcpus));
     }
-    let growth = resize::growth(&spec.memory);
+    // What is not shared when it is saved is written to the state of the devices, and would be all of it.
+    let backing = match life {
+        Life::ToSave(_) => MemoryBacking::Shared,
+        Life::Cold | Life::Clone(_) => spec.memory.backing,
+    };
+    let growth = resize::growth(&Memory {
+        backing,
+        ..spec.memory.clone()
+    });
     if let Some(growth) = &growth {
         memory.push_str(&format!(",maxmem={}M", growth.most_mib));
     }
     line.option("smp", smp);
     line.option("m", memory);
-    let backend = resize::backend("ram", spec.memory.size_mib, spec.memory.backing);
+    let size_mib = spec.memory.size_mib;
+    let backend = match life {
+        Life::Cold => resize::backend("ram", size_mib, backing),
+        Life::ToSave(file) | Life::Clone(file) => {
+            let path = format!("/proc/self/fd/{}", line.inherit(file));
+            resize::backend_on("ram", size_mib, &path, backing == MemoryBacking::Shared)
+        }
+    };
     line.option("object", backend.to_string());
     if let Some(growth) = growth {
         line.option("object", growth.backend.to_string());
@@ -220,16 +270,16 @@ fn devices(
         }
         line.option("device", described.properties.to_string());
     }
-    if machine == MachineType::Q35 {
-        for port in 0..EMPTY_PORTS {
-            let chassis = port + 1;
-            line.option(
-                "device",
-                json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis}).to_string(),
-            );
-        }
-    }
     Ok(())
+}
+
+/// How many devices a machine can be given while it runs.
+pub fn empty_ports(machine: MachineType, life: &Life) -> usize {
+    match (machine, life) {
+        (MachineType::Microvm, _) => 0,
+        (MachineType::Q35, Life::Cold) => EMPTY_PORTS,
+        (MachineType::Q35, Life::ToSave(_) | Life::Clone(_)) => EMPTY_PORTS_OF_COPIES,
+    }
 }
 
 /// Id of the empty root port number `port`.
@@ -237,7 +287,7 @@ pub fn port_id(port: usize) -> String {
     format!("port{port}")
 }
 
-fn check(machine: MachineType, spec: &VmSpec) -> Result<(), Error> {
+fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> {
     let refuse = |problem: String| Err(Error::new(ErrorKind::InvalidArgument, problem));
     if spec.vcpus == 0 {
         return refuse("a VM needs at least one vCPU".into());
@@ -269,8 +319,33 @@ fn check(machine: MachineType, spec: &VmSpec) -> Result<(), Error> {
             }
         }
     }
+    match life {
+        Life::Cold => {}
+        Life::ToSave(_) | Life::Clone(_) => check_saveable(machine, spec)?,
+    }
     require_absolute(&spec.kernel)?;
     require_absolute(&spec.initrd)
+}
+
+/// A saved machine has only what can be saved of it; the rest is plugged into its copies, which takes ports.
+fn check_saveable(machine: MachineType, spec: &VmSpec) -> Result<(), Error> {
+    if machine == MachineType::Microvm {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "a microvm cannot be saved and copied: its copies could be given no devices; that needs machine_type = \"q35\"",
+        ));
+    }
+    let other = |device: &&Device| !matches!(device, Device::SerialPort(_));
+    match spec.devices.iter().find(other) {
+        None => Ok(()),
+        Some(device) => Err(Error::new(
+            ErrorKind::InvalidArgument,
+            format!(
+                "the device {:?} cannot be part of a saved VM: it is to be plugged into the copies",
+                device::name(device)
+            ),
+        )),
+    }
 }
 
 /// QEMU runs in `/`.

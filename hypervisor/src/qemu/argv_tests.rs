@@ -8,7 +8,7 @@ use std::sync::Arc;
 use configuration::MachineType;
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::argv::{Channels, Settings, build};
+use super::argv::{Channels, Life, Settings, build};
 use crate::{Device, ErrorKind, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};
 
 /// A descriptor with this number or, if it is taken, the next one: what is in the files must not depend on what else
@@ -143,8 +143,17 @@ fn command_lines_are_as_they_were() {
         ("q35-kvm-plain", kvm.clone(), plain, &channels),
         ("q35-kvm-vhost-net", kvm, spec(cards), &with_vhost),
     ];
-    for (name, settings, spec, channels) in cases {
-        let line = build(&settings, &spec, channels).unwrap();
+    let cases = cases.map(|(name, settings, spec, channels)| (name, settings, spec, channels, Life::Cold));
+    let memory = || numbered(&null, 606);
+    let mut alone = spec(vec![serial_port()]);
+    alone.memory.max_mib = 512;
+    let saved = [
+        ("q35-to-save", Life::ToSave(memory())),
+        ("q35-clone", Life::Clone(memory())),
+    ];
+    let saved = saved.map(|(name, life)| (name, settings(MachineType::Q35), alone.clone(), &channels, life));
+    for (name, settings, spec, channels, life) in cases.into_iter().chain(saved) {
+        let line = build(&settings, &spec, channels, &life).unwrap();
         let mut text = String::new();
         for argument in &line.args {
             let argument = argument.to_str().unwrap();
@@ -183,7 +192,13 @@ fn every_descriptor_that_is_named_is_inherited() {
         taps: vec![Arc::clone(&null)],
         mac: "02:00:00:00:00:01".into(),
     };
-    let line = build(&settings(MachineType::Q35), &spec(vec![net]), &channels).unwrap();
+    let line = build(
+        &settings(MachineType::Q35),
+        &spec(vec![net]),
+        &channels,
+        &Life::Cold,
+    )
+    .unwrap();
     assert_eq!(line.fds.len(), 3);
 }
 
@@ -198,7 +213,7 @@ fn what_cannot_be_is_refused() {
     let with = |change: &dyn Fn(&mut VmSpec)| {
         let mut spec = spec(vec![serial_port()]);
         change(&mut spec);
-        let result = build(&settings(MachineType::Q35), &spec, &channels);
+        let result = build(&settings(MachineType::Q35), &spec, &channels, &Life::Cold);
         result
             .map(|_| ())
             .map_err(|error| (error.kind, error.to_string()))
@@ -284,10 +299,21 @@ fn what_cannot_be_is_refused() {
     ] {
         let mut spec = spec(vec![serial_port()]);
         grow(&mut spec);
-        let error = build(&settings(MachineType::Microvm), &spec, &channels).unwrap_err();
+        let error = build(&settings(MachineType::Microvm), &spec, &channels, &Life::Cold).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Unsupported);
         assert!(error.to_string().contains("machine_type = \"q35\""), "{error}");
     }
+    let life = Life::Clone(Arc::clone(&null));
+    let error = build(&settings(MachineType::Microvm), &spec(vec![]), &channels, &life).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported, "{error}");
+    let error = build(
+        &settings(MachineType::Q35),
+        &spec(vec![shared_directory()]),
+        &channels,
+        &life,
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("kataShared"), "{error}");
     for (change, kind, words) in table {
         let (found, message) = with(change).unwrap_err();
         assert_eq!(found, *kind, "{message}");

@@ -138,6 +138,11 @@ pub fn rng(machine: MachineType) -> Value {
     json!({"driver": virtio_driver("virtio-rng", machine), "rng": "entropy"})
 }
 
+/// Tells a guest's kernel when it has become another machine. Each has an id of its own.
+pub fn generation() -> Value {
+    json!({"driver": "vmgenid", "id": "generation", "guid": "auto"})
+}
+
 /// The block node of a [`Backend::Node`] whose descriptor is in the descriptor set `set`.
 pub fn block_node(name: &str, driver: &str, readonly: bool, set: u64) -> Value {
     json!({

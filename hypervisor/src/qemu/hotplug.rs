@@ -11,7 +11,7 @@ use slog::{Logger, warn};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 
-use super::argv::{EMPTY_PORTS, port_id};
+use super::argv::port_id;
 use super::device::{self, Backend, Frontend};
 use super::vhost;
 use crate::qmp::{Client, Events};
@@ -20,7 +20,7 @@ use crate::{Device, Error, ErrorKind, deadlines};
 /// The root ports and what is in them.
 #[derive(Debug)]
 pub struct Slots {
-    ports: [Option<Plugged>; EMPTY_PORTS],
+    ports: Vec<Option<Plugged>>,
     /// Network cards are vhost-net's where that is to be had.
     vhost_net: bool,
     log: Logger,
@@ -48,10 +48,10 @@ pub fn absent() -> Error {
 }
 
 impl Slots {
-    /// All are empty.
-    pub fn new(vhost_net: bool, log: Logger) -> Self {
+    /// So many, and all are empty.
+    pub fn new(ports: usize, vhost_net: bool, log: Logger) -> Self {
         Self {
-            ports: Default::default(),
+            ports: std::iter::repeat_with(|| None).take(ports).collect(),
             vhost_net,
             log,
         }
@@ -75,7 +75,7 @@ impl Slots {
         let Some(port) = self.ports.iter().position(Option::is_none) else {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
-                format!("all {EMPTY_PORTS} ports for plugged devices are in use"),
+                format!("all {} ports for plugged devices are in use", self.ports.len()),
             ));
         };
         let Frontend {

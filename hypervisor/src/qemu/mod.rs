@@ -6,6 +6,7 @@ mod argv_tests;
 mod device;
 mod hotplug;
 mod resize;
+mod snapshot;
 mod vhost;
 mod vm;
 
@@ -21,15 +22,16 @@ use configuration::{HypervisorConfig, MachineType};
 use slog::{Logger, debug, info};
 use tokio::net::UnixStream;
 
-use self::argv::{Channels, Settings};
+use self::argv::{Channels, Life, Settings};
 use self::hotplug::Slots;
 use self::resize::Grown;
+use self::snapshot::Revival;
 use self::vm::QemuVm;
 use crate::probe::{self, Choice};
 use crate::supervisor::{Sources, Supervised};
 use crate::{
-    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hypervisor, Vm, VmRecord, VmSpec, deadlines, process,
-    qmp,
+    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hypervisor, Origin, Vm, VmRecord, VmSpec, deadlines,
+    process, qmp,
 };
 
 const NAME: &str = "qemu";
@@ -51,6 +53,7 @@ struct Reported {
     machine: MachineType,
     accelerator: &'static str,
     reason: String,
+    origin: Origin,
 }
 
 impl Qemu {
@@ -92,6 +95,89 @@ impl Qemu {
             Vec::new()
         })
     }
+
+    /// Starts QEMU, and waits until it takes commands.
+    async fn start(&self, spec: VmSpec, life: Life, log: Logger) -> Result<QemuVm, Error> {
+        let (control, control_theirs) = socket_pair()?;
+        let (console, console_theirs) = socket_pair()?;
+        let channels = Channels {
+            control: Arc::new(control_theirs),
+            console: Arc::new(console_theirs),
+            vhost_net: self.vhost_net(&spec.devices, &log),
+        };
+        let line = argv::build(&self.settings, &spec, &channels, &life)?;
+        debug!(log, "starting QEMU"; "arguments" => ?line.args);
+        let machine = self.settings.machine;
+        let ports = snapshot::ports(&spec);
+        let program = process::Program {
+            path: self.settings.program.clone(),
+            args: line.args,
+            fds: line.fds,
+            network_namespace: spec.network_namespace,
+            cgroups: spec.cgroups,
+        };
+        let (process, output) = process::start(program).await?;
+        // Ours must be closed, or their end would never be seen.
+        drop(channels);
+
+        let (negotiation, events) = qmp::open(control, log.clone());
+        let news = vm::listen(events);
+        let sources = Sources {
+            output,
+            console: Some(console),
+            announcement: Some(news.announcement),
+        };
+        let mut supervised = Supervised::start(process, sources, log.clone());
+        let (client, version) = match negotiation.finish().await {
+            Ok(negotiated) => negotiated,
+            Err(error) => return Err(failed_early(&mut supervised, error).await),
+        };
+        let is_q35 = machine == MachineType::Q35;
+        Ok(QemuVm {
+            supervised,
+            run_dir: spec.run_dir,
+            reported: Reported {
+                version,
+                machine,
+                accelerator: if self.settings.kvm { "kvm" } else { "tcg" },
+                reason: self.reason.clone(),
+                origin: match life {
+                    Life::Cold | Life::ToSave(_) => Origin::Boot,
+                    Life::Clone(_) => Origin::Clone,
+                },
+            },
+            slots: is_q35.then(|| Slots::new(argv::empty_ports(machine, &life), self.settings.kvm, log)),
+            grown: is_q35.then(|| Grown::new(client.clone(), spec.vcpus, spec.max_vcpus, spec.memory)),
+            client,
+            ports,
+            openings: news.openings,
+            saveable: match life {
+                Life::ToSave(memory) => Some(memory),
+                Life::Cold | Life::Clone(_) => None,
+            },
+        })
+    }
+}
+
+/// The error of a QEMU that is of no use, and is ended.
+async fn failed_early(supervised: &mut Supervised, error: Error) -> Error {
+    let ended = match error.kind {
+        // It closed its socket because it is ending; what it said is worth waiting for.
+        ErrorKind::Unavailable => supervised.end_within(deadlines::QUIT).await,
+        _ => None,
+    };
+    match ended {
+        Some(exit) => ended_early(&exit),
+        None => match supervised.kill().await {
+            // What it said may tell why.
+            Ok(exit) if !exit.console.is_empty() => Error {
+                context: format!("{} ({})", error.context, exit.console.join("; ")),
+                ..error
+            },
+            Ok(_) => error,
+            Err(worse) => worse,
+        },
+    }
 }
 
 #[async_trait]
@@ -115,7 +201,7 @@ impl Hypervisor for Qemu {
             block: true,
             hotplug: self.settings.machine == MachineType::Q35,
             resize: self.settings.machine == MachineType::Q35,
-            snapshots: false,
+            snapshots: snapshot::is_possible(self.settings.machine),
             emulated: !self.settings.kvm,
             guest_is_process: false,
         }
@@ -156,66 +242,26 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
-        let Boot::Cold = boot;
         let log = self.log.new(slog::o!("vm" => spec.id.clone()));
-        let (control, control_theirs) = socket_pair()?;
-        let (console, console_theirs) = socket_pair()?;
-        let channels = Channels {
-            control: Arc::new(control_theirs),
-            console: Arc::new(console_theirs),
-            vhost_net: self.vhost_net(&spec.devices, &log),
-        };
-        let line = argv::build(&self.settings, &spec, &channels)?;
-        debug!(log, "starting QEMU"; "arguments" => ?line.args);
-        let is_q35 = self.settings.machine == MachineType::Q35;
-        let program = process::Program {
-            path: self.settings.program.clone(),
-            args: line.args,
-            fds: line.fds,
-            network_namespace: spec.network_namespace,
-            cgroups: spec.cgroups,
-        };
-        let (process, output) = process::start(program).await?;
-        // Ours must be closed, or their end would never be seen.
-        drop(channels);
-
-        let (negotiation, events) = qmp::open(control, log.clone());
-        let announcement = Some(vm::announcements(events));
-        let sources = Sources {
-            output,
-            console: Some(console),
-            announcement,
-        };
-        let mut supervised = Supervised::start(process, sources, log.clone());
-        match negotiation.finish().await {
-            Ok((client, version)) => Ok(Box::new(QemuVm {
-                supervised,
-                run_dir: spec.run_dir,
-                reported: Reported {
-                    version,
-                    machine: self.settings.machine,
-                    accelerator: if self.settings.kvm { "kvm" } else { "tcg" },
-                    reason: self.reason.clone(),
-                },
-                slots: is_q35.then(|| Slots::new(self.settings.kvm, log)),
-                grown: is_q35.then(|| Grown::new(client.clone(), spec.vcpus, spec.max_vcpus, spec.memory)),
-                client,
-            })),
-            Err(error) => {
-                let ended = match error.kind {
-                    // It closed its socket because it is ending; what it said is worth waiting for.
-                    ErrorKind::Unavailable => supervised.end_within(deadlines::QUIT).await,
-                    _ => None,
-                };
-                match ended {
-                    Some(exit) => Err(ended_early(&exit)),
-                    None => {
-                        supervised.kill().await?;
-                        Err(error)
-                    }
-                }
+        let (life, revival) = match boot {
+            Boot::Cold => (Life::Cold, None),
+            Boot::ToSave => (Life::ToSave(snapshot::new_memory(&spec)?), None),
+            Boot::Clone(saved) => {
+                let (memory, revival) = Revival::begin(&spec, saved)?;
+                (Life::Clone(memory), Some(revival))
             }
+        };
+        let mut vm = self.start(spec, life, log).await?;
+        if let Some(revival) = revival
+            && let Err(error) = revival.finish(&mut vm).await
+        {
+            return Err(failed_early(&mut vm.supervised, error).await);
         }
+        Ok(Box::new(vm))
+    }
+
+    fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error> {
+        snapshot::fingerprint(&self.settings, spec)
     }
 
     async fn reap(&self, record: &VmRecord) -> Result<(), Error> {

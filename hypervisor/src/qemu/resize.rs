@@ -65,6 +65,11 @@ pub fn backend(id: &str, mib: u64, backing: MemoryBacking) -> Value {
     }
 }
 
+/// The same on a file: what is written to memory that is not shared goes nowhere else. Pure.
+pub fn backend_on(id: &str, mib: u64, path: &str, shared: bool) -> Value {
+    json!({"qom-type": "memory-backend-file", "id": id, "size": mib << 20, "mem-path": path, "share": shared})
+}
+
 /// What was added, and what can be.
 #[derive(Debug)]
 pub struct Grown {

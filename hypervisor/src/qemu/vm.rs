@@ -1,6 +1,8 @@
 //! A running QEMU.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use configuration::MachineType;
@@ -10,10 +12,10 @@ use tokio::time::timeout;
 
 use super::hotplug::Slots;
 use super::resize::Grown;
-use super::{NAME, Reported};
+use super::{NAME, Reported, snapshot};
 use crate::qmp::{Client, Events};
 use crate::supervisor::{Announcement, Supervised};
-use crate::{Device, Error, Exit, Hotplug, Resize, Vm, VmRecord, VmReport, deadlines};
+use crate::{Device, Error, ErrorKind, Exit, Hotplug, Resize, SaveTo, Vm, VmRecord, VmReport, deadlines};
 
 /// A running QEMU. Dropping it kills the process.
 #[derive(Debug)]
@@ -26,6 +28,12 @@ pub struct QemuVm {
     pub(super) slots: Option<Slots>,
     /// `None` on a machine that keeps its size.
     pub(super) grown: Option<Grown>,
+    /// Its serial ports.
+    pub(super) ports: usize,
+    /// How often its guest has opened one.
+    pub(super) openings: watch::Receiver<usize>,
+    /// Its memory, if it can be saved.
+    pub(super) saveable: Option<Arc<OwnedFd>>,
 }
 
 #[async_trait]
@@ -49,6 +57,7 @@ impl Vm for QemuVm {
             machine,
             accelerator,
             reason,
+            origin,
         } = self.reported.clone();
         let machine = match machine {
             MachineType::Q35 => "q35",
@@ -59,6 +68,7 @@ impl Vm for QemuVm {
             machine: machine.into(),
             accelerator: accelerator.into(),
             reason,
+            origin,
         }
     }
 
@@ -89,6 +99,16 @@ impl Vm for QemuVm {
     fn resize(&mut self) -> Option<&mut dyn Resize> {
         self.grown.as_mut().map(|grown| grown as &mut dyn Resize)
     }
+
+    async fn save(&mut self, to: SaveTo) -> Result<(), Error> {
+        match self.saveable.clone() {
+            Some(memory) => snapshot::save(self, &memory, to).await,
+            None => Err(Error::new(
+                ErrorKind::Unsupported,
+                "this VM was not started to be saved",
+            )),
+        }
+    }
 }
 
 #[async_trait]
@@ -108,26 +128,42 @@ impl Hotplug for QemuVm {
     }
 }
 
-/// Listens for what QEMU says of its coming end, until the connection closes.
-pub fn announcements(mut events: Events) -> watch::Receiver<Option<Announcement>> {
-    let (sender, receiver) = watch::channel(None);
+/// What QEMU tells by itself, while it is connected.
+#[derive(Debug)]
+pub struct News {
+    /// Its coming end.
+    pub announcement: watch::Receiver<Option<Announcement>>,
+    /// How often its guest has opened a serial port.
+    pub openings: watch::Receiver<usize>,
+}
+
+/// Listens for what QEMU says, until the connection closes.
+pub fn listen(mut events: Events) -> News {
+    let (announce, announcement) = watch::channel(None);
+    let (opened, openings) = watch::channel(0);
     tokio::spawn(async move {
         loop {
             match events.recv().await {
                 Ok(event) if event.name == "SHUTDOWN" => {
-                    sender.send_replace(event.text("reason").and_then(announcement));
+                    announce.send_replace(event.text("reason").and_then(announcement_of));
+                }
+                Ok(event) if event.name == "VSERPORT_CHANGE" && event.flag("open") => {
+                    opened.send_modify(|count| *count += 1);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
         }
     });
-    receiver
+    News {
+        announcement,
+        openings,
+    }
 }
 
 /// The reasons of QEMU's `ShutdownCause` (qapi/run-state.json) that are the guest's doing. With `-no-reboot` a reset is
 /// a shutdown, and a reset is how our guests' kernels end a panic.
-fn announcement(reason: &str) -> Option<Announcement> {
+fn announcement_of(reason: &str) -> Option<Announcement> {
     match reason {
         "guest-shutdown" => Some(Announcement::Shutdown),
         "guest-reset" | "guest-panic" => Some(Announcement::Panic),

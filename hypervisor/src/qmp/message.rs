@@ -48,6 +48,11 @@ impl Event {
     pub fn text(&self, key: &str) -> Option<&str> {
         self.data.get(key).and_then(Value::as_str)
     }
+
+    /// Whether a member of the details is `true`.
+    pub fn flag(&self, key: &str) -> bool {
+        self.data.get(key).and_then(Value::as_bool) == Some(true)
+    }
 }
 
 /// A line that is not QMP.

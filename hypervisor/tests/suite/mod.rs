@@ -2,6 +2,7 @@
 
 mod daemons;
 mod growth;
+mod saving;
 mod subject;
 
 use std::fs::File;
@@ -19,6 +20,10 @@ use tokio::time::timeout;
 
 pub use daemons::daemons_serve_vsock_and_a_directory;
 pub use growth::a_machine_grows_up_to_its_limit_and_not_beyond;
+pub use saving::{
+    a_copy_grows, a_damaged_vm_is_not_copied, a_fingerprint_is_of_everything_that_matters,
+    copies_go_on_where_the_saved_vm_stopped, only_what_was_started_to_be_saved_is,
+};
 pub use subject::Subject;
 use subject::{BOOT, Place, SOON};
 

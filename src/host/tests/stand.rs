@@ -186,6 +186,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
             },
         },
         growth: None,
+        template: None,
         channel,
         share,
         network: None,

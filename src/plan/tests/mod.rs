@@ -7,8 +7,8 @@ mod sandbox;
 use std::time::Duration;
 
 use configuration::{
-    Accelerator, AgentChannel, AgentConfig, HypervisorConfig, HypervisorKind, MachineType, NetworkModel,
-    RuntimeConfig, SharedFs, VirtioFsCache,
+    Accelerator, AgentChannel, AgentConfig, FactoryConfig, HypervisorConfig, HypervisorKind, MachineType,
+    NetworkModel, RuntimeConfig, SharedFs, VirtioFsCache,
 };
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
@@ -60,6 +60,10 @@ fn config() -> Config {
             sandbox_cgroup_only: false,
             static_sandbox_resource_mgmt: true,
             run_dir: "/run/x".into(),
+        },
+        factory: FactoryConfig {
+            enable_template: false,
+            template_path: "/run/t".into(),
         },
     }
 }

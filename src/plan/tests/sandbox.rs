@@ -236,6 +236,41 @@ fn a_guest_is_told_whether_it_grows() {
 }
 
 #[test]
+fn what_is_to_be_a_copy_has_a_port_and_grows_from_the_templates_size() {
+    let mut config = config();
+    config.factory.enable_template = true;
+    let able = Capabilities {
+        snapshots: true,
+        ..resizes()
+    };
+    let spec = |cpus: i64| {
+        spec(&[(
+            "/linux/resources/cpu",
+            json!({"quota": cpus * 100_000, "period": 100_000}),
+        )])
+    };
+    let plan = |cpus, abilities: &Capabilities| {
+        super::super::sandbox(&config, &sandbox_of(&spec(cpus)), abilities, &all).unwrap()
+    };
+    let small = plan(0, &able);
+    assert_eq!(small.channel, ChannelPlan::Serial);
+    let template = small.template.unwrap();
+    assert_eq!(
+        (template.size.vcpus, template.size.memory_mib),
+        (small.vcpus, small.memory.size_mib)
+    );
+    assert!(!small.guest.grows);
+    let large = plan(1, &able);
+    assert_eq!(large.template, Some(template), "all are copies of one");
+    assert!(large.guest.grows && large.vcpus == small.vcpus + 1 && large.growth.is_none());
+
+    assert_eq!(plan(0, &resizes()).template, None, "where nothing can be saved");
+    config.factory.enable_template = false;
+    let plan = super::super::sandbox(&config, &sandbox_of(&spec(1)), &able, &all).unwrap();
+    assert_eq!((plan.template, plan.channel), (None, ChannelPlan::KernelVsock));
+}
+
+#[test]
 fn memory_is_shared_exactly_where_a_daemon_maps_it() {
     let spec = oci::load(CALLERS[0].1.as_bytes()).unwrap();
     let backing = |channel, abilities: &Capabilities| {

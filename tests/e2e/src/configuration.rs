@@ -16,6 +16,8 @@ pub struct Configuration {
     pub agent: Vec<(String, String)>,
     /// `runtime`.
     pub runtime: Vec<(String, String)>,
+    /// `factory`.
+    pub factory: Vec<(String, String)>,
 }
 
 impl Configuration {
@@ -35,12 +37,26 @@ impl Configuration {
             hypervisor: hypervisor.map(|(key, value)| (key.into(), value)).into(),
             agent: Vec::new(),
             runtime: Vec::new(),
+            factory: Vec::new(),
         }
     }
 
     /// Sets a key of `hypervisor.qemu` to a string.
     pub fn hypervisor(mut self, key: &str, value: &str) -> Self {
         set(&mut self.hypervisor, key, format!("{value:?}"));
+        self
+    }
+
+    /// Sets a key of `hypervisor.qemu` to a number.
+    pub fn hypervisor_number(mut self, key: &str, value: u64) -> Self {
+        set(&mut self.hypervisor, key, value.to_string());
+        self
+    }
+
+    /// Has sandboxes be copies of the templates at this path.
+    pub fn template(mut self, path: &str) -> Self {
+        set(&mut self.factory, "enable_template", "true".into());
+        set(&mut self.factory, "template_path", format!("{path:?}"));
         self
     }
 
@@ -57,6 +73,7 @@ impl Configuration {
             ("hypervisor.qemu", &self.hypervisor),
             ("agent.kata", &self.agent),
             ("runtime", &self.runtime),
+            ("factory", &self.factory),
         ] {
             text.push_str(&format!("[{table}]\n"));
             for (key, value) in keys {

@@ -9,6 +9,7 @@ mod config;
 mod daemon;
 mod deadlines;
 mod env;
+mod factory;
 mod host;
 mod launch;
 mod oci;
@@ -99,6 +100,7 @@ enum Verb {
     Delete(oci::delete::Args),
     Events(oci::query::Events),
     Exec(oci::exec::Args),
+    Factory(factory::Args),
     Features(oci::features::Args),
     Kill(oci::simple::Kill),
     List(oci::list::Args),
@@ -163,6 +165,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Delete(args) => oci::delete::run(&args, &context),
         Verb::Events(args) => oci::query::events(&args, &context),
         Verb::Exec(args) => oci::exec::run(&args, &context),
+        Verb::Factory(args) => factory::run(&args, &load()?),
         Verb::Features(args) => oci::features::run(&args),
         Verb::Kill(args) => oci::simple::kill(&args, &context),
         Verb::List(args) => oci::list::run(&args, &context),

@@ -200,6 +200,11 @@ impl<'a> Case<'a> {
         &mut self.bed.containerd
     }
 
+    /// What containerd and shims have logged since its log was so long.
+    pub fn log_since(&self, from: usize) -> Result<String> {
+        self.bed.containerd.log_since(from)
+    }
+
     /// Lets this case leave what begins so in a census. Needs a reason beside it.
     pub fn forgive(&mut self, beginning: &'static str) {
         self.bed.forgiven.push(beginning);

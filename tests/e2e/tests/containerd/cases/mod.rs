@@ -13,6 +13,7 @@ mod restart;
 mod run;
 mod streams;
 mod task;
+mod templates;
 mod terminal;
 
 use e2e::parts::Part;
@@ -108,6 +109,7 @@ pub fn all() -> Vec<Entry> {
         ("restart", restart::CASES),
         ("debian", debian::CASES),
         ("machine", machine::CASES),
+        ("templates", templates::CASES),
         ("faults", faults::CASES),
         ("refusals", refusals::CASES),
     ];

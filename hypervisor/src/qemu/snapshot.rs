@@ -1,0 +1,272 @@
+//! A VM is saved, and copies of what was saved come to life.
+//!
+//! QEMU's migration carries the state of the devices, to and from a file. Memory is none of its business: it is a file that
+//! a VM is started on, the same one for all copies where nobody but the VMM needs it, else a copy of the pages that were in
+//! use. Devices that have a process at their other end cannot be migrated: they are plugged before the copy runs.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use configuration::MachineType;
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+
+use super::argv::{self, Channels, Life, Settings};
+use super::vm::QemuVm;
+use crate::qmp::{Client, Events};
+use crate::{Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, deadlines, pages};
+
+/// Name under which QEMU is given the file for the state of the devices.
+const STATE: &str = "state";
+
+/// Bytes per second: no limit.
+const BANDWIDTH: u64 = 1 << 40;
+
+/// What is to be done with a VM before it runs.
+#[derive(Debug)]
+pub struct Revival {
+    /// Its memory is being filled.
+    copying: Option<JoinHandle<io::Result<()>>>,
+    state: Arc<OwnedFd>,
+    devices: Vec<Device>,
+}
+
+/// Makes memory for a VM that can be saved.
+pub fn new_memory(spec: &VmSpec) -> Result<Arc<OwnedFd>, Error> {
+    let memory = pages::new(spec.memory.size_mib);
+    memory
+        .map(Arc::new)
+        .map_err(failed("cannot make the memory of a VM"))
+}
+
+impl Revival {
+    /// Begins with the memory of a copy of `saved`: that, and what is to be done once QEMU runs.
+    pub fn begin(spec: &VmSpec, saved: Saved) -> Result<(Arc<OwnedFd>, Self), Error> {
+        let Saved {
+            memory,
+            state,
+            devices,
+        } = saved;
+        let there = pages::size(&memory).map_err(failed("cannot examine the memory of a saved VM"))?;
+        if there != spec.memory.size_mib << 20 {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!(
+                    "the saved memory has {there} bytes, and the VM is to have {} MiB",
+                    spec.memory.size_mib
+                ),
+            ));
+        }
+        let (memory, copying) = match spec.memory.backing {
+            MemoryBacking::Private => (Arc::new(memory), None),
+            MemoryBacking::Shared => {
+                let own = new_memory(spec)?;
+                let to = Arc::clone(&own);
+                (own, Some(spawn_blocking(move || pages::copy(&memory, &to))))
+            }
+        };
+        let revival = Self {
+            copying,
+            state: Arc::new(state),
+            devices,
+        };
+        Ok((memory, revival))
+    }
+
+    /// Has a VM that was started on the memory become what was saved, with everything that is different, and run.
+    pub async fn finish(self, vm: &mut QemuVm) -> Result<(), Error> {
+        let mut events = prepare(&vm.client, Arc::clone(&self.state)).await?;
+        if let Some(copying) = self.copying {
+            copying
+                .await
+                .unwrap_or_else(|lost| Err(io::Error::other(lost)))
+                .map_err(failed("cannot copy the memory of a saved VM"))?;
+        }
+        let uri = json!({"uri": format!("fd:{STATE}")});
+        vm.client.execute("migrate-incoming", uri).await?;
+        migrated(&mut events, "read").await?;
+        if let Some(slots) = &mut vm.slots {
+            for device in self.devices {
+                slots.plug(&vm.client, device).await?;
+            }
+        }
+        vm.client.execute("cont", json!({})).await.map(drop)
+    }
+}
+
+/// Saves a VM that was started on `memory`.
+pub async fn save(vm: &mut QemuVm, memory: &Arc<OwnedFd>, to: SaveTo) -> Result<(), Error> {
+    // Each port was opened once before the other end was hung up, and is opened again when the guest has found that out.
+    let wanted = 2 * vm.ports;
+    let settled = timeout(deadlines::SETTLED, vm.openings.wait_for(|count| *count >= wanted));
+    match settled.await.map(|found| found.is_ok()) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "QEMU has ended before it was saved",
+            ));
+        }
+        Err(_) => {
+            return Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!(
+                    "the guest did not come back to its serial ports within {:?}",
+                    deadlines::SETTLED
+                ),
+            ));
+        }
+    }
+    vm.client.execute("stop", json!({})).await?;
+    let limits = json!({"max-bandwidth": BANDWIDTH});
+    vm.client.execute("migrate-set-parameters", limits).await?;
+    let mut events = prepare(&vm.client, to.state).await?;
+    let uri = json!({"uri": format!("fd:{STATE}")});
+    vm.client.execute("migrate", uri).await?;
+    migrated(&mut events, "written").await?;
+    let from = memory
+        .try_clone()
+        .map_err(failed("cannot save the memory of a VM"))?;
+    let copied = spawn_blocking(move || pages::copy_nonzero(from, to.memory)).await;
+    copied
+        .unwrap_or_else(|lost| Err(io::Error::other(lost)))
+        .map(drop)
+        .map_err(failed("cannot save the memory of a VM"))
+}
+
+/// Gives QEMU the file for the state, and has it leave memory alone.
+async fn prepare(client: &Client, state: Arc<OwnedFd>) -> Result<Events, Error> {
+    let capabilities: Vec<_> = ["x-ignore-shared", "events"]
+        .map(|name| json!({"capability": name, "state": true}))
+        .into();
+    client
+        .execute("migrate-set-capabilities", json!({"capabilities": capabilities}))
+        .await?;
+    client
+        .execute_with_fd("getfd", json!({"fdname": STATE}), state)
+        .await?;
+    client
+        .events()
+        .ok_or_else(|| Error::new(ErrorKind::Unavailable, "QEMU has closed its control socket"))
+}
+
+/// Waits until a migration is done.
+async fn migrated(events: &mut Events, what: &str) -> Result<(), Error> {
+    let status = async {
+        loop {
+            match events.recv().await {
+                Ok(event) if event.name == "MIGRATION" => match event.text("status") {
+                    Some("completed") => return Ok(()),
+                    Some(status @ ("failed" | "cancelled")) => return Err(status.to_owned()),
+                    _ => {}
+                },
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return Err("QEMU has ended".to_owned()),
+            }
+        }
+    };
+    let refused = |kind, why: String| Error::new(kind, format!("the state of a VM cannot be {what}: {why}"));
+    match timeout(deadlines::MIGRATION, status).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(why)) => Err(refused(ErrorKind::FailedPrecondition, why)),
+        Err(_) => {
+            let why = format!("QEMU was not done within {:?}", deadlines::MIGRATION);
+            Err(refused(ErrorKind::DeadlineExceeded, why))
+        }
+    }
+}
+
+/// What a saved VM depends on: see [`crate::Hypervisor::fingerprint`].
+pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> {
+    let null = || -> Result<Arc<OwnedFd>, Error> {
+        let opened = fs::File::open("/dev/null").map_err(failed("cannot open /dev/null"))?;
+        Ok(Arc::new(opened.into()))
+    };
+    let channels = Channels {
+        control: null()?,
+        console: null()?,
+        vhost_net: Vec::new(),
+    };
+    let line = argv::build(settings, spec, &channels, &Life::Clone(null()?))?;
+    let mut text = String::new();
+    for argument in &line.args {
+        let mut argument = argument.to_string_lossy().into_owned();
+        // The numbers of descriptors are any.
+        for fd in &line.fds {
+            for prefix in ["fd=", "fd/"] {
+                argument = argument.replace(&format!("{prefix}{}", fd.as_raw_fd()), prefix);
+            }
+        }
+        text.push_str(&argument);
+        text.push('\n');
+    }
+    for path in [&settings.program, &spec.kernel, &spec.initrd] {
+        text.push_str(&identity(path)?);
+        text.push('\n');
+    }
+    if settings.kvm {
+        text.push_str(&processor()?);
+    }
+    Ok(text)
+}
+
+/// Which file this is, and that nobody has written to it since.
+fn identity(path: &Path) -> Result<String, Error> {
+    let metadata: Metadata = fs::metadata(path).map_err(|cause| {
+        Error::caused(
+            ErrorKind::NotFound,
+            format!("cannot examine {}: {cause}", path.display()),
+            cause,
+        )
+    })?;
+    Ok(format!(
+        "{} {}:{} {} {}.{:09} {}.{:09}",
+        path.display(),
+        metadata.dev(),
+        metadata.ino(),
+        metadata.len(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+        metadata.ctime(),
+        metadata.ctime_nsec()
+    ))
+}
+
+/// What a guest sees of the host's processor.
+fn processor() -> Result<String, Error> {
+    let text = fs::read_to_string("/proc/cpuinfo").map_err(failed("cannot read /proc/cpuinfo"))?;
+    let told = [
+        "vendor_id",
+        "cpu family",
+        "model",
+        "stepping",
+        "microcode",
+        "flags",
+    ];
+    let first = text.lines().take_while(|line| !line.is_empty());
+    let lines: Vec<_> = first
+        .filter(|line| told.iter().any(|key| line.starts_with(key)))
+        .collect();
+    Ok(lines.join("\n"))
+}
+
+fn failed(what: &str) -> impl Fn(io::Error) -> Error + '_ {
+    move |cause| Error::caused(ErrorKind::Internal, format!("{what}: {cause}"), cause)
+}
+
+/// How many serial ports a VM has.
+pub fn ports(spec: &VmSpec) -> usize {
+    let is_port = |device: &&Device| matches!(device, Device::SerialPort(_));
+    spec.devices.iter().filter(is_port).count()
+}
+
+/// Whether machines of this kind can be saved.
+pub fn is_possible(machine: MachineType) -> bool {
+    machine == MachineType::Q35
+}

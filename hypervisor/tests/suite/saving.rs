@@ -1,0 +1,218 @@
+//! VMs are saved, and copies of them live.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use hypervisor::{Boot, ErrorKind, MemoryBacking, Origin, SaveTo, Saved, Vm, VmSpec};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::subject::{Place, SOON, Subject};
+use super::{PROCESS, leftovers};
+
+/// A saved VM.
+struct Shelf(TempDir);
+
+impl Shelf {
+    /// Boots a VM until its agent greets, and saves it.
+    async fn fill(subject: Subject, growing: bool) -> Self {
+        let shelf = Self(tempfile::tempdir().expect("a directory"));
+        let place = Place::new(subject);
+        let launched = place.driver.launch(spec(&place, growing), Boot::ToSave).await;
+        let mut vm = launched.expect("a VM");
+        assert_eq!(vm.report().origin, Origin::Boot);
+        hang_up(&place).await;
+        let file = |name| -> OwnedFd { File::create_new(shelf.path(name)).expect("a file").into() };
+        let to = SaveTo {
+            memory: file("memory"),
+            state: std::sync::Arc::new(file("state")),
+        };
+        vm.save(to).await.expect("a saved VM");
+        vm.stop().await.expect("a stop");
+        assert_eq!(leftovers(place.run_dir()), Vec::<String>::new());
+        shelf
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn saved(&self) -> Saved {
+        let open = |name| -> OwnedFd { File::open(self.path(name)).expect("a file").into() };
+        Saved {
+            memory: open("memory"),
+            state: open("state"),
+            devices: Vec::new(),
+        }
+    }
+}
+
+fn spec(place: &Place, growing: bool) -> VmSpec {
+    let mut spec = place.spec();
+    if growing {
+        spec.max_vcpus = 2;
+        spec.memory.max_mib = 512;
+    }
+    spec
+}
+
+/// Lets the agent greet, and ends the connection; returns when the VMM has seen it.
+async fn hang_up(place: &Place) {
+    let mut stream = place.greeted().await;
+    stream.shutdown().await.expect("the end of what we say");
+    let mut rest = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut rest))
+        .await
+        .expect("the VMM hangs up too")
+        .expect("an end");
+}
+
+fn identity(path: &Path) -> (u64, u64, i64, i64) {
+    let metadata = fs::metadata(path).expect("a file");
+    (
+        metadata.len(),
+        metadata.blocks(),
+        metadata.mtime(),
+        metadata.mtime_nsec(),
+    )
+}
+
+/// Copies live side by side, whether their memory is shared with other processes or not, and leave what they are copies of
+/// as it was.
+pub async fn copies_go_on_where_the_saved_vm_stopped(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let shelf = Shelf::fill(subject, true).await;
+    let memory = shelf.path("memory");
+    let (size, blocks, ..) = identity(&memory);
+    assert_eq!(size, 256 << 20);
+    assert!(
+        blocks * 512 < size / 2,
+        "{blocks} blocks of a file that is mostly zero"
+    );
+    let before = identity(&memory);
+
+    let places = [
+        MemoryBacking::Private,
+        MemoryBacking::Private,
+        MemoryBacking::Shared,
+    ]
+    .map(|backing| {
+        let place = Place::new(subject);
+        let mut spec = spec(&place, true);
+        spec.memory.backing = backing;
+        (place, spec)
+    });
+    let mut copies: Vec<Box<dyn Vm>> = Vec::new();
+    for (place, spec) in &places {
+        let boot = Boot::Clone(shelf.saved());
+        let vm = place.driver.launch(spec.clone(), boot).await.expect("a copy");
+        assert_eq!(vm.report().origin, Origin::Clone);
+        // Whoever has only a directory of its own left must not need the saved one any more.
+        copies.push(vm);
+    }
+    for (place, _) in &places {
+        place.greeted().await;
+    }
+    for vm in &mut copies {
+        assert!(vm.exited().borrow().is_none());
+        vm.stop().await.expect("a stop");
+    }
+    assert_eq!(identity(&memory), before);
+}
+
+/// A copy grows like any other VM.
+pub async fn a_copy_grows(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let shelf = Shelf::fill(subject, true).await;
+    let place = Place::new(subject);
+    let boot = Boot::Clone(shelf.saved());
+    let mut vm = place
+        .driver
+        .launch(spec(&place, true), boot)
+        .await
+        .expect("a copy");
+    place.greeted().await;
+    let growing = vm.resize().expect("it can grow");
+    growing.grow_vcpus(2).await.expect("a vCPU");
+    growing.grow_memory(512).await.expect("memory");
+    let size = growing.size();
+    assert_eq!((size.vcpus, size.memory_mib), (2, 512));
+    vm.stop().await.expect("a stop");
+}
+
+/// What is not whole is refused, and nothing runs.
+pub async fn a_damaged_vm_is_not_copied(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let shelf = Shelf::fill(subject, false).await;
+    let refused = async |what: &str, words: &str| {
+        let place = Place::new(subject);
+        let boot = Boot::Clone(shelf.saved());
+        let launched = place.driver.launch(spec(&place, false), boot).await;
+        let error = launched.err().unwrap_or_else(|| panic!("a copy of {what}"));
+        assert_eq!(error.kind, ErrorKind::FailedPrecondition, "{what}: {error}");
+        assert!(error.to_string().contains(words), "{what}: {error}");
+        assert_eq!(leftovers(place.run_dir()), Vec::<String>::new());
+    };
+    let state = fs::read(shelf.path("state")).expect("the state");
+    fs::write(shelf.path("state"), &state[..state.len() / 2]).expect("half of it");
+    refused("half of the state", "cannot be read").await;
+    fs::write(shelf.path("state"), &state).expect("all of it");
+    let memory = File::options().write(true).open(shelf.path("memory"));
+    memory
+        .expect("the memory")
+        .set_len(255 << 20)
+        .expect("a shorter file");
+    refused("less memory", "the saved memory has").await;
+}
+
+/// A VM that was not meant to be saved is not, and lives on.
+pub async fn only_what_was_started_to_be_saved_is(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let mut vm = place.launch().await;
+    let to = SaveTo {
+        memory: tempfile::tempfile().expect("a file").into(),
+        state: std::sync::Arc::new(tempfile::tempfile().expect("a file").into()),
+    };
+    let error = vm.save(to).await.expect_err("nothing is saved");
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    place.greeted().await;
+    vm.stop().await.expect("a stop");
+}
+
+/// What a saved VM depends on is in its fingerprint: the size and the files, and not the sandbox.
+pub async fn a_fingerprint_is_of_everything_that_matters(subject: Subject) {
+    let place = Place::new(subject);
+    let spec = spec(&place, true);
+    let print = |spec: &VmSpec| place.driver.fingerprint(spec).expect("a fingerprint");
+    let first = print(&spec);
+    let held: Vec<File> = (0..7)
+        .map(|_| File::open("/dev/null").expect("a descriptor"))
+        .collect();
+    assert_eq!(print(&spec), first, "the numbers of descriptors do not matter");
+    drop(held);
+
+    let mut larger = spec.clone();
+    larger.memory.size_mib += 2;
+    assert_ne!(print(&larger), first);
+    let mut other = spec.clone();
+    other.kernel_params.push("debug".into());
+    assert_ne!(print(&other), first);
+
+    let copied = place.run_dir().join("initrd.img");
+    fs::copy(&spec.initrd, &copied).expect("a copy of the initramfs");
+    let mut same = spec.clone();
+    same.initrd = copied.clone();
+    let before = print(&same);
+    assert_eq!(print(&same), before);
+    File::options()
+        .append(true)
+        .open(&copied)
+        .expect("it")
+        .set_len(100)
+        .expect("a change");
+    assert_ne!(print(&same), before);
+}

@@ -1,0 +1,230 @@
+//! Containers in copies of a virtual machine that was booted once: that they are, that they have nothing in common that they
+//! should not, and that a template that cannot be trusted is not used.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::configuration::Configuration;
+use e2e::deadlines;
+use e2e::parts::Part;
+use e2e::program::Program;
+
+use super::Listed;
+use crate::bed::{Case, Container};
+
+const TOOL: &[Part] = &[Part::OciRuntime];
+
+pub const CASES: &[Listed] = &[
+    Listed::ours(
+        "copies_have_no_identity_in_common",
+        copies_have_no_identity_in_common,
+    )
+    .needing(TOOL),
+    Listed::ours(
+        "a_copy_has_the_size_of_its_limits",
+        a_copy_has_the_size_of_its_limits,
+    )
+    .needing(TOOL),
+    Listed::ours(
+        "a_template_that_was_touched_is_not_used",
+        a_template_that_was_touched_is_not_used,
+    )
+    .needing(TOOL),
+    Listed::ours(
+        "two_that_make_a_template_make_one",
+        two_that_make_a_template_make_one,
+    )
+    .needing(TOOL),
+];
+
+/// Templates of this cell: it has a `/run` of its own.
+const TEMPLATES: &str = "/run/kata-template";
+
+/// The templates of a case; nothing is left of them.
+struct Factory {
+    tool: PathBuf,
+    configuration: PathBuf,
+}
+
+impl Factory {
+    fn new(case: &Case<'_>) -> Result<Self> {
+        let configuration = case.path("configuration.toml");
+        Configuration::new(case.target())
+            .hypervisor_number("default_memory", 256)
+            .template(TEMPLATES)
+            .write(&configuration)?;
+        Ok(Self {
+            tool: case.target().programs().join("kata-runtime"),
+            configuration,
+        })
+    }
+
+    fn call(&self, verb: &str) -> Program {
+        Program::new(&self.tool)
+            .args(["--config".as_ref(), self.configuration.as_os_str()])
+            .args(["factory", verb])
+            .within(deadlines::RUN)
+    }
+
+    /// A container that goes on by itself. Says whether its machine is a copy.
+    fn start<'a>(&self, case: &'a Case<'a>) -> Result<(Container<'a>, bool)> {
+        let id = case.id();
+        case.run_configured(
+            &self.configuration,
+            &["--detach", "--null-io"],
+            &id,
+            &["sleep", "1000"],
+        )
+        .read()?;
+        let vmm = case.process(&["qemu-system", &id])?;
+        let is_copy = vmm.command.iter().any(|argument| argument == "-incoming");
+        Ok((case.container(&id), is_copy))
+    }
+
+    /// The file of the one template that is there.
+    fn file(name: &str) -> Result<PathBuf> {
+        let entries = fs::read_dir(TEMPLATES)?.flatten().map(|entry| entry.path());
+        let mut templates = entries.filter(|path| path.is_dir());
+        Ok(templates.next().context("there is a template")?.join(name))
+    }
+}
+
+/// What two containers print, line by line, and what nobody who was not there can know.
+const IDENTITY: &str = "cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | \
+                        md5sum; cut -d. -f1 /proc/uptime; date +%s; hostname";
+
+fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    let log = case.containerd().log_since(0)?.len();
+    ensure!(factory.call("status").read()?.contains("is off"));
+    let made = factory.call("init").read()?;
+    ensure!(made.contains("vm factory initialized"), "{made}");
+
+    let case = &*case;
+    let (first, is_copy) = factory.start(case)?;
+    ensure!(is_copy, "the first machine was booted");
+    let (second, is_copy) = factory.start(case)?;
+    ensure!(is_copy, "the second machine was booted");
+    let (one, other) = (first.shell(IDENTITY)?, second.shell(IDENTITY)?);
+    let (one, other): (Vec<_>, Vec<_>) = (one.lines().collect(), other.lines().collect());
+    ensure!(one.len() == 6 && other.len() == 6, "{one:?} {other:?}");
+    for (line, what) in ["boot id", "random uuid", "random bytes"].iter().enumerate() {
+        ensure!(
+            one[line] != other[line],
+            "two copies have the same {what}: {one:?}"
+        );
+    }
+    for told in [&one, &other] {
+        let clock: u64 = told[4].parse()?;
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)?
+            .as_secs();
+        ensure!(
+            now.abs_diff(clock) < 30,
+            "the clock of a copy says {clock} at {now}"
+        );
+    }
+    let output = case
+        .run_configured(
+            &factory.configuration,
+            &["--rm"],
+            &case.id(),
+            &["sh", "-c", "echo done; exit 7"],
+        )
+        .output()?;
+    ensure!(output.exits(7)? == "done\n");
+    let status = factory.call("status").read()?;
+    ensure!(
+        status.contains("is on") && status.contains("3 copied, 0 booted"),
+        "{status}"
+    );
+
+    // Whoever runs does not need it any more; whoever comes next boots.
+    factory.call("destroy").read()?;
+    ensure!(
+        !Path::new(TEMPLATES).exists(),
+        "something is left of the templates"
+    );
+    ensure!(first.shell("echo $((6 * 7))")? == "42\n");
+    first.remove()?;
+    let (third, is_copy) = factory.start(case)?;
+    ensure!(!is_copy, "a machine is a copy of what is not there");
+    second.remove()?;
+    third.remove()?;
+    let logged = case.log_since(log)?;
+    let told = |text: &str| logged.lines().filter(|line| line.contains(text)).count();
+    ensure!(told(r#""origin":"clone""#) == 3 && told(r#""origin":"boot""#) == 1);
+    ensure!(
+        told("the virtual machine is booted, and not copied") == 1,
+        "a miss is told once"
+    );
+    Ok(())
+}
+
+fn a_copy_has_the_size_of_its_limits(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    factory.call("init").read()?;
+    let limit = 512_u64 << 20;
+    let script = "nproc; grep MemTotal /proc/meminfo | tr -dc 0-9";
+    let flags = ["--rm", "--memory-limit", &limit.to_string(), "--cpus", "1"];
+    let output = case
+        .run_configured(&factory.configuration, &flags, &case.id(), &["sh", "-c", script])
+        .output()?
+        .success()?;
+    let mut lines = output.lines();
+    let cpus: usize = lines.next().context("nproc says something")?.parse()?;
+    let memory: u64 = lines.next().context("MemTotal is there")?.parse()?;
+    ensure!(
+        cpus == 2,
+        "one CPU for the guest and one for the container are {cpus}"
+    );
+    ensure!(
+        memory * 1024 >= limit,
+        "a limit of {limit} bytes, and a machine with {memory} KiB"
+    );
+    let status = factory.call("status").read()?;
+    ensure!(status.contains("1 copied, 0 booted"), "{status}");
+    factory.call("destroy").read().map(drop)
+}
+
+fn a_template_that_was_touched_is_not_used(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    factory.call("init").read()?;
+    let memory = fs::File::options().append(true).open(Factory::file("memory")?)?;
+    memory.set_len(255 << 20)?;
+    let case = &*case;
+    let (container, is_copy) = factory.start(case)?;
+    container.remove()?;
+    ensure!(!is_copy, "a machine is a copy of half a template");
+    let status = factory.call("status").read()?;
+    ensure!(
+        status.contains("is off")
+            && status.contains("was sealed with 268435456")
+            && status.contains("1 booted"),
+        "{status}"
+    );
+    // It is made anew, and used again.
+    let made = factory.call("init").read()?;
+    ensure!(made.contains("vm factory initialized"), "{made}");
+    let (container, is_copy) = factory.start(case)?;
+    container.remove()?;
+    ensure!(is_copy, "the new template is not used");
+    factory.call("destroy").read().map(drop)
+}
+
+fn two_that_make_a_template_make_one(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    let both = [factory.call("init").start()?, factory.call("init").start()?];
+    let mut said = both
+        .into_iter()
+        .map(|one| one.end()?.success())
+        .collect::<Result<Vec<_>>>()?;
+    said.sort();
+    ensure!(
+        said[0].starts_with("vm factory initialized:")
+            && said[1].starts_with("vm factory is initialized already:"),
+        "{said:?}"
+    );
+    factory.call("destroy").read().map(drop)
+}
