@@ -82,6 +82,17 @@ impl Pod {
         }
     }
 
+    /// What the pod sends from its addresses is routed by tables of their own, as plugins for several networks have it.
+    pub fn routed_by_source(&self) {
+        for (family, pod, outside) in [("-4", POD, OUTSIDE), ("-6", POD6, OUTSIDE6)] {
+            let inside = format!("-n {} {family}", self.inside);
+            ip(&format!(
+                "{inside} route add default via {outside} dev eth0 table 100"
+            ));
+            ip(&format!("{inside} rule add from {pod} lookup 100 priority 1000"));
+        }
+    }
+
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.inside)
     }
@@ -137,7 +148,7 @@ impl Pod {
         let links = ip(&format!("-n {} -s -j link", self.inside));
         let links: Vec<Value> = serde_json::from_str(&links).unwrap();
         let ours = |link: &&Value| link["ifname"].as_str().unwrap().starts_with("kata");
-        let ours = links.iter().find(ours).expect("a device of ours");
+        let ours = links.iter().find(ours).unwrap();
         ["rx", "tx"].map(|way| Traffic {
             bytes: ours["stats64"][way]["bytes"].as_u64().unwrap(),
             frames: ours["stats64"][way]["packets"].as_u64().unwrap(),
