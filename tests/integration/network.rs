@@ -33,7 +33,8 @@ async fn sandbox(stand: &Stand, config: Config, bundle: &Path) -> Sandbox {
 }
 
 /// What a container sees and can do.
-const PROBE: &str = "ip -o link show eth0; ip -o addr show eth0; ip route; ip -6 route; cat /sys/class/net/eth0/address;\
+const PROBE: &str = "ip -o link show eth0; ip -o addr show eth0; ip route; ip -6 route; ip rule; ip -6 rule;\
+    ip route show table 100; cat /sys/class/net/eth0/address;\
     ls /sys/class/net/eth0/queues; busybox ping -c 1 -W 20 10.79.0.1 >/dev/null && echo pinged;\
     busybox ping -c 1 -W 20 fd00:79::1 >/dev/null && echo pinged six;\
     echo there and back | nc 198.51.100.7 9000";
@@ -41,6 +42,7 @@ const PROBE: &str = "ip -o link show eth0; ip -o addr show eth0; ip route; ip -6
 async fn a_guest_has_the_pods_network(change: impl Fn(&mut Config), queues: usize) {
     let Some(stand) = Stand::new(VM) else { return };
     let pod = Pod::new();
+    pod.routed_by_source();
     let before = pod.picture();
     let mut config = stand.config();
     config.runtime.internetworking_model = NetworkModel::TcFilter;
@@ -57,6 +59,8 @@ async fn a_guest_has_the_pods_network(change: impl Fn(&mut Config), queues: usiz
         "default via 10.79.0.1 dev eth0",
         "10.79.0.0/24 dev eth0 scope link",
         "default via fd00:79::1 dev eth0",
+        "1000:\tfrom 10.79.0.2 lookup 100",
+        "1000:\tfrom fd00:79::2 lookup 100",
         "pinged\n",
         "pinged six\n",
         "there and back\n",
@@ -64,6 +68,8 @@ async fn a_guest_has_the_pods_network(change: impl Fn(&mut Config), queues: usiz
         assert!(out.contains(expected), "{expected} is not in {out}");
     }
     assert_eq!(status, 0, "{out}");
+    let defaults = out.matches("default via 10.79.0.1 dev eth0").count();
+    assert_eq!(defaults, 2, "of the main table and of the pod's own: {out}");
     assert_eq!(out.matches("rx-").count(), queues, "{out}");
     let mac = before.lines().find(|line| line.contains("eth0")).unwrap();
     let mac = mac

@@ -82,6 +82,17 @@ impl Pod {
         }
     }
 
+    /// What the pod sends from its addresses is routed by tables of their own, as plugins for several networks have it.
+    pub fn routed_by_source(&self) {
+        for (family, pod, outside) in [("-4", POD, OUTSIDE), ("-6", POD6, OUTSIDE6)] {
+            let inside = format!("-n {} {family}", self.inside);
+            ip(&format!(
+                "{inside} route add default via {outside} dev eth0 table 100"
+            ));
+            ip(&format!("{inside} rule add from {pod} lookup 100 priority 1000"));
+        }
+    }
+
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.inside)
     }

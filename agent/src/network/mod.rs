@@ -14,7 +14,8 @@ use netlink::{Link, LinkChange, Socket};
 use crate::error::{Error, Result};
 use crate::uevent;
 pub use settings::{
-    AddressWords, Interface, Network, RouteWords, RuleWords, address, mac, name, neighbour, route, rule,
+    AddressWords, Interface, Network, RouteWords, RuleWords, Sysctl, address, mac, name, neighbour, route,
+    rule, sysctl,
 };
 
 /// How long a device may take to appear after the host plugged it in.
@@ -123,6 +124,9 @@ fn configure(kernel: &mut Socket, interface: &Interface, index: u32) -> Result<(
         // The address that the kernel makes by itself is to be used at once as well.
         set_ipv6(name, "accept_dad", "0")?;
     }
+    for sysctl in &interface.sysctls {
+        set(name, sysctl)?;
+    }
     let link_local = |address: &netlink::Address| match address.ip {
         core::net::IpAddr::V6(ip) => ip.is_unicast_link_local(),
         core::net::IpAddr::V4(_) => false,
@@ -146,6 +150,18 @@ fn configure(kernel: &mut Socket, interface: &Interface, index: u32) -> Result<(
         kernel.put_address(&address).map_err(Error::network(action))?;
     }
     Ok(())
+}
+
+/// Sets a sysctl that somebody has set on the host.
+fn set(interface: &str, sysctl: &Sysctl) -> Result<()> {
+    let Sysctl { family, key, value } = sysctl;
+    match *family {
+        "ipv6" => set_ipv6(interface, key, value),
+        family => {
+            let path = format!("/proc/sys/net/{family}/conf/{interface}/{key}");
+            std::fs::write(&path, value).map_err(Error::file("write", path))
+        }
+    }
 }
 
 /// Sets an IPv6 sysctl of an interface; a kernel without IPv6 has none.

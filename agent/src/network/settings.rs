@@ -39,6 +39,19 @@ pub struct Interface {
     pub no_ipv6: bool,
     /// Addresses; the number of the device is not known yet.
     pub addresses: Vec<netlink::Address>,
+    /// Its own sysctls.
+    pub sysctls: Vec<Sysctl>,
+}
+
+/// A sysctl of an interface, in `/proc/sys/net/<family>/conf/<interface>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sysctl {
+    /// `ipv4` or `ipv6`.
+    pub family: &'static str,
+    /// Name of the file.
+    pub key: String,
+    /// What is written.
+    pub value: String,
 }
 
 /// The words of an address on the wire.
@@ -148,6 +161,36 @@ pub fn name(name: &str) -> Result<String> {
         ));
     }
     Ok(name.to_owned())
+}
+
+/// A sysctl of an interface, from its name ("ipv4.rp_filter") and value.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn sysctl(name: &str, value: &str) -> Result<Sysctl> {
+    const FIELD: &str = "network.interface.sysctls";
+    let plain = |key: &str| {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        !key.is_empty() && key.bytes().all(fits)
+    };
+    let (family, key) = match name.split_once('.') {
+        Some(("ipv4", key)) if plain(key) => ("ipv4", key),
+        Some(("ipv6", key)) if plain(key) => ("ipv6", key),
+        _ => {
+            return Err(Error::invalid(
+                FIELD,
+                format!("{name:?} is not of the form ipv4.<name> or ipv6.<name>"),
+            ));
+        }
+    };
+    if value.parse::<i64>().is_err() {
+        return Err(Error::invalid(FIELD, format!("{name}: {value:?} is no number")));
+    }
+    Ok(Sysctl {
+        family,
+        key: key.to_owned(),
+        value: value.to_owned(),
+    })
 }
 
 /// A hardware address that one device can have.

@@ -85,6 +85,11 @@ pub fn network(message: &MessageField<p::Network>) -> Result<Network> {
             up: i.up,
             no_ipv6: i.no_ipv6,
             addresses: i.addresses.iter().map(address).collect::<Result<_>>()?,
+            sysctls: i
+                .sysctls
+                .iter()
+                .map(|(name, value)| network::sysctl(name, value))
+                .collect::<Result<_>>()?,
         })
     };
     let route = |r: &p::Route| {

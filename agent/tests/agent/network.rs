@@ -299,6 +299,35 @@ async fn what_the_kernel_refuses_is_told_in_its_words() {
 }
 
 #[tokio::test]
+async fn an_interface_has_sysctls_of_its_own() {
+    let cables = Cables::lay();
+    let sandbox = Sandbox::in_network(&cables.inside).await;
+    let set = |name: &str, value: &str| {
+        let mut network = pod();
+        network.interfaces[1].sysctls = [(name.to_owned(), value.to_owned())].into();
+        network
+    };
+    let error = sandbox
+        .agent
+        .create_sandbox(with(set("ipv4.no_such", "1")), SOON)
+        .await
+        .unwrap_err();
+    assert!(error.message.contains("conf/net1/no_such"), "{error}");
+    let network = set("ipv4.arp_notify", "1");
+    sandbox.agent.create_sandbox(with(network), SOON).await.unwrap();
+    for (interface, expected) in [("net1", "1\n"), ("eth0", "0\n")] {
+        let path = format!("/proc/sys/net/ipv4/conf/{interface}/arp_notify");
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", cables.inside))
+            .args(["cat", &path])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{interface}");
+    }
+    sandbox.destroy().await;
+}
+
+#[tokio::test]
 async fn an_interface_without_ipv6_has_none() {
     let cables = Cables::lay();
     let sandbox = Sandbox::in_network(&cables.inside).await;

@@ -1,6 +1,6 @@
 //! From what is in a network namespace to what is connected of it, and what the guest is told. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use agent_protocol as p;
 use core::net::IpAddr;
@@ -24,6 +24,8 @@ pub(super) struct Scan {
     pub(super) neighbours: Vec<Neighbour>,
     /// Numbers of the links on which IPv6 is switched off.
     pub(super) no_ipv6: BTreeSet<u32>,
+    /// Sysctls of links that somebody has set, by the links' numbers: "ipv4.rp_filter".
+    pub(super) sysctls: BTreeMap<u32, BTreeMap<String, String>>,
 }
 
 /// An interface to connect.
@@ -92,6 +94,7 @@ pub(super) fn of(scan: &Scan, known: &BTreeSet<u32>) -> Result<View> {
             up: true,
             no_ipv6,
             addresses: addresses.into_iter().filter_map(told_address).collect(),
+            sysctls: sysctls(scan, link.index),
             ..Default::default()
         });
         view.interfaces.push(interface);
@@ -108,6 +111,11 @@ pub(super) fn of(scan: &Scan, known: &BTreeSet<u32>) -> Result<View> {
         .filter_map(|neighbour| Some(told_neighbour(neighbour, names.get(&neighbour.index)?)))
         .collect();
     Ok(view)
+}
+
+fn sysctls(scan: &Scan, index: u32) -> HashMap<String, String> {
+    let set = scan.sysctls.get(&index).into_iter().flatten();
+    set.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Whether and how a link is connected.

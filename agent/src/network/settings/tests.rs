@@ -185,6 +185,27 @@ fn a_hardware_address_is_one_devices() {
 }
 
 #[test]
+fn sysctls_are_numbers_of_an_interface() {
+    let read = sysctl("ipv6.accept_ra", "-1").unwrap();
+    assert_eq!(
+        (read.family, read.key.as_str(), read.value.as_str()),
+        ("ipv6", "accept_ra", "-1")
+    );
+    for (name, value) in [
+        ("ipv4.", "1"),
+        ("ipv5.rp_filter", "1"),
+        ("rp_filter", "1"),
+        ("ipv4.../../../kernel/panic", "1"),
+        ("ipv4.a/b", "1"),
+        ("ipv4.rp_filter", "x"),
+        ("ipv4.rp_filter", ""),
+    ] {
+        let error = refused(sysctl(name, value));
+        assert!(error.starts_with("network.interface.sysctls"), "{name}: {error}");
+    }
+}
+
+#[test]
 fn names_are_used_once() {
     let interface = Interface {
         name: "eth0".into(),
@@ -193,6 +214,7 @@ fn names_are_used_once() {
         up: true,
         no_ipv6: false,
         addresses: vec![],
+        sysctls: vec![],
     };
     let of = |interfaces| Network {
         interfaces,

@@ -238,6 +238,27 @@ async fn an_interface_without_ipv6_is_told_as_such() {
 }
 
 #[tokio::test]
+async fn what_somebody_has_set_for_an_interface_is_told() {
+    let pod = Pod::new();
+    let script = "cd /proc/sys/net && echo 1 >ipv4/conf/eth0/proxy_arp && echo 0 >ipv6/conf/eth0/accept_ra &&\
+                  echo 2 >ipv4/conf/default/rp_filter && echo 2 >ipv4/conf/eth0/rp_filter";
+    let status = std::process::Command::new("nsenter")
+        .arg(format!("--net={}", pod.path().display()))
+        .args(["sh", "-c", script])
+        .status();
+    assert!(status.unwrap().success());
+    let mut attached = attached(&pod, Model::TcFilter, 1).await;
+    let expected = [("ipv4.proxy_arp", "1"), ("ipv6.accept_ra", "0")];
+    assert_eq!(
+        attached.guest().interfaces[0].sysctls,
+        expected
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into()
+    );
+    attached.release().await.unwrap();
+}
+
+#[tokio::test]
 async fn threads_end_with_their_work() {
     let pod = Pod::new();
     for _ in 0..20 {

@@ -271,6 +271,9 @@ fn every_property_of_a_route_is_told() {
             },
         ],
         no_ipv6: [2].into(),
+        sysctls: [2, 7]
+            .map(|index| (index, [("ipv4.rp_filter".into(), index.to_string())].into()))
+            .into(),
         ..Scan::default()
     };
     let guest = seen(&scan).guest;
@@ -296,6 +299,10 @@ fn every_property_of_a_route_is_told() {
         ("ee:ee:ee:ee:ee:ee", "eth0")
     );
     assert!(guest.interfaces[0].no_ipv6);
+    assert_eq!(
+        guest.interfaces[0].sysctls,
+        [("ipv4.rp_filter".into(), "2".into())].into()
+    );
 }
 
 #[test]
