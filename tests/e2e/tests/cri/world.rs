@@ -10,7 +10,7 @@ use e2e::cell::Inside;
 use e2e::configuration::Configuration;
 use e2e::containerd::Containerd;
 use e2e::parts::{Part, Target};
-use e2e::{deadlines, image, wait};
+use e2e::{deadlines, factory, image, wait};
 use k8s_cri::v1::{ImageSpec, ImageStatusRequest, StatusRequest};
 use rustix::mount::{MountFlags, mount, mount_bind};
 
@@ -56,7 +56,14 @@ impl World {
         let mut ours = Configuration::new(&target);
         let allowed = format!("{ALLOWED_ANNOTATIONS:?}");
         ours.hypervisor.push(("enable_annotations".into(), allowed));
+        let copies = factory::is_wanted()?;
+        if copies {
+            ours = factory::configured(ours);
+        }
         ours.write(&configuration)?;
+        if copies {
+            factory::prepare(&target, &configuration)?;
+        }
         let settings = settings(&cni, &target.programs(), &configuration);
         let containerd = Containerd::start_with_cri(&inside, &target.programs(), &settings)?;
         let cri = Cri::new(&containerd.socket())?;
@@ -69,6 +76,14 @@ impl World {
         world.import()?;
         world.wait_until_ready()?;
         Ok(Arc::new(world))
+    }
+
+    /// Takes away what was made for machines to be copies.
+    pub fn close(&self) -> Result<()> {
+        match factory::is_wanted()? {
+            true => factory::finish(&Target::here(), &self.inside.directory.join("configuration.toml")),
+            false => Ok(()),
+        }
     }
 
     /// containerd, for what is not the CRI's.
