@@ -222,6 +222,7 @@ impl Locked {
                 fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
             }
         }
+        uses::begin(&self.lock).map_err(failed("write", &self.dir))?;
         let dir = self.dir.join(format!("{UNFINISHED}{}", std::process::id()));
         DirBuilder::new()
             .mode(0o700)

@@ -38,10 +38,17 @@ pub struct Uses {
     pub last_miss: Option<String>,
 }
 
-/// Notes one.
-pub(super) fn note(shelf: &OwnedFd, one: Use<'_>) -> io::Result<()> {
+/// Begins to count, unless that was done.
+pub(super) fn begin(shelf: &OwnedFd) -> io::Result<()> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(openat(shelf, FILE, flags, Mode::from_raw_mode(0o600))?);
+    openat(shelf, FILE, flags, Mode::from_raw_mode(0o600))?;
+    Ok(())
+}
+
+/// Notes one, where they are counted.
+pub(super) fn note(shelf: &OwnedFd, one: Use<'_>) -> io::Result<()> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(openat(shelf, FILE, flags, Mode::empty())?);
     // The others need microseconds. It is given up with the descriptor, which only a child that is just being started has too.
     flock(&file, FlockOperation::LockExclusive)?;
     let mut uses = parse(&file)?;

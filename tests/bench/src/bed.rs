@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +16,7 @@ use e2e::containerd::Containerd;
 use e2e::parts::Target;
 use e2e::program::Program;
 use e2e::trace::Trace;
-use e2e::{deadlines as limits, image, wait};
+use e2e::{deadlines as limits, factory, image, wait};
 use serde_json::Value;
 
 use crate::deadlines;
@@ -64,10 +64,26 @@ impl fmt::Display for Runtime {
     }
 }
 
+/// A template, and what says that machines are copies of it.
+pub struct Copies {
+    configuration: PathBuf,
+}
+
+impl Copies {
+    /// Takes it away.
+    ///
+    /// # Errors
+    /// No machine was a copy, or it does not go.
+    pub fn end(&self) -> Result<()> {
+        factory::finish(&Target::here(), &self.configuration)
+    }
+}
+
 /// containerd in this cell.
 pub struct Bed {
     cell: Inside,
     containerd: Containerd,
+    settings: Configuration,
     configuration: PathBuf,
     host_boot: String,
     /// Boots that were seen in guests: each container has one of its own.
@@ -91,6 +107,7 @@ impl Bed {
             host_boot: fs::read_to_string(BOOT_ID).context("read the host's boot id")?,
             cell,
             containerd,
+            settings: configuration.clone(),
             configuration: path,
             boots: RefCell::default(),
             ids: Cell::new(0),
@@ -113,12 +130,39 @@ impl Bed {
 
     /// `ctr run` of a command in a container of busybox.
     pub fn run(&self, runtime: Runtime, flags: &[&str], id: &str, command: &[&str]) -> Program {
+        self.run_configured(runtime, &self.configuration, flags, id, command)
+    }
+
+    /// The same with ours, in a machine that is a copy.
+    pub fn run_copied(&self, copies: &Copies, flags: &[&str], id: &str, command: &[&str]) -> Program {
+        self.run_configured(Runtime::Kata, &copies.configuration, flags, id, command)
+    }
+
+    /// Makes a template for copies.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn copies(&self) -> Result<Copies> {
+        let configuration = self.cell.directory.join("copies.toml");
+        factory::configured(self.settings.clone()).write(&configuration)?;
+        factory::prepare(&Target::here(), &configuration)?;
+        Ok(Copies { configuration })
+    }
+
+    fn run_configured(
+        &self,
+        runtime: Runtime,
+        configuration: &Path,
+        flags: &[&str],
+        id: &str,
+        command: &[&str],
+    ) -> Program {
         let mut program = self
             .containerd
             .ctr(["run", "--runtime", runtime.id()])
             .within(limits::RUN);
         if runtime == Runtime::Kata {
-            program = program.args(["--runtime-config-path".as_ref(), self.configuration.as_os_str()]);
+            program = program.args(["--runtime-config-path".as_ref(), configuration.as_os_str()]);
         }
         program.args(flags).args([image::BUSYBOX, id]).args(command)
     }

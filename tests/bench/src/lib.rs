@@ -7,6 +7,7 @@ pub mod bare;
 pub mod bed;
 pub mod bounds;
 mod cold;
+mod copies;
 pub mod deadlines;
 mod exec;
 pub mod host;
@@ -74,6 +75,11 @@ const ALL: &[Benchmark] = &[
         ids: &["B3", "B6"],
         what: "cold starts, ours and runc's",
         run: cold::run,
+    },
+    Benchmark {
+        ids: &["B1", "B3.copy", "B3.saved"],
+        what: "copies of a template, cold starts, and runc's",
+        run: copies::run,
     },
     Benchmark {
         ids: &["B5", "B15"],

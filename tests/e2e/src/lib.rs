@@ -9,6 +9,7 @@ pub mod configuration;
 pub mod containerd;
 pub mod deadlines;
 pub mod debian;
+pub mod factory;
 pub mod image;
 pub mod parts;
 pub mod pause;

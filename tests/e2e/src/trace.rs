@@ -28,6 +28,8 @@ pub struct Trace {
     pub accelerator: String,
     /// Why it is that one.
     pub reason: String,
+    /// Whether it was booted (`boot`) or copied (`clone`).
+    pub origin: String,
     /// Name for people, wall time.
     pub phases: Vec<(&'static str, Duration)>,
     /// From the start of the first process to its first output.
@@ -59,6 +61,7 @@ impl Trace {
             machine: text(started, "machine"),
             accelerator: text(started, "accelerator"),
             reason: text(started, "reason"),
+            origin: text(started, "origin"),
             phases: PHASES
                 .iter()
                 .filter_map(|&(key, name)| Some((name, time(started, key)?)))

@@ -11,7 +11,7 @@ use e2e::configuration::Configuration;
 use e2e::containerd::Containerd;
 use e2e::parts::Target;
 use e2e::program::{Output, Program, Running};
-use e2e::{deadlines, debian, image, wait};
+use e2e::{deadlines, debian, factory, image, wait};
 
 use crate::pool;
 
@@ -58,7 +58,15 @@ impl Bed {
     /// Starts containerd and imports the image of busybox.
     pub fn new(cell: Inside) -> Result<Self> {
         let target = Target::here();
-        Configuration::new(&target).write(&configuration(&cell))?;
+        let copies = factory::is_wanted()?;
+        let mut settings = Configuration::new(&target);
+        if copies {
+            settings = factory::configured(settings);
+        }
+        settings.write(&configuration(&cell))?;
+        if copies {
+            factory::prepare(&target, &configuration(&cell))?;
+        }
         let containerd = Containerd::start(&cell, &target.programs(), Vec::new())?;
         containerd.import(&PathBuf::from(
             std::env::var_os(pool::IMAGE).context(pool::IMAGE)?,
@@ -76,6 +84,9 @@ impl Bed {
 
     /// Stops containerd.
     pub fn close(mut self) -> Result<()> {
+        if factory::is_wanted()? {
+            factory::finish(&self.target, &configuration(&self.cell))?;
+        }
         self.containerd.stop()
     }
 

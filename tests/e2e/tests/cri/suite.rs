@@ -97,6 +97,9 @@ pub fn run(inside: Option<Inside>) -> Result<ExitCode> {
     if !shared.table.is_empty() {
         println!("{}", Shown(&shared.table, &cases));
     }
+    if let Some(Ok(bed)) = &shared.bed {
+        bed.world.close()?;
+    }
     Ok(conclusion.exit_code())
 }
 

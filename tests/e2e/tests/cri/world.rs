@@ -11,7 +11,7 @@ use e2e::cell::Inside;
 use e2e::configuration::Configuration;
 use e2e::containerd::Containerd;
 use e2e::parts::{Part, Target};
-use e2e::{deadlines, image, wait};
+use e2e::{deadlines, factory, image, wait};
 use k8s_cri::v1::{ImageSpec, ImageStatusRequest, StatusRequest};
 use rustix::mount::{MountFlags, mount, mount_bind};
 
@@ -57,7 +57,14 @@ impl World {
         let mut ours = Configuration::new(&target);
         let allowed = format!("{ALLOWED_ANNOTATIONS:?}");
         ours.hypervisor.push(("enable_annotations".into(), allowed));
+        let copies = factory::is_wanted()?;
+        if copies {
+            ours = factory::configured(ours);
+        }
         ours.write(&configuration)?;
+        if copies {
+            factory::prepare(&target, &configuration)?;
+        }
         let settings = settings(&cni, &target.programs(), &configuration);
         let environment = vec![("KATA_CONF_FILE".to_owned(), configuration.display().to_string())];
         let containerd = Containerd::start_with_cri(&inside, &target.programs(), &settings, environment)?;
@@ -71,6 +78,14 @@ impl World {
         world.import()?;
         world.wait_until_ready()?;
         Ok(Arc::new(world))
+    }
+
+    /// Takes away what was made for machines to be copies.
+    pub fn close(&self) -> Result<()> {
+        match factory::is_wanted()? {
+            true => factory::finish(&Target::here(), &self.inside.directory.join("configuration.toml")),
+            false => Ok(()),
+        }
     }
 
     /// containerd, for what is not the CRI's.

@@ -38,8 +38,8 @@ pub const CASES: &[Listed] = &[
     .needing(TOOL),
 ];
 
-/// Templates of this cell: it has a `/run` of its own.
-const TEMPLATES: &str = "/run/kata-template";
+/// Templates of a case, and not those of its cell, which has a `/run` of its own.
+const TEMPLATES: &str = "/run/templates-of-a-case";
 
 /// The templates of a case; nothing is left of them.
 struct Factory {
