@@ -48,7 +48,7 @@ use step::Steps;
 
 use crate::aside::{Site, aside};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{CgroupPlan, ChannelPlan, NetworkPlan, PodConfig, SandboxPlan, SharePlan};
+use crate::model::{CgroupPlan, ChannelPlan, ContainerType, NetworkPlan, PodConfig, SandboxPlan, SharePlan};
 use crate::oci::Limits;
 use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
@@ -370,6 +370,12 @@ impl Ground for Host {
             let bundle = bundle::absolute(&request.bundle)?;
             let spec = bundle::specification(&bundle, site)?;
             let mut container = oci::container(&request.id, spec, bundle, request.rootfs)?;
+            if request.id.as_str() != sandbox.id.as_str()
+                && container.container_type == ContainerType::SingleContainer
+            {
+                // It has joined another one without a word of a pod: what is the sandbox's is not its own.
+                container.container_type = ContainerType::PodContainer;
+            }
             container.directory = directory;
             container.found = sources::look(plan::sources(&container)?, site)?;
             let limits = Limits::of(&container.spec)?;

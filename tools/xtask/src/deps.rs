@@ -96,6 +96,12 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "catatonit",
         "what the first container of podman's pods runs",
     ),
+    (Purpose::Test, "netavark", "makes podman's networks"),
+    (
+        Purpose::Test,
+        "aardvark-dns",
+        "answers for the names of containers in them",
+    ),
     (
         Purpose::Test,
         "debootstrap",

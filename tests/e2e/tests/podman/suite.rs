@@ -31,9 +31,17 @@ impl Runtime {
 
     fn needs(self) -> &'static [Part] {
         match self {
-            Self::Runc => &[Part::Podman, Part::Busybox, Part::Runc],
+            Self::Runc => &[
+                Part::Podman,
+                Part::Netavark,
+                Part::CniPlugins,
+                Part::Busybox,
+                Part::Runc,
+            ],
             Self::Kata => &[
                 Part::Podman,
+                Part::Netavark,
+                Part::CniPlugins,
                 Part::Busybox,
                 Part::OciRuntime,
                 Part::GuestImage,
@@ -47,12 +55,22 @@ impl Runtime {
 /// A case.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
+    /// Path of the module that it is in.
+    pub group: &'static str,
     /// What it shows.
     pub name: &'static str,
     /// The one runtime that it is for, and why.
     pub only: Option<(Runtime, &'static str)>,
     /// Runs it.
     pub run: fn(&Bed) -> Result<()>,
+}
+
+impl Case {
+    /// Its name with the module's, by which a group of them can be run.
+    fn title(&self) -> String {
+        let group = self.group.rsplit("::").next().unwrap_or_default();
+        format!("{group}::{}", self.name)
+    }
 }
 
 /// What the trials share.
@@ -76,7 +94,7 @@ pub fn run(inside: Option<Inside>) -> Result<ExitCode> {
                 continue;
             }
             let shared = Arc::clone(&shared);
-            let trial = Trial::test(format!("{}::{}", runtime.name(), case.name), move || {
+            let trial = Trial::test(format!("{}::{}", runtime.name(), case.title()), move || {
                 let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 shared
                     .run(runtime, &case)
@@ -106,7 +124,7 @@ impl Shared {
         let result = (case.run)(bed).and_then(|()| bed.nothing_left());
         if let Err(error) = &result {
             // At once as well as at the end.
-            eprintln!("\n{}::{}: {error:#}", runtime.name(), case.name);
+            eprintln!("\n{}::{}: {error:#}", runtime.name(), case.title());
             bed.give_up();
         }
         result

@@ -5,6 +5,7 @@ pub mod delete;
 pub mod exec;
 pub mod features;
 pub mod list;
+mod neighbour;
 pub mod query;
 pub mod run;
 pub mod simple;

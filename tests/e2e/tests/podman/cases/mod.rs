@@ -6,6 +6,7 @@ mod exec;
 mod files;
 mod life;
 mod limits;
+mod networks;
 mod pods;
 mod run;
 
@@ -18,6 +19,7 @@ macro_rules! cases {
     ($($case:ident $(($runtime:ident: $why:literal))?),+ $(,)?) => {
         pub const CASES: &[$crate::suite::Case] = &[
             $($crate::suite::Case {
+                group: module_path!(),
                 name: stringify!($case),
                 only: $crate::cases::cases!(@only $($runtime $why)?),
                 run: $case,
@@ -38,6 +40,7 @@ pub fn all() -> Vec<Case> {
         files::CASES,
         limits::CASES,
         pods::CASES,
+        networks::CASES,
         command::CASES,
         conmon::CASES,
     ]
