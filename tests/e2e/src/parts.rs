@@ -70,6 +70,8 @@ pub enum Part {
     Debootstrap,
     /// podman and conmon, and what the first container of its pods runs.
     Podman,
+    /// Docker's daemon and client.
+    Docker,
     /// What makes podman's networks, and answers for the names in them.
     Netavark,
     /// Our shim.
@@ -99,6 +101,7 @@ impl Part {
             Self::Debootstrap => ("debootstrap", "apt-get install debootstrap"),
             Self::Shim => ("shim", "cargo build --release --package shim"),
             Self::Podman => ("podman", "apt-get install podman conmon catatonit"),
+            Self::Docker => ("docker", "apt-get install docker.io"),
             Self::Netavark => ("netavark", "apt-get install netavark aardvark-dns"),
             Self::OciRuntime => ("kata-runtime", "cargo build --release --package kata-runtime"),
             Self::GuestImage => ("guest-image", "cargo xtask guest"),
@@ -121,6 +124,7 @@ impl Part {
             Self::Debootstrap => vec!["debootstrap".into()],
             Self::Shim => vec![target.programs().join("containerd-shim-kata-v2")],
             Self::Podman => vec!["podman".into(), "conmon".into(), "catatonit".into()],
+            Self::Docker => vec!["dockerd".into(), "docker".into()],
             Self::Netavark => ["netavark", "aardvark-dns"]
                 .map(|program| Path::new("/usr/lib/podman").join(program))
                 .into(),

@@ -96,6 +96,7 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "catatonit",
         "what the first container of podman's pods runs",
     ),
+    (Purpose::Test, "docker.io", "calls our OCI runtime as well"),
     (Purpose::Test, "netavark", "makes podman's networks"),
     (
         Purpose::Test,

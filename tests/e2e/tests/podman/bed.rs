@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cell::Inside;
 use e2e::census::{self, Census};
 use e2e::configuration::Configuration;
+use e2e::containerd::Containerd;
 use e2e::parts::Target;
 use e2e::program::{Output, Program, search_path};
 use e2e::{deadlines, image, wait};
@@ -88,7 +89,7 @@ impl Bed {
             backend: Cell::new(Backend::Netavark),
             next: Cell::new(0),
         };
-        let archive = bed.inside.directory.join("busybox.tar");
+        let archive = bed.image();
         image::write_busybox(&archive)?;
         bed.podman(["load", "--quiet", "--input"], [archive])
             .within(deadlines::RUN)
@@ -137,6 +138,21 @@ impl Bed {
     /// A directory of the cell.
     pub fn directory(&self) -> &Path {
         &self.inside.directory
+    }
+
+    /// The file of the image of busybox.
+    pub fn image(&self) -> PathBuf {
+        self.inside.directory.join("busybox.tar")
+    }
+
+    /// The cgroup that those of all containers are below.
+    pub fn cgroup(&self) -> String {
+        format!("/{}", self.inside.tag)
+    }
+
+    /// A containerd in the cell. It is to be stopped before the case ends.
+    pub fn containerd(&self, programs: &Path) -> Result<Containerd> {
+        Containerd::start(&self.inside, programs, Vec::new())
     }
 
     /// The command line of the runtime under test.
@@ -199,7 +215,7 @@ impl Bed {
     pub fn run_program(&self, options: &[&str], command: &[&str]) -> Program {
         let (verb, options) = options.split_first().unwrap_or((&"run", &[]));
         self.podman([*verb], options)
-            .args([format!("--cgroup-parent=/{}", self.inside.tag)])
+            .args([format!("--cgroup-parent={}", self.cgroup())])
             .args([image::BUSYBOX])
             .args(command)
     }
@@ -243,7 +259,7 @@ impl Bed {
 
     /// Makes a pod.
     pub fn pod_with(&self, name: &str, options: &[&str]) -> Result<()> {
-        let parent = format!("--cgroup-parent=/{}", self.inside.tag);
+        let parent = format!("--cgroup-parent={}", self.cgroup());
         let words = [&["pod", "create", &parent, "--name", name], options].concat();
         self.call(&words).map(drop)
     }

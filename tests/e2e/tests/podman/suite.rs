@@ -71,6 +71,15 @@ impl Case {
         let group = self.group.rsplit("::").next().unwrap_or_default();
         format!("{group}::{}", self.name)
     }
+
+    /// What it needs beyond what its runtime does.
+    fn needs(&self) -> &'static [Part] {
+        match self.title().split("::").next() {
+            Some("containerd") => &[Part::Containerd],
+            Some("docker") => &[Part::Docker],
+            _ => &[],
+        }
+    }
 }
 
 /// What the trials share.
@@ -88,11 +97,12 @@ pub fn run(inside: Option<Inside>) -> Result<ExitCode> {
     let shared = Arc::new(Mutex::new(Shared { inside, bed: None }));
     let mut trials = Vec::new();
     for runtime in [Runtime::Runc, Runtime::Kata] {
-        let skipped = runtime.needs().iter().any(|part| part.is_skipped());
         for case in cases::all() {
             if case.only.is_some_and(|(only, _)| only != runtime) {
                 continue;
             }
+            let mut needs = runtime.needs().iter().chain(case.needs());
+            let skipped = needs.any(|part| part.is_skipped());
             let shared = Arc::clone(&shared);
             let trial = Trial::test(format!("{}::{}", runtime.name(), case.title()), move || {
                 let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +119,7 @@ pub fn run(inside: Option<Inside>) -> Result<ExitCode> {
 
 impl Shared {
     fn run(&mut self, runtime: Runtime, case: &Case) -> Result<()> {
-        for part in runtime.needs() {
+        for part in runtime.needs().iter().chain(case.needs()) {
             part.check(&Target::here())?;
         }
         let inside = &mut self.inside;

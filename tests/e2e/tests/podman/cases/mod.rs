@@ -2,6 +2,8 @@
 
 mod command;
 mod conmon;
+mod containerd;
+mod docker;
 mod exec;
 mod files;
 mod life;
@@ -43,6 +45,8 @@ pub fn all() -> Vec<Case> {
         networks::CASES,
         command::CASES,
         conmon::CASES,
+        containerd::CASES,
+        docker::CASES,
     ]
     .concat()
 }

@@ -25,11 +25,11 @@ cases! {
 }
 
 /// Serves its first argument.
-const SERVER: &str =
+pub const SERVER: &str =
     "mkdir -p /tmp/site; echo \"$0\" >/tmp/site/index.html; exec busybox httpd -f -p 80 -h /tmp/site";
 
 /// Asks the server at an address for its page.
-const CLIENT: &str = "until printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 $0 80 | grep . >/tmp/page; do sleep 0.2; done; \
+pub const CLIENT: &str = "until printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 $0 80 | grep . >/tmp/page; do sleep 0.2; done; \
                       tail -n 1 /tmp/page";
 
 /// The address of a name, as the network's own server knows it.
@@ -37,7 +37,7 @@ const LOOK_UP: &str =
     "until nslookup $0 | tail -n +3 | sed -n 's/^Address.*: //p' | grep .; do sleep 0.2; done | head -n 1";
 
 /// A port of the cell's that nobody else has: the cell's network is its own, and so are all its ports.
-fn port(bed: &Bed) -> Result<u16> {
+pub fn port(bed: &Bed) -> Result<u16> {
     Ok(20_000 + bed.name().trim_start_matches('c').parse::<u16>()?)
 }
 
@@ -46,7 +46,7 @@ fn serve(bed: &Bed, options: &[&str], page: &str) -> Result<String> {
 }
 
 /// The page that a server at a port of the cell's has.
-fn page(port: u16) -> Result<String> {
+pub fn page(port: u16) -> Result<String> {
     let mut answer = String::new();
     wait::until("a server answers", deadlines::RUN, || {
         // A port is published before anybody listens in the container.
