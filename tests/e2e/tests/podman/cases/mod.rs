@@ -6,6 +6,7 @@ mod containerd;
 mod docker;
 mod exec;
 mod files;
+mod hooks;
 mod life;
 mod limits;
 mod networks;
@@ -44,6 +45,7 @@ pub fn all() -> Vec<Case> {
         pods::CASES,
         networks::CASES,
         command::CASES,
+        hooks::CASES,
         conmon::CASES,
         containerd::CASES,
         docker::CASES,
