@@ -140,6 +140,7 @@ impl Plan {
                 pid: 0,
                 created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
                 annotations,
+                cgroups: Vec::new(),
             },
             id,
             sandbox,

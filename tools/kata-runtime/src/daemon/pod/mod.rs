@@ -1,33 +1,24 @@
 //! What a daemon holds: at most one sandbox and the containers in it. The runtime decides what may happen to a container; here is
 //! decided when the sandbox comes and goes: with its first and its last container.
 
-use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+mod create;
+mod exec;
 
-use configuration::Config;
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use runtime::error::Result;
-use runtime::oci::{self, Annotations};
-use runtime::{
-    Container, ContainerId, ContainerRequest, Error, ErrorKind, Event, ExecId, ExecRequest, Input, Output,
-    Sandbox, SandboxId, SandboxRequest, Status, Stdio,
-};
-use serde_json::Value;
-use slog::{Logger, info, o, warn};
-use tokio::sync::{mpsc, watch};
+use runtime::{Container, ContainerId, Error, ErrorKind, ExecId, Sandbox, SandboxId, Status, oci};
+use slog::{Logger, o, warn};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::attend::Standin;
-use super::{cgroup, is_null};
+use super::cgroup;
+use crate::deadlines;
 use crate::place::{Record, Root};
-use crate::wire::{NewProcess, Shown};
-use crate::{bundle, deadlines};
-
-/// Events of a sandbox that wait to be dealt with.
-const QUEUE: usize = 64;
+use crate::wire::Shown;
+pub use create::Order;
 
 const SIGKILL: u32 = libc::SIGKILL as u32;
 
@@ -40,20 +31,6 @@ pub enum Occupancy {
     Occupied,
     /// Nothing is left.
     Vacant,
-}
-
-/// A container to be created.
-pub struct Order {
-    /// Its id.
-    pub id: ContainerId,
-    /// Absolute path of its bundle.
-    pub bundle: PathBuf,
-    /// The configuration file that was named.
-    pub config: Option<PathBuf>,
-    /// Its process.
-    pub process: NewProcess,
-    /// Its descriptors.
-    pub fds: Vec<OwnedFd>,
 }
 
 /// See the module's documentation.
@@ -85,6 +62,8 @@ enum Slot {
 struct Member {
     container: Container,
     record: Record,
+    /// A process in the cgroups where those of its stand-ins belong.
+    leader: u32,
     /// Stand-ins of additional processes that run.
     execs: Mutex<BTreeMap<ExecId, u32>>,
 }
@@ -146,195 +125,6 @@ impl Pod {
         Ok(self.member(id)?.container.clone())
     }
 
-    /// Creates a container, and the sandbox if it is the first one. If whoever asks goes meanwhile, everything is taken back.
-    ///
-    /// # Errors
-    /// The runtime's; nothing is left then.
-    pub async fn create(self: Arc<Self>, order: Order, hung_up: impl Future<Output = ()>) -> Result<()> {
-        let id = order.id.clone();
-        self.reserve(&id)?;
-        info!(self.log, "creating"; "container" => %id, "bundle" => %order.bundle.display());
-        let created = self.build(order, hung_up).await;
-        if let Err(error) = &created {
-            warn!(self.log, "a container was not created"; "container" => %id, "error" => error.chain());
-            self.books().containers.remove(&id);
-            self.forget(&id);
-            self.vacate().await;
-        }
-        created
-    }
-
-    fn reserve(&self, id: &ContainerId) -> Result<()> {
-        let mut books = self.books();
-        let refuse = |kind, why: &str| {
-            Err(Error::new(
-                kind,
-                format!("container {id}: sandbox {} {why}", self.id),
-            ))
-        };
-        if books.containers.contains_key(id) {
-            return refuse(ErrorKind::AlreadyExists, "has it already");
-        }
-        match books.sandbox {
-            Slot::Empty if id.as_str() != self.id.as_str() => {
-                return refuse(ErrorKind::FailedPrecondition, "has no first container yet");
-            }
-            Slot::Empty => books.sandbox = Slot::Starting,
-            Slot::Ready(_) => {}
-            Slot::Starting => return refuse(ErrorKind::Unavailable, "is being started"),
-            Slot::Closed => return refuse(ErrorKind::Unavailable, "has ended"),
-        }
-        books.containers.insert(id.clone(), None);
-        self.occupancy.send_replace(Occupancy::Occupied);
-        Ok(())
-    }
-
-    async fn build(self: &Arc<Self>, order: Order, hung_up: impl Future<Output = ()>) -> Result<()> {
-        let annotations = bundle::annotations(&order.bundle)?;
-        let (mut standin, stdio) = ends(&order.process, order.fds)?;
-        tokio::pin!(hung_up);
-        let gone = || {
-            Error::new(
-                ErrorKind::DeadlineExceeded,
-                format!("container {}: nobody waits for it any more", order.id),
-            )
-        };
-        let (sandbox, run_dir) = tokio::select! {
-            sandbox = self.sandbox(&order.bundle, order.config.as_deref(), &annotations) => sandbox?,
-            () = &mut hung_up => return Err(gone()),
-        };
-        let container = sandbox
-            .create_container(ContainerRequest {
-                id: order.id.clone(),
-                bundle: order.bundle.clone(),
-                rootfs: Vec::new(),
-                stdio,
-            })
-            .await?;
-        let settled = async {
-            self.settle(&mut standin, &order.process, &sandbox).await?;
-            if let Some((rows, columns)) = order.process.size {
-                container.resize(None, rows, columns).await?;
-            }
-            let record = Record {
-                id: order.id.to_string(),
-                sandbox: self.id.to_string(),
-                bundle: order.bundle.clone(),
-                config: order.config.clone(),
-                run_dir,
-                pid: order.process.standin,
-                created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
-                annotations,
-            };
-            self.root
-                .write(&order.id, &record)
-                .map_err(|error| Error::new(ErrorKind::Internal, format!("{error:#}")))?;
-            Ok(record)
-        };
-        let settled = tokio::select! {
-            settled = settled => settled,
-            () = hung_up => Err(gone()),
-        };
-        let record = match settled {
-            Ok(record) => record,
-            Err(error) => {
-                if let Err(second) = container.delete().await {
-                    warn!(self.log, "a container is left"; "container" => %order.id, "error" => second.chain());
-                }
-                return Err(error);
-            }
-        };
-        tokio::spawn(standin.attend(container.clone(), None, self.log.clone()));
-        let member = Arc::new(Member {
-            container,
-            record,
-            execs: Mutex::default(),
-        });
-        self.books().containers.insert(order.id.clone(), Some(member));
-        Ok(())
-    }
-
-    /// Puts a stand-in where its process seems to be: in the pod's network and in the cgroup.
-    async fn settle(&self, standin: &mut Standin, process: &NewProcess, sandbox: &Sandbox) -> Result<()> {
-        if process.attached {
-            return Ok(());
-        }
-        standin.settle(sandbox.pid()).await.map_err(|error| {
-            Error::caused(
-                ErrorKind::Internal,
-                "the stand-in cannot be in the pod's network and in the container's root file system",
-                error,
-            )
-        })?;
-        if let Err(error) = cgroup::follow(sandbox.pid(), process.standin) {
-            warn!(self.log, "a stand-in is not in the cgroup"; "error" => %error);
-        }
-        Ok(())
-    }
-
-    /// The sandbox, and where its directory is; if there is none, it is started.
-    async fn sandbox(
-        self: &Arc<Self>,
-        bundle: &Path,
-        config: Option<&Path>,
-        annotations: &Annotations,
-    ) -> Result<(Sandbox, Option<PathBuf>)> {
-        let unusable = |error| {
-            Error::caused(
-                ErrorKind::InvalidArgument,
-                "the configuration cannot be used",
-                error,
-            )
-        };
-        let there = match &self.books().sandbox {
-            Slot::Ready(sandbox) => Some(sandbox.clone()),
-            _ => None,
-        };
-        if let Some(sandbox) = there {
-            let first = self.root.read(&ContainerId::new(self.id.as_str())?);
-            return Ok((sandbox, first.ok().flatten().and_then(|record| record.run_dir)));
-        }
-        let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
-        let config = Config::load(config, environment.as_deref())
-            .map_err(unusable)?
-            .with_annotations(annotations)
-            .map_err(unusable)?;
-        let run_dir = config.runtime.run_dir.clone();
-        let hypervisor = hypervisor::registry::driver(&config.hypervisor, &run_dir, self.log.clone())?;
-        let (events, news) = mpsc::channel(QUEUE);
-        let sandbox = Sandbox::create(SandboxRequest {
-            id: self.id.clone(),
-            scope: self.scope.clone(),
-            bundle: bundle.to_owned(),
-            config: Arc::new(config),
-            hypervisor,
-            events,
-            log: self.program_log.clone(),
-        })
-        .await?;
-        self.books().sandbox = Slot::Ready(sandbox.clone());
-        tokio::spawn(Arc::clone(self).listen(news));
-        Ok((sandbox, Some(run_dir)))
-    }
-
-    /// Deals with what the sandbox says by itself, until it is gone.
-    async fn listen(self: Arc<Self>, mut news: mpsc::Receiver<Event>) {
-        while let Some(event) = news.recv().await {
-            match event {
-                Event::Oom(id) => {
-                    let Ok(member) = self.member(&id) else { continue };
-                    if let Err(error) = bundle::mark_oom(&member.record.bundle) {
-                        warn!(self.log, "the OOM mark cannot be made"; "container" => %id, "error" => %error);
-                    }
-                }
-                // Every process tells its own end.
-                Event::VmExited(reason) => {
-                    warn!(self.log, "the virtual machine is gone"; "reason" => reason);
-                }
-            }
-        }
-    }
-
     /// Lets a container's process execute.
     ///
     /// # Errors
@@ -386,69 +176,6 @@ impl Pod {
         }
     }
 
-    /// Adds a process and starts it.
-    ///
-    /// # Errors
-    /// The runtime's; the process is forgotten then.
-    pub async fn exec(
-        &self,
-        id: &ContainerId,
-        spec: Value,
-        process: NewProcess,
-        fds: Vec<OwnedFd>,
-    ) -> Result<()> {
-        let member = self.member(id)?;
-        let container = member.container.clone();
-        match container.state(None).await?.status {
-            Status::Running => {}
-            Status::Created => {
-                return Err(Error::new(
-                    ErrorKind::FailedPrecondition,
-                    format!("container {id} is not started yet: container not running"),
-                ));
-            }
-            Status::Paused => {
-                return Err(Error::new(
-                    ErrorKind::FailedPrecondition,
-                    format!("container {id} is paused: resume it first"),
-                ));
-            }
-            Status::Stopped => return Err(not_running(id)),
-        }
-        let number = self.next_exec.fetch_add(1, Ordering::Relaxed);
-        let exec = ExecId::new(format!("exec-{number}"))?;
-        let (mut standin, stdio) = ends(&process, fds)?;
-        let sandbox = match &self.books().sandbox {
-            Slot::Ready(sandbox) => sandbox.clone(),
-            _ => return Err(not_running(id)),
-        };
-        let request = ExecRequest {
-            id: exec.clone(),
-            process: oci::process(spec.to_string().as_bytes())?,
-            stdio,
-        };
-        self.settle(&mut standin, &process, &sandbox).await?;
-        container.exec(request).await?;
-        let started = async {
-            if let Some((rows, columns)) = process.size {
-                container.resize(Some(&exec), rows, columns).await?;
-            }
-            container.start_exec(&exec).await
-        };
-        if let Err(error) = started.await {
-            // It never ran; only its name is left.
-            let _ = container.delete_exec(&exec).await;
-            return Err(error);
-        }
-        member.execs().insert(exec.clone(), process.standin);
-        let attended = standin.attend(container, Some(exec.clone()), self.log.clone());
-        tokio::spawn(async move {
-            attended.await;
-            member.execs().remove(&exec);
-        });
-        Ok(())
-    }
-
     /// Removes a container; with the last one the sandbox goes.
     ///
     /// # Errors
@@ -477,6 +204,9 @@ impl Pod {
             }
         }
         container.delete().await?;
+        if let Err(error) = cgroup::remove(&member.record.cgroups).await {
+            warn!(self.log, "a container's cgroup is left"; "container" => %id, "error" => %error);
+        }
         self.books().containers.remove(id);
         self.forget(id);
         self.vacate().await;
@@ -510,7 +240,7 @@ impl Pod {
             Slot::Empty | Slot::Starting => {}
         }
         let removed = self.root.remove_socket(&self.id).and_then(|()| {
-            let log = super::log_path(&self.root, &self.id);
+            let log = crate::daemon::log_path(&self.root, &self.id);
             std::fs::remove_file(log).map_err(Into::into)
         });
         if let Err(error) = removed {
@@ -529,34 +259,4 @@ fn not_running(id: &ContainerId) -> Error {
         ErrorKind::FailedPrecondition,
         format!("container {id} has ended: container not running"),
     )
-}
-
-/// The connection to a process's stand-in, and its streams.
-fn ends(process: &NewProcess, fds: Vec<OwnedFd>) -> Result<(Standin, Stdio)> {
-    let missing = || {
-        Error::new(
-            ErrorKind::InvalidArgument,
-            "a descriptor of the process is missing",
-        )
-    };
-    let mut fds = fds.into_iter();
-    let standin = Standin::new(fds.next().ok_or_else(missing)?)
-        .map_err(|error| Error::caused(ErrorKind::Internal, "the stand-in cannot be watched", error))?;
-    let mut next = |wanted: bool| -> Result<Option<OwnedFd>> {
-        if !wanted {
-            return Ok(None);
-        }
-        let fd = fds.next().ok_or_else(missing)?;
-        Ok((!is_null(&fd)).then_some(fd))
-    };
-    let [stdin, stdout, stderr] = process.streams;
-    Ok((
-        standin,
-        Stdio {
-            terminal: process.terminal,
-            stdin: next(stdin)?.map_or(Input::Null, Input::Descriptor),
-            stdout: next(stdout)?.map_or(Output::Null, Output::Descriptor),
-            stderr: next(stderr)?.map_or(Output::Null, Output::Descriptor),
-        },
-    ))
 }
