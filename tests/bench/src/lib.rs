@@ -6,6 +6,7 @@
 pub mod bare;
 pub mod bed;
 pub mod bounds;
+mod bundle;
 mod cold;
 pub mod deadlines;
 mod exec;
@@ -74,6 +75,11 @@ const ALL: &[Benchmark] = &[
         ids: &["B3", "B6"],
         what: "cold starts, ours and runc's",
         run: cold::run,
+    },
+    Benchmark {
+        ids: &["B4"],
+        what: "cold starts of a bundle, by OCI runtimes",
+        run: bundle::run,
     },
     Benchmark {
         ids: &["B5", "B15"],
