@@ -15,6 +15,7 @@ mod oci;
 mod place;
 mod report;
 mod signal;
+mod table;
 mod wire;
 
 use std::path::PathBuf;
@@ -138,14 +139,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let load = || {
-        let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
-        match &arguments.config {
-            // What a person names outranks the environment here, as on any command line.
-            Some(named) => Config::load(None, Some(named)),
-            None => Config::load(None, environment.as_deref()),
-        }
-    };
+    // What a person names outranks the environment here, as on any command line.
+    let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
+    let named = arguments.config.clone().or(environment);
+    let load = || Config::load(None, named.as_deref());
     let Some(verb) = arguments.verb else {
         anyhow::bail!("no command; `kata-runtime --help` lists them")
     };
@@ -156,7 +153,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     match verb {
         Verb::Check(args) => check::run(&args, load()),
-        Verb::Config(args) => config::run(&args, load),
+        Verb::Config(args) => config::run(&args, || Config::explained(None, named.as_deref())),
         Verb::Env(args) => env::run(&args, &load()?),
         Verb::Create(args) => oci::create::run(&args, &context),
         Verb::Daemon(args) => daemon::run(&args, context.root, context.debug),
