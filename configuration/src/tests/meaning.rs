@@ -47,6 +47,8 @@ fn an_empty_file_is_the_defaults() {
             dial_timeout: Duration::from_secs(45),
             request_timeout: Duration::from_secs(60),
             create_container_timeout: Duration::from_secs(60),
+            debug_console_enabled: false,
+            debug_console_program: "/bin/busybox".into(),
             enable_debug: false,
         }
     );
