@@ -11,6 +11,8 @@ pub mod simple;
 pub mod spec;
 mod terminal;
 
+pub use terminal::Raw;
+
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
