@@ -77,3 +77,13 @@ pub(crate) const LOCK_GONE: Duration = Duration::from_secs(2);
 
 /// Between two looks of a container that waits for what another one makes: whether anybody still waits for the first.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
+
+/// For an administrator's request to come, and for its answer to be taken. It is a program on this host that is there or is not.
+pub(crate) const ADMIN: Duration = Duration::from_secs(10);
+
+/// For all that an answer to an administrator is made from, as his client waits for it. Longer than [`STATS`], which each
+/// container may take.
+pub(crate) const ADMIN_ANSWER: Duration = Duration::from_secs(30);
+
+/// From the hang-up of a console to the end of its program by SIGKILL.
+pub(crate) const CONSOLE_END: Duration = Duration::from_secs(2);

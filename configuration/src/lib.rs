@@ -6,6 +6,7 @@
 mod agent;
 mod annotations;
 mod config;
+mod effective;
 mod error;
 mod host;
 mod hypervisor;
@@ -24,6 +25,7 @@ mod validate;
 
 pub use agent::{AgentChannel, AgentConfig};
 pub use config::Config;
+pub use effective::Effective;
 pub use error::{Error, ErrorKind};
 pub use hypervisor::{Accelerator, HypervisorConfig, HypervisorKind, MachineType, SharedFs, VirtioFsCache};
 pub use keys::{Key, Status};

@@ -40,6 +40,7 @@ use tokio::net::TcpListener;
 
 use daemon::Daemon;
 use home::Home;
+pub(crate) use home::is_owned;
 pub(crate) use hooks::Hooks;
 pub(crate) use leftovers::clean_up_dead;
 use network::{Attached, Keeper};
@@ -53,7 +54,7 @@ use crate::oci::Limits;
 use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
 use crate::store::{CgroupRecord, Record};
-use crate::{ContainerId, SandboxId, deadlines, oci, plan};
+use crate::{ContainerId, SandboxId, admin, deadlines, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
 const VM_DIRECTORY: &str = "vm";
@@ -341,6 +342,7 @@ impl Ground for Host {
             localhost: network.localhost,
             late: network.late,
             growth: plan.growth,
+            admin: Some(admin::listen(held.home.dir())?),
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {

@@ -106,6 +106,7 @@ impl Ground for Bare {
             localhost: Vec::new(),
             late: None,
             growth: None,
+            admin: None,
             lost: Box::pin(std::future::pending()),
         })
     }

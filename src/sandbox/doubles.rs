@@ -184,6 +184,7 @@ impl Ground for Counted {
             localhost: Vec::new(),
             late: None,
             growth: self.0.growth,
+            admin: None,
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)

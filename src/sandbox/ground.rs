@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 
 use super::RootfsMount;
 use crate::ContainerId;
+use crate::admin::Door;
 use crate::error::Result;
 use crate::host::Hooks;
 use crate::model::GrowthPlan;
@@ -87,6 +88,8 @@ pub(crate) struct Acquired {
     pub(crate) late: Option<Look>,
     /// How the virtual machine grows; if it does.
     pub(crate) growth: Option<GrowthPlan>,
+    /// Where an administrator asks about it; if anybody may.
+    pub(crate) admin: Option<Door>,
     /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
     pub(crate) lost: BoxFuture<'static, String>,
 }

@@ -17,6 +17,7 @@ use super::custody::Custody;
 use super::ground::{Acquired, Ground, Look};
 use super::state::{State, Step};
 use super::{Phase, VmEnd};
+use crate::admin::{About, Door};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::GrowthPlan;
@@ -47,6 +48,10 @@ pub(super) struct Ready {
     pub(super) late: Option<Look>,
     /// See [`Acquired::growth`].
     pub(super) growth: Option<GrowthPlan>,
+    /// See [`Acquired::admin`].
+    pub(super) admin: Option<Door>,
+    /// What was started.
+    pub(super) about: About,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -81,8 +86,10 @@ impl Holdings {
             localhost,
             late: look_again,
             growth,
+            admin,
             mut lost,
         } = self.ground.acquire().await?;
+        let mut about = About::of(&spec);
         self.step(Step::HostAcquired)?;
         clock.lap("host");
 
@@ -118,7 +125,7 @@ impl Holdings {
                 Err(error) if error.kind == ErrorKind::Unavailable => {
                     return Err(timeout(deadlines::EXIT_NEWS, died(&vm)).await.unwrap_or(error));
                 }
-                done => done?,
+                done => (about.agent, about.kernel_release) = done?,
             },
             error = died(&vm) => return Err(error),
             reason = &mut lost => return Err(deprived(&vm, reason).await),
@@ -134,6 +141,8 @@ impl Holdings {
             localhost,
             late: look_again,
             growth,
+            admin,
+            about,
             lost,
         })
     }
@@ -236,13 +245,13 @@ fn quote(exit: &Exit) -> String {
     }
 }
 
-/// Compares versions, and makes the guest this sandbox.
+/// Compares versions, and makes the guest this sandbox. Answers with the versions of the agent and of the guest's kernel.
 async fn introduce(
     agent: &dyn Agent,
     mut guest: p::CreateSandboxRequest,
     limit: Duration,
     log: &Logger,
-) -> Result<()> {
+) -> Result<(String, String)> {
     let request = p::HelloRequest {
         protocol_version: p::VERSION,
         ..Default::default()
@@ -259,15 +268,16 @@ async fn introduce(
             ),
         ));
     }
+    let versions = (printable(&hello.agent_version), printable(&hello.kernel_release));
     info!(log, "the agent answers";
-        "version" => printable(&hello.agent_version),
-        "kernel" => printable(&hello.kernel_release),
+        "version" => &versions.0,
+        "kernel" => &versions.1,
         "uptime_us" => hello.uptime_ns / 1000);
     guest.entropy = entropy()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     guest.now_unix_ns = now.as_nanos().try_into().unwrap_or(0);
     agent.create_sandbox(guest, Some(limit)).await?;
-    Ok(())
+    Ok(versions)
 }
 
 /// A short text of the guest's, as much of it as can do no harm in a log.

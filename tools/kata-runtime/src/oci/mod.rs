@@ -12,6 +12,8 @@ pub mod simple;
 pub mod spec;
 mod terminal;
 
+pub use terminal::Raw;
+
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
