@@ -90,6 +90,16 @@ pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// For another process that makes templates, or takes them away, to be done: a boot, on a busy machine.
 pub(crate) const TEMPLATE_LOCK: Duration = Duration::from_secs(180);
 
+/// For an administrator's request to come, and for its answer to be taken. It is a program on this host that is there or is not.
+pub(crate) const ADMIN: Duration = Duration::from_secs(10);
+
+/// For all that an answer to an administrator is made from, as his client waits for it. Longer than [`STATS`], which each
+/// container may take.
+pub(crate) const ADMIN_ANSWER: Duration = Duration::from_secs(30);
+
+/// From the hang-up of a console to the end of its program by SIGKILL.
+pub(crate) const CONSOLE_END: Duration = Duration::from_secs(2);
+
 /// For an agent's first call: what the configuration says, or what suits a guest that is `emulated` or not.
 pub(crate) fn dial(config: &AgentConfig, emulated: bool) -> Duration {
     config.dial_timeout.unwrap_or(match emulated {

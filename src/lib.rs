@@ -6,6 +6,7 @@
 //!
 //! It must not know containerd's protocol, nor the name of any hypervisor driver.
 
+pub mod admin;
 mod aside;
 pub mod container;
 mod deadlines;

@@ -8,6 +8,7 @@
 
 mod arguments;
 mod connection;
+mod console;
 pub mod container;
 mod dial;
 pub mod error;
@@ -15,6 +16,7 @@ mod events;
 mod growth;
 mod identity;
 mod init;
+mod kernel;
 mod log;
 mod network;
 mod process;

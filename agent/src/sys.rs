@@ -88,6 +88,22 @@ pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>>
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
+/// Makes a program that is about to be executed the leader of a session of its own; with `terminal`, its standard input is that
+/// session's.
+pub fn lead_session(command: &mut std::process::Command, terminal: bool) {
+    use std::os::unix::process::CommandExt as _;
+    let lead = move || {
+        rustix::process::setsid()?;
+        if terminal {
+            // SAFETY: the standard input, which the caller has set, is open here.
+            rustix::process::ioctl_tiocsctty(unsafe { BorrowedFd::borrow_raw(0) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes two system calls, and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(lead) };
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

@@ -1,8 +1,9 @@
 //! `[agent.kata]`: how the host talks to the agent in the guest.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::kinds::{Flag, OneOf, Seconds, SecondsOrSuitable, Word};
+use crate::kinds::{Flag, HostPath, OneOf, Seconds, SecondsOrSuitable, Word};
 use crate::settings::settings;
 
 /// The dotted name of the table.
@@ -48,6 +49,13 @@ settings! {
         /// How long the agent may take to create a container, in seconds.
         create_container_timeout: Seconds = 60 => create_container_timeout: Duration,
             pod "runtime.create_container_timeout";
+
+        /// Allow `kata-runtime exec SANDBOX`: a program of the host's, `debug_console_program`, run by root in the guest itself and
+        /// not in a container. Only for finding out what is wrong with a guest.
+        debug_console_enabled: Flag = false => debug_console_enabled: bool;
+
+        /// What the debug console runs in the guest: a static program of up to 3 MiB, which is called as `sh`.
+        debug_console_program: HostPath = "/bin/busybox" => debug_console_program: PathBuf;
 
         /// Let the agent log at debug level.
         enable_debug: Flag = false => enable_debug: bool, pod "agent.enable_debug";

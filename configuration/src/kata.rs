@@ -254,8 +254,8 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: AGENT,
-        keys: &["debug_console_enabled", "log_level"],
-        reason: "the guest has no debug console; remove it, and see more in the log with enable_debug",
+        keys: &["log_level"],
+        reason: "the agent has two levels; remove it, and see more in the log with enable_debug",
     },
     Known {
         table: AGENT,

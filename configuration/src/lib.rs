@@ -6,6 +6,7 @@
 mod agent;
 mod annotations;
 mod config;
+mod effective;
 mod error;
 mod factory;
 mod host;
@@ -25,6 +26,7 @@ mod validate;
 
 pub use agent::{AgentChannel, AgentConfig};
 pub use config::Config;
+pub use effective::Effective;
 pub use error::{Error, ErrorKind};
 pub use factory::FactoryConfig;
 pub use hypervisor::{Accelerator, HypervisorConfig, HypervisorKind, MachineType, SharedFs, VirtioFsCache};

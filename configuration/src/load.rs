@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 use crate::host::Host;
 use crate::search::{self, Named, Source};
 use crate::tree::{self, Place, Table};
-use crate::{Config, validate};
+use crate::{Config, Effective, effective, validate};
 
 impl Config {
     /// Finds, reads, merges and validates the configuration. `options` is the file that the caller's runtime options name
@@ -34,7 +34,21 @@ impl Config {
         places: &[PathBuf],
     ) -> Result<Self, Error> {
         let sources = search::read(Named { environment, options }, places)?;
-        from_sources(&sources, Host::read())
+        from_sources(&sources, Host::read()).map(|(config, _)| config)
+    }
+
+    /// The same as [`Self::load`], with the value of each key and where it comes from.
+    ///
+    /// # Errors
+    /// What is wrong, with file, line and key.
+    pub fn explained(
+        options: Option<&Path>,
+        environment: Option<&Path>,
+    ) -> Result<(Self, Vec<Effective>), Error> {
+        let sources = search::read(Named { environment, options }, &Self::places())?;
+        let (config, whole) = from_sources(&sources, Host::read())?;
+        let effective = effective::list(&config, &whole);
+        Ok((config, effective))
     }
 
     /// What an empty file says: the built-in defaults, for QEMU.
@@ -42,7 +56,7 @@ impl Config {
     /// # Errors
     /// None, unless this crate is broken.
     pub fn defaults() -> Result<Self, Error> {
-        from_sources(&[], Host::read())
+        from_sources(&[], Host::read()).map(|(config, _)| config)
     }
 
     /// Where the configuration is looked for if nobody names it, first to last: `/etc/kata-containers`, and
@@ -53,7 +67,7 @@ impl Config {
 }
 
 /// Merges texts, and validates.
-pub(crate) fn from_sources(sources: &[Source], host: Host) -> Result<Config, Error> {
+pub(crate) fn from_sources(sources: &[Source], host: Host) -> Result<(Config, Table), Error> {
     let mut given = Table::new();
     for (order, source) in (1..).zip(sources) {
         let name: Arc<str> = source.path.display().to_string().into();

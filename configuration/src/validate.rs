@@ -15,8 +15,8 @@ use crate::{
     agent, factory, kata, runtime,
 };
 
-/// Validates what the files say, `given`.
-pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<Config, Error> {
+/// Validates what the files say, `given`. Answers also with the tree that it came from, defaults included.
+pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<(Config, Table), Error> {
     let mut problems = Problems::default();
     top(&given, &mut problems);
     let mut whole = tables([
@@ -65,7 +65,7 @@ pub(crate) fn config(given: Table, sources: Vec<PathBuf>, host: Host) -> Result<
     }
     problems.end(ErrorKind::Invalid)?;
     resolve(&mut config, host);
-    Ok(config)
+    Ok((config, whole))
 }
 
 /// Tables with default values.

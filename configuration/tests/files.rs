@@ -267,3 +267,32 @@ fn a_strange_name_stays_on_one_line() {
         "DIR/a\\nb\u{fffd}.toml:2: runtime.x is not a key: remove it"
     );
 }
+
+#[test]
+fn every_value_in_force_says_where_it_comes_from() {
+    let files = Files::new();
+    let main = files.config("configuration.toml", 7);
+    let drop_in = files.write(
+        "config.d/a.toml",
+        "# first\n[hypervisor.qemu]\ndefault_maxvcpus = 200\n",
+    );
+    let (config, all) = Config::explained(None, Some(&main)).unwrap();
+    let of = |name: &str| all.iter().find(|key| key.name == name).unwrap();
+    assert_eq!(of("dial_timeout").value, "7");
+    assert_eq!(of("dial_timeout").origin, format!("{}:2", main.display()));
+    let most = of("default_maxvcpus");
+    assert_eq!(most.value, config.hypervisor.default_maxvcpus.to_string());
+    assert_eq!(
+        most.origin,
+        format!("{}:3 (200: what the host has)", drop_in.display())
+    );
+    assert!(most.is_given);
+    let machine = of("machine_type");
+    assert_eq!(
+        (machine.value.as_str(), machine.origin.as_str()),
+        ("\"q35\"", "built-in defaults")
+    );
+    assert!(!machine.is_given);
+    let supported = Config::explain().filter(|key| key.status == configuration::Status::Supported);
+    assert_eq!(all.len(), supported.count(), "every key is told");
+}

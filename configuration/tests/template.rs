@@ -68,6 +68,7 @@ fn its_paths_are_those_of_a_distribution() {
             "\"/usr/share/kata/initrd.img\"",
             "\"/usr/libexec/kata/virtiofsd\"",
             "\"/usr/libexec/kata/vhost-device-vsock\"",
+            "\"/bin/busybox\"",
             "\"/run/kata\"",
             "\"/run/kata-template\"",
         ]

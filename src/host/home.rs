@@ -241,6 +241,18 @@ fn lock(dir: &Path) -> Result<File, Refused> {
     }
 }
 
+/// Whether somebody owns a sandbox's directory now. `None`: nobody ever has. To look takes the lock for a moment, which whoever
+/// claims the directory waits for as for a dying owner's.
+pub(crate) fn is_owned(dir: &Path) -> Option<bool> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let lock = openat(open_directory(dir).ok()?, LOCK, flags, Mode::empty()).ok()?;
+    // A shared one: two that look do not take each other for an owner.
+    Some(match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(errno) => errno == Errno::WOULDBLOCK,
+    })
+}
+
 fn open_directory(dir: &Path) -> rustix::io::Result<std::os::fd::OwnedFd> {
     open(
         dir,

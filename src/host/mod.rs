@@ -40,6 +40,7 @@ use tokio::net::TcpListener;
 
 use daemon::Daemon;
 use home::Home;
+pub(crate) use home::is_owned;
 pub(crate) use hooks::Hooks;
 pub(crate) use leftovers::clean_up_dead;
 use network::{Attached, Keeper};
@@ -48,12 +49,12 @@ use step::Steps;
 
 use crate::aside::{Site, aside};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{CgroupPlan, ChannelPlan, NetworkPlan, PodConfig, SandboxPlan, SharePlan};
+use crate::model::{CgroupPlan, ChannelPlan, ContainerType, NetworkPlan, PodConfig, SandboxPlan, SharePlan};
 use crate::oci::Limits;
 use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
 use crate::store::{CgroupRecord, Record};
-use crate::{ContainerId, SandboxId, deadlines, oci, plan};
+use crate::{ContainerId, SandboxId, admin, deadlines, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
 const VM_DIRECTORY: &str = "vm";
@@ -342,6 +343,7 @@ impl Ground for Host {
             late: network.late,
             growth: plan.growth,
             template: plan.template,
+            admin: Some(admin::listen(held.home.dir())?),
             lost: match held.daemons.is_empty() {
                 true => Box::pin(std::future::pending()),
                 false => {
@@ -371,6 +373,12 @@ impl Ground for Host {
             let bundle = bundle::absolute(&request.bundle)?;
             let spec = bundle::specification(&bundle, site)?;
             let mut container = oci::container(&request.id, spec, bundle, request.rootfs)?;
+            if request.id.as_str() != sandbox.id.as_str()
+                && container.container_type == ContainerType::SingleContainer
+            {
+                // It has joined another one without a word of a pod: what is the sandbox's is not its own.
+                container.container_type = ContainerType::PodContainer;
+            }
             container.directory = directory;
             container.found = sources::look(plan::sources(&container)?, site)?;
             let limits = Limits::of(&container.spec)?;

@@ -97,6 +97,16 @@ pub enum HostCgroup {
     },
 }
 
+impl HostCgroup {
+    /// The directory: of a unit, where systemd has it.
+    pub fn directory(&self) -> PathBuf {
+        match self {
+            Self::Path(path) => path.clone(),
+            Self::Systemd { slice, unit } => slice.join(unit),
+        }
+    }
+}
+
 /// A network namespace on the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum NetworkNamespace {

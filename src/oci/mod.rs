@@ -37,7 +37,7 @@ pub use state::{
 pub use {container as container_config, sandbox as sandbox_config};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ContainerConfig, NetworkNamespace, SandboxConfig};
+use crate::model::{ContainerConfig, HostCgroup, NetworkNamespace, SandboxConfig};
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, SandboxId};
 
@@ -66,13 +66,25 @@ pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result
             .collect(),
         resources: resources::of_sandbox(spec, container_type, &annotations)?,
         network_namespace: network_namespace(spec),
-        cgroup: match linux.and_then(|linux| linux.cgroups_path().as_deref()) {
-            Some(path) => cgroup::parse(path)?,
-            None => None,
-        },
+        cgroup: cgroup(spec)?,
         network_may_change: network_may_change(spec),
         annotations,
     })
+}
+
+/// Where a container's cgroup on the host is to be; `None`: its caller names none.
+///
+/// # Errors
+/// [`ErrorKind::InvalidArgument`]: `linux.cgroupsPath` is no place for one.
+pub fn cgroup(spec: &Spec) -> Result<Option<HostCgroup>> {
+    match spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().as_deref())
+    {
+        Some(path) => cgroup::parse(path),
+        None => Ok(None),
+    }
 }
 
 /// One container of its caller's request. `bundle` is absolute.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use configuration::Config;
 
-use crate::model::{CgroupPlan, HostCgroup, SandboxConfig};
+use crate::model::{CgroupPlan, SandboxConfig};
 
 /// Where sandboxes are that do not count as their pods'.
 const APART: &str = "kata_overhead";
@@ -20,11 +20,8 @@ const APART: &str = "kata_overhead";
 /// The processes are not in the directory that is named but below it: others may be named the same one, version 2 wants no
 /// processes where directories are, and what runs in a sandbox's own can be ended without a thought of others.
 pub(super) fn choose(config: &Config, sandbox: &SandboxConfig) -> Option<CgroupPlan> {
-    let asked = match sandbox.cgroup.as_ref()? {
-        HostCgroup::Path(path) => path.clone(),
-        // The directory where systemd has the unit. It is not asked to make one.
-        HostCgroup::Systemd { slice, unit } => slice.join(unit),
-    };
+    // systemd is not asked to make one.
+    let asked = sandbox.cgroup.as_ref()?.directory();
     let is_apart = !config.runtime.sandbox_cgroup_only;
     Some(CgroupPlan {
         path: match is_apart {

@@ -107,6 +107,7 @@ impl Ground for Bare {
             late: None,
             growth: None,
             template: None,
+            admin: None,
             lost: Box::pin(std::future::pending()),
         })
     }

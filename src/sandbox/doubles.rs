@@ -185,6 +185,7 @@ impl Ground for Counted {
             late: None,
             growth: self.0.growth,
             template: None,
+            admin: None,
             lost: Box::pin(async move {
                 let reason = daemon
                     .wait_for(Option::is_some)

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 
 use super::RootfsMount;
 use crate::ContainerId;
+use crate::admin::Door;
 use crate::error::Result;
 use crate::host::Hooks;
 use crate::model::{GrowthPlan, TemplatePlan};
@@ -89,6 +90,8 @@ pub(crate) struct Acquired {
     pub(crate) growth: Option<GrowthPlan>,
     /// What it is a copy of; if it is to be one.
     pub(crate) template: Option<TemplatePlan>,
+    /// Where an administrator asks about it; if anybody may.
+    pub(crate) admin: Option<Door>,
     /// Ends when a daemon that the virtual machine needs has ended, and says which and why.
     pub(crate) lost: BoxFuture<'static, String>,
 }

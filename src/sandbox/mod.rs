@@ -32,6 +32,7 @@ use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;
 
+use crate::admin::{Admin, Subject};
 use crate::aside::aside;
 use crate::container::{Container, ContainerRequest, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
@@ -156,6 +157,11 @@ impl Sandbox {
         self.phases.report()
     }
 
+    /// Its id.
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
     /// Phases of the start so far.
     pub fn phases(&self) -> Vec<Phase> {
         self.phases.list()
@@ -236,7 +242,7 @@ async fn live(
         acquired = holdings.acquire(&*factory, agent, &log) => acquired,
         () = reply.closed() => Err(Error::new(ErrorKind::DeadlineExceeded, "nobody waits for the sandbox any more")),
     };
-    let ready = match acquired {
+    let mut ready = match acquired {
         Ok(ready) => ready,
         Err(mut error) => {
             if let Err(second) = holdings.release().await {
@@ -256,6 +262,17 @@ async fn live(
         phases: phases.clone(),
         commands,
     };
+    // Ends with the sandbox.
+    let _admin = ready.admin.take().map(|door| {
+        let subject = Subject {
+            sandbox: sandbox.clone(),
+            scope: request.scope.clone(),
+            config: Arc::clone(&request.config),
+            agent: Arc::clone(&ready.agent),
+            about: ready.about.clone(),
+        };
+        Admin::start(door, subject, &log)
+    });
     if let Err(Ok(unwanted)) = reply.send(Ok(sandbox)) {
         // Given up at the last moment; the owner takes this as its first command.
         tokio::spawn(async move { unwanted.stop().await });

@@ -18,6 +18,7 @@ use super::ground::{Acquired, Ground, Look};
 use super::growth::{Growth, enlarge};
 use super::state::{State, Step};
 use super::{Phase, VmEnd};
+use crate::admin::{About, Door};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
 use crate::factory::{Obtained, VmFactory};
@@ -49,6 +50,10 @@ pub(super) struct Ready {
     pub(super) late: Option<Look>,
     /// See [`Acquired::growth`].
     pub(super) growth: Option<Growth>,
+    /// See [`Acquired::admin`].
+    pub(super) admin: Option<Door>,
+    /// What was started.
+    pub(super) about: About,
     /// See [`Acquired::lost`].
     pub(super) lost: BoxFuture<'static, String>,
 }
@@ -84,8 +89,10 @@ impl Holdings {
             late: look_again,
             growth,
             template,
+            admin,
             mut lost,
         } = self.ground.acquire().await?;
+        let mut about = About::of(&spec);
         self.step(Step::HostAcquired)?;
         clock.lap("host");
 
@@ -126,7 +133,7 @@ impl Holdings {
                 Err(error) if error.kind == ErrorKind::Unavailable => {
                     return Err(timeout(deadlines::EXIT_NEWS, died(&vm)).await.unwrap_or(error));
                 }
-                done => done?,
+                done => (about.agent, about.kernel_release) = done?,
             },
             error = died(&vm) => return Err(error),
             reason = &mut lost => return Err(deprived(&vm, reason).await),
@@ -154,6 +161,8 @@ impl Holdings {
                     taken,
                 )
             }),
+            admin,
+            about,
             lost,
         })
     }
@@ -256,13 +265,13 @@ fn quote(exit: &Exit) -> String {
     }
 }
 
-/// Compares versions, and makes the guest this sandbox.
+/// Compares versions, and makes the guest this sandbox. Answers with the versions of the agent and of the guest's kernel.
 async fn introduce(
     agent: &dyn Agent,
     mut guest: p::CreateSandboxRequest,
     limit: Duration,
     log: &Logger,
-) -> Result<()> {
+) -> Result<(String, String)> {
     let request = p::HelloRequest {
         protocol_version: p::VERSION,
         entropy: entropy()?,
@@ -280,15 +289,16 @@ async fn introduce(
             ),
         ));
     }
+    let versions = (printable(&hello.agent_version), printable(&hello.kernel_release));
     info!(log, "the agent answers";
-        "version" => printable(&hello.agent_version),
-        "kernel" => printable(&hello.kernel_release),
+        "version" => &versions.0,
+        "kernel" => &versions.1,
         "uptime_us" => hello.uptime_ns / 1000);
     guest.entropy = entropy()?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     guest.now_unix_ns = now.as_nanos().try_into().unwrap_or(0);
     agent.create_sandbox(guest, Some(limit)).await?;
-    Ok(())
+    Ok(versions)
 }
 
 /// A short text of the guest's, as much of it as can do no harm in a log.

@@ -54,6 +54,8 @@ pub(crate) fn config() -> Config {
             dial_timeout: Some(Duration::from_millis(500)),
             request_timeout: Duration::from_millis(500),
             create_container_timeout: Duration::from_millis(500),
+            debug_console_enabled: false,
+            debug_console_program: "/bin/busybox".into(),
             enable_debug: false,
         },
         runtime: RuntimeConfig {

@@ -193,6 +193,8 @@ impl Stand {
                 dial_timeout: Some(SOON),
                 request_timeout: Duration::from_secs(20),
                 create_container_timeout: SOON,
+                debug_console_enabled: false,
+                debug_console_program: "/bin/busybox".into(),
                 enable_debug: false,
             },
             runtime: RuntimeConfig {

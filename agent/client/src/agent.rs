@@ -72,6 +72,12 @@ agent_rpcs! {
     update_container(p::UpdateContainerRequest) -> p::Empty;
     /// Reads the container's cgroup.
     stats_container(p::ContainerRequest) -> p::StatsResponse;
+    /// The container's processes in the guest, described.
+    describe_processes(p::ContainerRequest) -> p::DescribeProcessesResponse;
+    /// Figures of the guest's kernel.
+    read_guest(p::Empty) -> p::ReadGuestResponse;
+    /// A process of the guest, outside of every container.
+    open_console(p::OpenConsoleRequest) -> p::ProcessResponse;
     /// Connects to a port of the pod's localhost.
     open_connection(p::OpenConnectionRequest) -> p::OpenConnectionResponse;
     /// Pulls from it.

@@ -40,6 +40,9 @@ pub const MAX_CHUNK: usize = 256 * 1024;
 /// Largest OCI specification that is sent to the guest, in bytes of JSON. ttrpc refuses messages over 4 MiB.
 pub const MAX_SPEC: usize = 3 * 1024 * 1024;
 
+/// Largest program of a console, in bytes. ttrpc refuses messages over 4 MiB.
+pub const MAX_CONSOLE: usize = 3 * 1024 * 1024;
+
 /// Kernel parameter with which the host names the channel: `kata.agent=vsock:<port>`, `kata.agent=serial`
 /// (and, for a process on the host, the argument `--connect unix:<path>`).
 pub const CHANNEL_PARAM: &str = "kata.agent";

@@ -10,8 +10,10 @@ use agent_protocol::service::Agent;
 use async_trait::async_trait;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::console::ConsoleRequest;
 use crate::error::Error;
 use crate::growth::Amount;
+use crate::kernel;
 use crate::process::Signal;
 use crate::sandbox::{ContainerRequest, ExecRequest, Handle, SandboxRequest, spec};
 use translate::status;
@@ -237,6 +239,37 @@ impl Agent for Rpc {
         request: p::ContainerRequest,
     ) -> Answer<p::StatsResponse> {
         self.sandbox.stats(request.container_id).await.map_err(status)
+    }
+
+    async fn describe_processes(
+        &self,
+        _: &TtrpcContext,
+        request: p::ContainerRequest,
+    ) -> Answer<p::DescribeProcessesResponse> {
+        let pids = self.sandbox.pids(request.container_id).await.map_err(status)?;
+        Ok(p::DescribeProcessesResponse {
+            processes: kernel::describe(&pids),
+            ..Default::default()
+        })
+    }
+
+    async fn read_guest(&self, _: &TtrpcContext, _: p::Empty) -> Answer<p::ReadGuestResponse> {
+        Ok(kernel::figures())
+    }
+
+    async fn open_console(
+        &self,
+        _: &TtrpcContext,
+        request: p::OpenConsoleRequest,
+    ) -> Answer<p::ProcessResponse> {
+        let request = ConsoleRequest {
+            stdio: translate::stdio(&request.stdio).map_err(status)?,
+            id: request.exec_id,
+            program: request.program,
+            args: request.args,
+            env: request.env,
+        };
+        translate::pid(self.sandbox.open_console(request).await)
     }
 
     async fn open_connection(

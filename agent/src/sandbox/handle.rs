@@ -15,6 +15,7 @@ use super::state::Call;
 use super::turn::{Place, Turn, Turns};
 use super::{ContainerRequest, ExecRequest, Phase, Sandbox, SandboxRequest};
 use crate::connection::{self, Connection};
+use crate::console::ConsoleRequest;
 use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::growth::Amount;
@@ -323,7 +324,7 @@ impl Handle {
     pub async fn read(&self, container: String, exec: String, stream: Stream, max: usize) -> Result<Vec<u8>> {
         let output: Output = self
             .call(move |sandbox| {
-                let streams = &sandbox.entry(&container)?.process(&container, &exec)?.streams;
+                let streams = &sandbox.process(&container, &exec)?.streams;
                 match stream {
                     Stream::Stdout => streams.stdout(),
                     Stream::Stderr => streams.stderr(),
@@ -340,7 +341,7 @@ impl Handle {
     pub async fn write(&self, container: String, exec: String, data: &[u8]) -> Result<bool> {
         let (input, exited) = self
             .call(move |sandbox| {
-                let process = sandbox.entry(&container)?.process(&container, &exec)?;
+                let process = sandbox.process(&container, &exec)?;
                 Ok((process.streams.stdin()?, process.exited.clone()))
             })
             .await?;
@@ -353,11 +354,7 @@ impl Handle {
     /// [`Error::NoContainer`], [`Error::NoProcess`].
     pub async fn close_stdin(&self, container: String, exec: String) -> Result<()> {
         self.call(move |sandbox| {
-            sandbox
-                .entry_mut(&container)?
-                .process_mut(&container, &exec)?
-                .streams
-                .close_stdin();
+            sandbox.process_mut(&container, &exec)?.streams.close_stdin();
             Ok(())
         })
         .await
@@ -368,14 +365,8 @@ impl Handle {
     /// # Errors
     /// [`Error::NoStream`] without a terminal.
     pub async fn resize(&self, container: String, exec: String, rows: u16, columns: u16) -> Result<()> {
-        self.call(move |sandbox| {
-            sandbox
-                .entry(&container)?
-                .process(&container, &exec)?
-                .streams
-                .resize(rows, columns)
-        })
-        .await
+        self.call(move |sandbox| sandbox.process(&container, &exec)?.streams.resize(rows, columns))
+            .await
     }
 
     /// Pids of a container's processes.
@@ -432,6 +423,14 @@ impl Handle {
     /// [`Error::NoContainer`].
     pub async fn stats(&self, id: String) -> Result<StatsResponse> {
         self.call(move |sandbox| sandbox.stats(&id)).await
+    }
+
+    /// Runs a program in the guest itself; its pid is the answer.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::Invalid`], or why it can't be run.
+    pub async fn open_console(&self, request: ConsoleRequest) -> Result<i32> {
+        self.call(move |sandbox| sandbox.open_console(&request)).await
     }
 
     /// Connects to a port of the pod's localhost; the answer is the connection's number.

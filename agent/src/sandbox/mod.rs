@@ -9,6 +9,7 @@
 
 mod beside;
 mod birth;
+mod consoles;
 mod entry;
 mod handle;
 mod shares;
@@ -36,8 +37,8 @@ use crate::events::{Event, Log, MemoryWatch};
 use crate::growth::Growth;
 use crate::identity::Identity;
 use crate::network::Network;
-use crate::process::Signal;
 use crate::process::stdio::Wanted;
+use crate::process::{Process, Signal};
 use crate::reaper::{self, Exited, Reaper};
 use crate::storage::{self, Mounted, Mounter, Storage};
 use entry::Entry;
@@ -132,6 +133,8 @@ pub struct Sandbox {
     processes: Option<File>,
     containers: BTreeMap<String, Entry>,
     connections: Connections,
+    /// Programs that the host has run in the guest itself, by their ids.
+    consoles: BTreeMap<String, Process>,
     /// Ids of containers that are being made or taken apart.
     busy: watch::Sender<BTreeSet<String>>,
     events: Log,
@@ -172,6 +175,7 @@ impl Sandbox {
             processes: None,
             containers: BTreeMap::new(),
             connections: Connections::default(),
+            consoles: BTreeMap::new(),
             busy: watch::Sender::default(),
             events: Log::default(),
             memory: MemoryWatch::new()?,
@@ -409,9 +413,9 @@ impl Sandbox {
     }
 
     fn signal(&self, container: &str, exec: &str, signal: Signal, all: bool) -> Result<()> {
-        let entry = self.entry(container)?;
-        let process = entry.process(container, exec)?;
+        let process = self.process(container, exec)?;
         if all {
+            let entry = self.entry(container)?;
             entry.check(Call::Signal)?;
             return entry.signal_all(signal);
         }
@@ -419,7 +423,7 @@ impl Sandbox {
     }
 
     fn exited(&self, container: &str, exec: &str) -> Result<Exited> {
-        Ok(self.entry(container)?.process(container, exec)?.exited.clone())
+        Ok(self.process(container, exec)?.exited.clone())
     }
 
     fn delete_process(&mut self, container: &str, exec: &str) -> Result<()> {
@@ -429,11 +433,14 @@ impl Sandbox {
                 "empty: the init process goes with its container",
             ));
         }
-        let entry = self.entry_mut(container)?;
-        if entry.process(container, exec)?.exit().is_none() {
+        if self.process(container, exec)?.exit().is_none() {
             return Err(Error::State("process still runs"));
         }
-        entry.execs.remove(exec);
+        if container.is_empty() {
+            self.consoles.remove(exec);
+        } else {
+            self.entry_mut(container)?.execs.remove(exec);
+        }
         Ok(())
     }
 
@@ -451,15 +458,22 @@ impl Sandbox {
         Ok(self.entry(id)?.container.pids())
     }
 
-    /// Signals every process of every container, and answers with the ends to wait for.
+    /// Signals every process that was asked for, and answers with the ends to wait for.
     fn signal_everything(&self, signal: Signal) -> Vec<Exited> {
         for (id, entry) in &self.containers {
             if let Err(error) = entry.signal_all(signal) {
                 warn!(self.log, "can't signal a container"; "container" => id, "cause" => %error);
             }
         }
+        for process in self.consoles.values() {
+            // One that has ended needs none.
+            let _ = process.signal(signal);
+        }
         let processes = self.containers.values().flat_map(Entry::processes);
-        processes.map(|process| process.exited.clone()).collect()
+        processes
+            .chain(self.consoles.values())
+            .map(|process| process.exited.clone())
+            .collect()
     }
 
     /// From now on nothing is created. Answers with the ids that are being worked on.

@@ -9,6 +9,7 @@
 
 mod beside;
 mod connections;
+mod console;
 mod lifecycle;
 mod network;
 mod pod;

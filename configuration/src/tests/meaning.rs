@@ -47,6 +47,8 @@ fn an_empty_file_is_the_defaults() {
             dial_timeout: None,
             request_timeout: Duration::from_secs(60),
             create_container_timeout: Duration::from_secs(60),
+            debug_console_enabled: false,
+            debug_console_program: "/bin/busybox".into(),
             enable_debug: false,
         }
     );
@@ -107,7 +109,7 @@ fn zero_negative_and_too_many_have_katas_meaning() {
 #[test]
 fn a_machine_has_a_bound_that_a_large_host_has_not() {
     let host = Host { cpus: 512, ..HOST };
-    let config = from_sources(&[], host).unwrap().hypervisor;
+    let config = from_sources(&[], host).unwrap().0.hypervisor;
     assert_eq!((config.default_vcpus, config.default_maxvcpus), (1, 240));
 }
 

@@ -27,7 +27,7 @@ fn load(texts: &[&str]) -> Result<Config, Error> {
         },
         text: (*text).to_owned(),
     };
-    from_sources(&texts.iter().enumerate().map(source).collect::<Vec<_>>(), HOST)
+    from_sources(&texts.iter().enumerate().map(source).collect::<Vec<_>>(), HOST).map(|(config, _)| config)
 }
 
 /// What a file with one line in a table says.

@@ -51,6 +51,8 @@ fn config() -> Config {
             dial_timeout: Some(Duration::from_secs(1)),
             request_timeout: Duration::from_secs(1),
             create_container_timeout: Duration::from_secs(1),
+            debug_console_enabled: false,
+            debug_console_program: "/bin/busybox".into(),
             enable_debug: false,
         },
         runtime: RuntimeConfig {

@@ -22,7 +22,7 @@ use serde_json::Value;
 use crate::deadlines;
 
 /// A container that does its work ends with this: no accident does.
-const CODE: i32 = 42;
+pub(crate) const CODE: i32 = 42;
 
 /// Where a kernel says which boot of it this is.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -254,6 +254,16 @@ impl Bed {
     /// The directory that containerd hands to the shim of a container.
     pub fn bundle(&self, id: &str) -> PathBuf {
         self.containerd.bundle(id)
+    }
+
+    /// A directory on disk, that ends with the cell.
+    pub fn directory(&self) -> &Path {
+        &self.cell.directory
+    }
+
+    /// The file of our runtime's configuration.
+    pub fn configuration(&self) -> &Path {
+        &self.configuration
     }
 
     /// Where a bare virtual machine may have its files.

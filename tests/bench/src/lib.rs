@@ -6,6 +6,7 @@
 pub mod bare;
 pub mod bed;
 pub mod bounds;
+mod bundle;
 mod cold;
 mod copies;
 pub mod deadlines;
@@ -80,6 +81,11 @@ const ALL: &[Benchmark] = &[
         ids: &["B1", "B3.copy", "B3.saved"],
         what: "copies of a template, cold starts, and runc's",
         run: copies::run,
+    },
+    Benchmark {
+        ids: &["B4"],
+        what: "cold starts of a bundle, by OCI runtimes",
+        run: bundle::run,
     },
     Benchmark {
         ids: &["B5", "B15"],

@@ -20,6 +20,8 @@ const KEPT: &[&str] = &[
     "/run/containerd/fifo",
     "/run/containerd/runc",
     "/run/containerd/s",
+    "/run/docker",
+    "/run/docker/plugins",
     "/run/kata",
     // Of the OCI runtime: all containers, and the sockets of their daemons.
     "/run/kata-runtime",
@@ -96,6 +98,10 @@ impl Census {
             .map(PathBuf::from)
             .chain([
                 PathBuf::from("/run/containerd/runc").join(&cell.tag),
+                // Of our OCI runtime, called by containerd's shim.
+                PathBuf::from("/run/containerd/runc")
+                    .join(&cell.tag)
+                    .join(".sandboxes"),
                 cell.directory.join("root").join(&tasks),
             ])
             .collect();

@@ -70,6 +70,10 @@ pub enum Part {
     Debootstrap,
     /// podman and conmon, and what the first container of its pods runs.
     Podman,
+    /// Docker's daemon and client.
+    Docker,
+    /// What makes podman's networks, and answers for the names in them.
+    Netavark,
     /// Our shim.
     Shim,
     /// Our OCI runtime, and what stands for its processes.
@@ -97,6 +101,8 @@ impl Part {
             Self::Debootstrap => ("debootstrap", "apt-get install debootstrap"),
             Self::Shim => ("shim", "cargo build --release --package shim"),
             Self::Podman => ("podman", "apt-get install podman conmon catatonit"),
+            Self::Docker => ("docker", "apt-get install docker.io"),
+            Self::Netavark => ("netavark", "apt-get install netavark aardvark-dns"),
             Self::OciRuntime => ("kata-runtime", "cargo build --release --package kata-runtime"),
             Self::GuestImage => ("guest-image", "cargo xtask guest"),
             Self::Qemu => ("qemu", "apt-get install qemu-system-x86"),
@@ -118,6 +124,10 @@ impl Part {
             Self::Debootstrap => vec!["debootstrap".into()],
             Self::Shim => vec![target.programs().join("containerd-shim-kata-v2")],
             Self::Podman => vec!["podman".into(), "conmon".into(), "catatonit".into()],
+            Self::Docker => vec!["dockerd".into(), "docker".into()],
+            Self::Netavark => ["netavark", "aardvark-dns"]
+                .map(|program| Path::new("/usr/lib/podman").join(program))
+                .into(),
             Self::OciRuntime => ["kata-runtime", "kata-standin"]
                 .map(|program| target.programs().join(program))
                 .into(),

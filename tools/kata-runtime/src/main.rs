@@ -2,6 +2,7 @@
 //!
 //! Must not know containerd's types.
 
+mod admin;
 mod bundle;
 mod check;
 mod client;
@@ -10,20 +11,24 @@ mod daemon;
 mod deadlines;
 mod env;
 mod factory;
+mod generate;
 mod host;
 mod launch;
 mod oci;
 mod place;
 mod report;
 mod signal;
+mod table;
 mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use configuration::Config;
+
+use runtime::admin::Survey;
 
 use oci::Context;
 use place::Root;
@@ -92,25 +97,37 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Check(check::Args),
+    Completions(generate::Completions),
     Config(config::Args),
+    Console(admin::console::Args),
     Env(env::Args),
     Create(oci::create::Args),
     #[command(hide = true)]
     Daemon(daemon::Args),
     Delete(oci::delete::Args),
+    DirectVolume(admin::volume::Args),
     Events(oci::query::Events),
     Exec(oci::exec::Args),
     Factory(factory::Args),
     Features(oci::features::Args),
+    Gc(admin::gc::Args),
+    Inspect(admin::inspect::Args),
+    Iptables(admin::rules::Iptables),
     Kill(oci::simple::Kill),
     List(oci::list::Args),
+    Logs(admin::logs::Args),
+    #[command(hide = true)]
+    Manual(generate::Manual),
+    Metrics(admin::metrics::Args),
     Pause(oci::simple::Pause),
+    Policy(admin::rules::Policy),
     Ps(oci::query::Ps),
     Resume(oci::simple::Resume),
     Run(oci::run::Args),
     Spec(oci::spec::Args),
     Start(oci::simple::Start),
     State(oci::query::State),
+    Stats(admin::stats::Args),
     Update(oci::simple::Update),
 }
 
@@ -140,14 +157,10 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let load = || {
-        let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
-        match &arguments.config {
-            // What a person names outranks the environment here, as on any command line.
-            Some(named) => Config::load(None, Some(named)),
-            None => Config::load(None, environment.as_deref()),
-        }
-    };
+    // What a person names outranks the environment here, as on any command line.
+    let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
+    let named = arguments.config.clone().or(environment);
+    let load = || Config::load(None, named.as_deref());
     let Some(verb) = arguments.verb else {
         anyhow::bail!("no command; `kata-runtime --help` lists them")
     };
@@ -158,24 +171,54 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     };
     match verb {
         Verb::Check(args) => check::run(&args, load()),
-        Verb::Config(args) => config::run(&args, load),
+        Verb::Completions(args) => generate::completions(&args, Arguments::command()),
+        Verb::Config(args) => config::run(&args, || Config::explained(None, named.as_deref())),
+        Verb::Console(args) => admin::console::run(&args, &args.place.survey(load)?),
+        Verb::DirectVolume(args) => admin::volume::run(&args, || args.place.survey(load)),
         Verb::Env(args) => env::run(&args, &load()?),
         Verb::Create(args) => oci::create::run(&args, &context),
         Verb::Daemon(args) => daemon::run(&args, context.root, context.debug),
         Verb::Delete(args) => oci::delete::run(&args, &context),
         Verb::Events(args) => oci::query::events(&args, &context),
-        Verb::Exec(args) => oci::exec::run(&args, &context),
+        Verb::Exec(args) => match args.names_console(&context).and_then(|id| meant(id, load)) {
+            Some(survey) => admin::console::run(&admin::console::Args::shell(args.name()), &survey),
+            None => oci::exec::run(&args, &context),
+        },
         Verb::Factory(args) => factory::run(&args, &load()?),
         Verb::Features(args) => oci::features::run(&args),
+        Verb::Gc(args) => {
+            let mut config = load()?;
+            config.runtime.run_dir = args.place.run_dir(|| Ok(config.clone()))?;
+            let survey = Survey::take(&config.runtime.run_dir)?;
+            admin::gc::run(&args, config, &survey)
+        }
+        Verb::Inspect(args) => admin::inspect::run(&args, &args.place.survey(load)?),
+        Verb::Iptables(args) => admin::rules::iptables(&args, &args.place.survey(load)?),
         Verb::Kill(args) => oci::simple::kill(&args, &context),
         Verb::List(args) => oci::list::run(&args, &context),
+        Verb::Logs(args) => admin::logs::run(&args, &args.place.survey(load)?, &context.root),
+        Verb::Manual(args) => generate::manual(&args, Arguments::command()),
+        Verb::Metrics(args) => admin::metrics::run(&args, &args.place.survey(load)?),
         Verb::Pause(args) => oci::simple::pause(&args, &context),
-        Verb::Ps(args) => oci::query::ps(&args, &context),
+        Verb::Policy(args) => admin::rules::policy(&args, &args.place.survey(load)?),
+        Verb::Ps(args) => match args.unknown(&context).and_then(|id| meant(id, load)) {
+            Some(survey) => admin::ps::run(args.name(), args.form(), &survey),
+            None => oci::query::ps(&args, &context),
+        },
         Verb::Resume(args) => oci::simple::resume(&args, &context),
         Verb::Run(args) => oci::run::run(&args, &context),
         Verb::Spec(args) => oci::spec::run(&args),
         Verb::Start(args) => oci::simple::start(&args, &context),
         Verb::State(args) => oci::query::state(&args, &context),
+        Verb::Stats(args) => admin::stats::run(&args, || args.place.survey(load)),
         Verb::Update(args) => oci::simple::update(&args, &context),
     }
+}
+
+/// What there is of sandboxes, if one of them is meant by this name: verbs that an OCI runtime has are about its own containers
+/// first.
+fn meant(id: &str, load: impl FnOnce() -> Result<Config, configuration::Error>) -> Option<Survey> {
+    let survey = admin::Place::default().survey(load).ok()?;
+    let found = admin::block_on(admin::find::target(&survey, id));
+    found.is_ok().then_some(survey)
 }

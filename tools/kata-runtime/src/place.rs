@@ -47,6 +47,9 @@ pub struct Record {
     pub created: String,
     /// Annotations of its specification.
     pub annotations: BTreeMap<String, String>,
+    /// Cgroups that were made for its stand-ins, each before those below it.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 /// The directory that `--root` names.
@@ -279,6 +282,7 @@ mod tests {
             pid: 7,
             created: "2026-01-01T00:00:00Z".into(),
             annotations: BTreeMap::from([("a".into(), "b".into())]),
+            cgroups: vec!["/sys/fs/cgroup/a".into()],
         }
     }
 

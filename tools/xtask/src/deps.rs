@@ -96,6 +96,13 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "catatonit",
         "what the first container of podman's pods runs",
     ),
+    (Purpose::Test, "docker.io", "calls our OCI runtime as well"),
+    (Purpose::Test, "netavark", "makes podman's networks"),
+    (
+        Purpose::Test,
+        "aardvark-dns",
+        "answers for the names of containers in them",
+    ),
     (
         Purpose::Test,
         "debootstrap",

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::deps::{self, Purpose};
 use crate::program::Program;
 use crate::{Workspace, guest};
-use layout::{Content, File, Layout};
+use layout::{File, Layout};
 
 /// Build, and install below a prefix.
 #[derive(Debug, clap::Args)]
@@ -65,10 +65,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         ])
         .dir(workspace.root())
         .run()?;
-    let files = files(&workspace, layout.prefix())?;
+    let mut files = files(&workspace, layout.prefix())?;
+    let pages = tempfile::tempdir().context("create a directory for the manual")?;
+    files.extend(described(&workspace, pages.path())?);
     layout.install(&files)?;
     for file in &files {
-        println!("{}", layout.prefix().join(file.to).display());
+        println!("{}", layout.prefix().join(&file.to).display());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -98,12 +100,39 @@ fn files(workspace: &Workspace, prefix: &Path) -> Result<Vec<File>> {
         data("share/kata/vmlinux", "vmlinux"),
         data("share/kata/initrd.img", "initrd.img"),
         data("share/kata/manifest.json", "manifest.json"),
-        File {
-            to: "share/defaults/kata-containers/configuration.toml",
-            permissions: 0o644,
-            content: Content::Text(rewrite(&template, prefix)?),
-        },
+        File::text(
+            "share/defaults/kata-containers/configuration.toml",
+            rewrite(&template, prefix)?,
+        ),
     ])
+}
+
+/// What the program says of itself: completions where each shell looks for them, and the pages of the manual, which are written
+/// below `pages`.
+fn described(workspace: &Workspace, pages: &Path) -> Result<Vec<File>> {
+    let program = || Program::new(workspace.target().join("release/kata-runtime"));
+    let mut files = Vec::new();
+    for (shell, to) in [
+        ("bash", "share/bash-completion/completions/kata-runtime"),
+        ("zsh", "share/zsh/site-functions/_kata-runtime"),
+        ("fish", "share/fish/vendor_completions.d/kata-runtime.fish"),
+    ] {
+        let text = program().args(["completions", shell]).read()?;
+        files.push(File::text(to, text));
+    }
+    program()
+        .args(["manual".as_ref(), "--into".as_ref(), pages.as_os_str()])
+        .run()?;
+    let entries = fs::read_dir(pages).with_context(|| format!("read {}", pages.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.context("a page has a name")?.to_owned();
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        files.push(File::text(&format!("share/man/man8/{name}"), text));
+    }
+    files.sort_by(|one, other| one.to.cmp(&other.to));
+    Ok(files)
 }
 
 /// The template with the paths of what we install. Pure.

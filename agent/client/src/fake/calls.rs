@@ -327,6 +327,50 @@ impl Agent for FakeAgent {
         .await
     }
 
+    async fn describe_processes(
+        &self,
+        request: p::ContainerRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::DescribeProcessesResponse, Error> {
+        self.answer("describe_processes", limit, |state| {
+            let named = state
+                .processes
+                .keys()
+                .filter(|(id, _)| id == &request.container_id);
+            let describe = |(pid, (_, exec)): (u32, &(String, String))| p::ProcessDescription {
+                pid,
+                // As a hostile guest might have it.
+                command: format!("{exec}\u{1b}[31m"),
+                ..Default::default()
+            };
+            Some(Ok(p::DescribeProcessesResponse {
+                processes: (1..).zip(named).map(describe).collect(),
+                ..Default::default()
+            }))
+        })
+        .await
+    }
+
+    async fn read_guest(&self, _: p::Empty, limit: Option<Duration>) -> Result<p::ReadGuestResponse, Error> {
+        self.answer("read_guest", limit, |_| {
+            Some(Ok(p::ReadGuestResponse {
+                loadavg: "0.25 0.50 1.00 1/50 7\n".to_owned(),
+                ..Default::default()
+            }))
+        })
+        .await
+    }
+
+    async fn open_console(
+        &self,
+        _: p::OpenConsoleRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::ProcessResponse, Error> {
+        // It has no processes of its own.
+        self.answer("open_console", limit, |_| Some(Err(ErrorKind::Unsupported)))
+            .await
+    }
+
     async fn open_connection(
         &self,
         _: p::OpenConnectionRequest,

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use e2e::cell::Inside;
 use e2e::census::{self, Census};
 use e2e::configuration::Configuration;
+use e2e::containerd::Containerd;
 use e2e::parts::Target;
 use e2e::program::{Output, Program, search_path};
 use e2e::{deadlines, image, wait};
@@ -23,7 +24,31 @@ pub struct Bed {
     inside: Inside,
     runtime: Runtime,
     census: Census,
+    backend: Cell<Backend>,
     next: Cell<u32>,
+}
+
+/// What makes podman's networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// Podman's own.
+    Netavark,
+    /// The plugins of the Container Network Interface.
+    Cni,
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Netavark => "netavark",
+            Self::Cni => "cni",
+        }
+    }
+
+    /// The file that tells podman of it.
+    fn configuration(self) -> String {
+        format!("{}.conf", self.name())
+    }
 }
 
 impl Bed {
@@ -43,24 +68,42 @@ impl Bed {
             ),
         )?;
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
-        // What podman asks for by itself may be more than a container of the machine's own may have.
-        fs::write(
-            inside.directory.join("containers.conf"),
-            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\nlog_driver = \"k8s-file\"\n",
-        )?;
+        for backend in [Backend::Netavark, Backend::Cni] {
+            // What podman asks for by itself may be more than a container of the machine's own may have.
+            let text = format!(
+                "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\nlog_driver = \"k8s-file\"\n\
+                 [network]\nnetwork_backend = {:?}\n",
+                backend.name()
+            );
+            fs::write(inside.directory.join(backend.configuration()), text)?;
+        }
+        // A namespace is made with it down.
+        Program::new("ip")
+            .env("PATH", search_path())
+            .args(["link", "set", "dev", "lo", "up"])
+            .read()?;
         let mut bed = Self {
             census: Census::take(&inside, &[])?,
             inside,
             runtime: Runtime::Runc,
+            backend: Cell::new(Backend::Netavark),
             next: Cell::new(0),
         };
-        let archive = bed.inside.directory.join("busybox.tar");
+        let archive = bed.image();
         image::write_busybox(&archive)?;
         bed.podman(["load", "--quiet", "--input"], [archive])
             .within(deadlines::RUN)
             .output()?
             .success()?;
         bed.run(&["--rm"], &["true"])?.success()?;
+        for backend in [Backend::Netavark, Backend::Cni] {
+            bed.with_backend(backend, || {
+                let network = bed.network()?;
+                bed.run(&["--rm", &format!("--network={network}")], &["true"])?
+                    .success()?;
+                bed.call(&["network", "rm", &network]).map(drop)
+            })?;
+        }
         let first = bed.pod("first")?;
         bed.in_pod(&first, "first-member", &["sleep", "1000"])?;
         bed.call(&["pod", "rm", "--force", "--time", "0", &first])?;
@@ -78,6 +121,14 @@ impl Bed {
         self.runtime
     }
 
+    /// Does something while podman's networks are made by another backend.
+    pub fn with_backend(&self, backend: Backend, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let usual = self.backend.replace(backend);
+        let result = work();
+        self.backend.set(usual);
+        result
+    }
+
     /// A name that no other container has.
     pub fn name(&self) -> String {
         self.next.set(self.next.get() + 1);
@@ -87,6 +138,21 @@ impl Bed {
     /// A directory of the cell.
     pub fn directory(&self) -> &Path {
         &self.inside.directory
+    }
+
+    /// The file of the image of busybox.
+    pub fn image(&self) -> PathBuf {
+        self.inside.directory.join("busybox.tar")
+    }
+
+    /// The cgroup that those of all containers are below.
+    pub fn cgroup(&self) -> String {
+        format!("/{}", self.inside.tag)
+    }
+
+    /// A containerd in the cell. It is to be stopped before the case ends.
+    pub fn containerd(&self, programs: &Path) -> Result<Containerd> {
+        Containerd::start(&self.inside, programs, Vec::new())
     }
 
     /// The command line of the runtime under test.
@@ -112,7 +178,10 @@ impl Bed {
         let directory = &self.inside.directory;
         let place = |option: &str, name: &str| format!("--{option}={}", directory.join(name).display());
         Program::new("podman")
-            .env("CONTAINERS_CONF", directory.join("containers.conf"))
+            .env(
+                "CONTAINERS_CONF",
+                directory.join(self.backend.get().configuration()),
+            )
             .env("PATH", search_path())
             // Where conmon leaves a mark when memory has run out.
             .directory(directory)
@@ -120,7 +189,7 @@ impl Bed {
                 place("root", "storage"),
                 place("runroot", "storage-run"),
                 place("tmpdir", "podman"),
-                place("network-config-dir", "networks"),
+                place("network-config-dir", self.backend.get().name()),
                 "--storage-driver=overlay".into(),
                 "--cgroup-manager=cgroupfs".into(),
                 "--events-backend=file".into(),
@@ -146,7 +215,7 @@ impl Bed {
     pub fn run_program(&self, options: &[&str], command: &[&str]) -> Program {
         let (verb, options) = options.split_first().unwrap_or((&"run", &[]));
         self.podman([*verb], options)
-            .args([format!("--cgroup-parent=/{}", self.inside.tag)])
+            .args([format!("--cgroup-parent={}", self.cgroup())])
             .args([image::BUSYBOX])
             .args(command)
     }
@@ -182,11 +251,24 @@ impl Bed {
         self.call(&["exec", name, "sh", "-c", script])
     }
 
-    /// Makes a pod.
+    /// Makes a pod without a network.
     pub fn pod(&self, name: &str) -> Result<String> {
-        let parent = format!("--cgroup-parent=/{}", self.inside.tag);
-        self.call(&["pod", "create", "--network=none", &parent, "--name", name])?;
+        self.pod_with(name, &["--network=none"])?;
         Ok(name.to_owned())
+    }
+
+    /// Makes a pod.
+    pub fn pod_with(&self, name: &str, options: &[&str]) -> Result<()> {
+        let parent = format!("--cgroup-parent={}", self.cgroup());
+        let words = [&["pod", "create", &parent, "--name", name], options].concat();
+        self.call(&words).map(drop)
+    }
+
+    /// Makes a network, and answers its name.
+    pub fn network(&self) -> Result<String> {
+        let name = self.name();
+        self.call(&["network", "create", &name])?;
+        Ok(name)
     }
 
     /// Starts a container in a pod.
@@ -248,6 +330,7 @@ impl Bed {
             &["ps", "--all", "--quiet"][..],
             &["pod", "ps", "--quiet"],
             &["volume", "ls", "--quiet"],
+            &["network", "ls", "--quiet", "--filter=name=^c[0-9]"],
         ] {
             let left = self.call(words)?;
             ensure!(left.is_empty(), "podman still has, says {words:?}: {left}");
@@ -280,6 +363,7 @@ impl Bed {
             &["pod", "rm", "--all", "--force", "--time=0"][..],
             &["rm", "--all", "--force", "--time=0"],
             &["volume", "rm", "--all", "--force"],
+            &["network", "prune", "--force"],
         ] {
             if let Err(error) = self.call(words) {
                 eprintln!("after the failure: {error:#}");

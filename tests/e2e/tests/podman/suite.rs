@@ -31,9 +31,17 @@ impl Runtime {
 
     fn needs(self) -> &'static [Part] {
         match self {
-            Self::Runc => &[Part::Podman, Part::Busybox, Part::Runc],
+            Self::Runc => &[
+                Part::Podman,
+                Part::Netavark,
+                Part::CniPlugins,
+                Part::Busybox,
+                Part::Runc,
+            ],
             Self::Kata => &[
                 Part::Podman,
+                Part::Netavark,
+                Part::CniPlugins,
                 Part::Busybox,
                 Part::OciRuntime,
                 Part::GuestImage,
@@ -47,12 +55,31 @@ impl Runtime {
 /// A case.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
+    /// Path of the module that it is in.
+    pub group: &'static str,
     /// What it shows.
     pub name: &'static str,
     /// The one runtime that it is for, and why.
     pub only: Option<(Runtime, &'static str)>,
     /// Runs it.
     pub run: fn(&Bed) -> Result<()>,
+}
+
+impl Case {
+    /// Its name with the module's, by which a group of them can be run.
+    fn title(&self) -> String {
+        let group = self.group.rsplit("::").next().unwrap_or_default();
+        format!("{group}::{}", self.name)
+    }
+
+    /// What it needs beyond what its runtime does.
+    fn needs(&self) -> &'static [Part] {
+        match self.title().split("::").next() {
+            Some("containerd") => &[Part::Containerd],
+            Some("docker") => &[Part::Docker],
+            _ => &[],
+        }
+    }
 }
 
 /// What the trials share.
@@ -70,13 +97,14 @@ pub fn run(inside: Option<Inside>) -> Result<ExitCode> {
     let shared = Arc::new(Mutex::new(Shared { inside, bed: None }));
     let mut trials = Vec::new();
     for runtime in [Runtime::Runc, Runtime::Kata] {
-        let skipped = runtime.needs().iter().any(|part| part.is_skipped());
         for case in cases::all() {
             if case.only.is_some_and(|(only, _)| only != runtime) {
                 continue;
             }
+            let mut needs = runtime.needs().iter().chain(case.needs());
+            let skipped = needs.any(|part| part.is_skipped());
             let shared = Arc::clone(&shared);
-            let trial = Trial::test(format!("{}::{}", runtime.name(), case.name), move || {
+            let trial = Trial::test(format!("{}::{}", runtime.name(), case.title()), move || {
                 let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
                 shared
                     .run(runtime, &case)
@@ -91,7 +119,7 @@ pub fn run(inside: Option<Inside>) -> Result<ExitCode> {
 
 impl Shared {
     fn run(&mut self, runtime: Runtime, case: &Case) -> Result<()> {
-        for part in runtime.needs() {
+        for part in runtime.needs().iter().chain(case.needs()) {
             part.check(&Target::here())?;
         }
         let inside = &mut self.inside;
@@ -106,7 +134,7 @@ impl Shared {
         let result = (case.run)(bed).and_then(|()| bed.nothing_left());
         if let Err(error) = &result {
             // At once as well as at the end.
-            eprintln!("\n{}::{}: {error:#}", runtime.name(), case.name);
+            eprintln!("\n{}::{}: {error:#}", runtime.name(), case.title());
             bed.give_up();
         }
         result

@@ -28,6 +28,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+pub use cgroup::remove_empty as remove_cgroups;
+
 use crate::deadlines;
 use crate::place::Root;
 use crate::wire::{Answer, Ask, Call};

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result, bail};
 use runtime::{ContainerId, SandboxId, oci};
 
-use super::Context;
+use super::{Context, neighbour};
 use crate::bundle;
 use crate::launch::{self, Draft, Guise, Streams};
 use crate::place::{self, Record};
@@ -105,7 +105,10 @@ impl Plan {
             .with_context(|| format!("container {id}: bundle {}", bundle.display()))?;
         let annotations = bundle::annotations(&bundle)?;
         let own = SandboxId::new(id.as_str())?;
-        let sandbox = oci::sandbox_id(&annotations)?.unwrap_or(own);
+        let sandbox = match oci::sandbox_id(&annotations)? {
+            Some(sandbox) => sandbox,
+            None => neighbour::sandbox(&spec, context)?.unwrap_or(own),
+        };
         let config = match &context.config {
             Some(config) => Some(
                 std::path::absolute(config)
@@ -137,6 +140,7 @@ impl Plan {
                 pid: 0,
                 created: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
                 annotations,
+                cgroups: Vec::new(),
             },
             id,
             sandbox,

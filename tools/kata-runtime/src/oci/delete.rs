@@ -74,6 +74,7 @@ fn clean_up(context: &Context, target: &Target) -> Result<()> {
         &target.sandbox,
     ))?;
     context.root.remove_socket(&target.sandbox)?;
+    daemon::remove_cgroups(&target.record.cgroups);
     // It may have had none.
     let _ = std::fs::remove_file(daemon::log_path(&context.root, &target.sandbox));
     context.root.forget(&target.id)

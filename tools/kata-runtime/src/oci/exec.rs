@@ -75,6 +75,21 @@ pub struct Args {
     command: Vec<String>,
 }
 
+impl Args {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.id
+    }
+
+    /// The name, if no container of this root has it and nothing is said of what to run: then it may be that of a sandbox, whose
+    /// console is meant.
+    pub fn names_console(&self, context: &Context) -> Option<&str> {
+        let says_nothing = self.process.is_none() && self.command.is_empty();
+        let unknown = says_nothing && matches!(context.find(&self.id), Ok(None) | Err(_));
+        unknown.then_some(&self.id)
+    }
+}
+
 /// Starts one. Without `--detach` the exit status is the process's.
 ///
 /// # Errors

@@ -5,11 +5,14 @@ pub mod delete;
 pub mod exec;
 pub mod features;
 pub mod list;
+mod neighbour;
 pub mod query;
 pub mod run;
 pub mod simple;
 pub mod spec;
 mod terminal;
+
+pub use terminal::Raw;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

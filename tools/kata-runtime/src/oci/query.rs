@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::simple::Named;
 use super::{Context, Target};
+use crate::admin;
 use crate::client::Refusal;
 use crate::wire::{Answer, Ask, Kind, Shown};
 
@@ -43,6 +44,26 @@ pub struct Ps {
     /// Accepted, for callers that pass options of ps(1).
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     _options: Vec<String>,
+}
+
+impl Ps {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.id
+    }
+
+    /// The name, if no container of this root has it.
+    pub fn unknown(&self, context: &Context) -> Option<&str> {
+        matches!(context.find(&self.id), Ok(None) | Err(_)).then_some(&self.id)
+    }
+
+    /// How the processes are printed.
+    pub fn form(&self) -> admin::Form {
+        match self.format {
+            Form::Table => admin::Form::Table,
+            Form::Json => admin::Form::Json,
+        }
+    }
 }
 
 /// Print figures of a container, as runc does.

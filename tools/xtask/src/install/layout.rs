@@ -16,7 +16,7 @@ const RECORD: &str = "share/kata/installed.json";
 #[derive(Debug)]
 pub struct File {
     /// Relative to the prefix.
-    pub to: &'static str,
+    pub to: PathBuf,
     /// Its mode's lower bits.
     pub permissions: u32,
     /// What it is to contain.
@@ -34,11 +34,20 @@ pub enum Content {
 
 impl File {
     /// A copy of `from`.
-    pub fn copy(to: &'static str, permissions: u32, from: PathBuf) -> Self {
+    pub fn copy(to: &str, permissions: u32, from: PathBuf) -> Self {
         Self {
-            to,
+            to: to.into(),
             permissions,
             content: Content::Copy(from),
+        }
+    }
+
+    /// A text that everybody may read.
+    pub fn text(to: &str, text: String) -> Self {
+        Self {
+            to: to.into(),
+            permissions: 0o644,
+            content: Content::Text(text),
         }
     }
 }
@@ -88,11 +97,11 @@ impl Layout {
     pub fn install(&self, files: &[File]) -> Result<()> {
         fs::create_dir_all(&self.root).with_context(|| format!("create {}", self.root.display()))?;
         let mut record = self.record()?.unwrap_or_default();
-        let wanted: BTreeSet<PathBuf> = files.iter().map(|file| file.to.into()).collect();
+        let wanted: BTreeSet<PathBuf> = files.iter().map(|file| file.to.clone()).collect();
         let stale: Vec<PathBuf> = record.files.difference(&wanted).cloned().collect();
         self.make_directories(Path::new(RECORD), &mut record)?;
         for file in files {
-            self.make_directories(Path::new(file.to), &mut record)?;
+            self.make_directories(&file.to, &mut record)?;
         }
         record.files.extend(wanted);
         self.write_record(&record)?;
@@ -150,7 +159,7 @@ impl Layout {
     }
 
     fn write(&self, file: &File) -> Result<()> {
-        let to = self.root.join(file.to);
+        let to = self.root.join(&file.to);
         let mut fresh = to.clone().into_os_string();
         fresh.push(".new");
         let written = match &file.content {
@@ -196,11 +205,7 @@ impl Layout {
     fn write_record(&self, record: &Record) -> Result<()> {
         let mut text = serde_json::to_string_pretty(record)?;
         text.push('\n');
-        self.write(&File {
-            to: RECORD,
-            permissions: 0o644,
-            content: Content::Text(text),
-        })
+        self.write(&File::text(RECORD, text))
     }
 }
 
@@ -239,12 +244,8 @@ mod tests {
         lines
     }
 
-    fn text(to: &'static str, text: &str) -> File {
-        File {
-            to,
-            permissions: 0o644,
-            content: Content::Text(text.into()),
-        }
+    fn text(to: &str, text: &str) -> File {
+        File::text(to, text.into())
     }
 
     struct World {

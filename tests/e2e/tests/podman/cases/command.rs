@@ -19,6 +19,7 @@ cases! {
     a_bundle_is_created_started_killed_and_deleted,
     a_bundle_runs_in_the_foreground,
     a_stand_in_is_small_and_where_its_process_seems_to_be (Kata: "runc's process is the container's own"),
+    descriptors_more_are_refused_before_anything_is_started (Kata: "runc passes them on"),
     a_dead_daemon_leaves_what_delete_removes (Kata: "runc has no daemon"),
 }
 
@@ -170,6 +171,33 @@ fn a_stand_in_is_small_and_where_its_process_seems_to_be(bed: &Bed) -> Result<()
         network(&pid.to_string())? != network("self")?,
         "it is in the host's network"
     );
+    bed.remove(&name)
+}
+
+fn descriptors_more_are_refused_before_anything_is_started(bed: &Bed) -> Result<()> {
+    let bundle = bundle(bed, "true")?;
+    for verb in ["create", "run"] {
+        let error = runtime(bed)
+            .args([verb, "--preserve-fds=1", "--bundle"])
+            .args([&bundle])
+            .args([bed.name()])
+            .output()?
+            .failure()?;
+        has(&error, "--preserve-fds 1")?;
+        ensure!(error.lines().count() == 1, "{error}");
+    }
+    // 0 is what conmon may pass on.
+    let output = runtime(bed)
+        .args(["run", "--preserve-fds=0", "--bundle"])
+        .args([&bundle])
+        .args([bed.name()])
+        .output()?;
+    output.success()?;
+    let name = bed.sleeper(&[])?;
+    let error = bed
+        .output(&["exec", "--preserve-fds=1", &name, "true"])?
+        .failure()?;
+    has(&error, "--preserve-fds 1")?;
     bed.remove(&name)
 }
 

@@ -24,6 +24,7 @@ cases! {
     the_process_that_stands_for_it_can_be_killed,
     the_process_that_stands_for_it_passes_signals_on,
     figures_are_told,
+    processes_are_listed_by_the_containers_own_program,
     a_healthcheck_is_run,
 }
 
@@ -187,6 +188,14 @@ fn figures_are_told(bed: &Bed) -> Result<()> {
         listed.lines().count() < 6,
         "processes of others are listed: {listed}"
     );
+    bed.remove(&name)
+}
+
+fn processes_are_listed_by_the_containers_own_program(bed: &Bed) -> Result<()> {
+    let name = bed.background(&[], &["sleep", "1000"])?;
+    // Podman's own list of processes knows no such option; then it has the container's ps answer.
+    let listed = bed.call(&["top", &name, "-o", "pid,args"])?;
+    has(&listed, "sleep 1000")?;
     bed.remove(&name)
 }
 

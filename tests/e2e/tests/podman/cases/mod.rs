@@ -2,10 +2,14 @@
 
 mod command;
 mod conmon;
+mod containerd;
+mod docker;
 mod exec;
 mod files;
+mod hooks;
 mod life;
 mod limits;
+mod networks;
 mod pods;
 mod run;
 
@@ -18,6 +22,7 @@ macro_rules! cases {
     ($($case:ident $(($runtime:ident: $why:literal))?),+ $(,)?) => {
         pub const CASES: &[$crate::suite::Case] = &[
             $($crate::suite::Case {
+                group: module_path!(),
                 name: stringify!($case),
                 only: $crate::cases::cases!(@only $($runtime $why)?),
                 run: $case,
@@ -38,8 +43,12 @@ pub fn all() -> Vec<Case> {
         files::CASES,
         limits::CASES,
         pods::CASES,
+        networks::CASES,
         command::CASES,
+        hooks::CASES,
         conmon::CASES,
+        containerd::CASES,
+        docker::CASES,
     ]
     .concat()
 }

@@ -1,8 +1,11 @@
 //! Pods of podman: all their containers in one virtual machine.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 
-use super::{cases, same};
+use super::command::runtime;
+use super::{cases, has, same};
 use crate::bed::Bed;
 use crate::suite::Runtime;
 
@@ -11,6 +14,7 @@ cases! {
     containers_of_a_pod_share_the_network_and_not_the_files,
     a_container_of_a_pod_goes_and_another_comes,
     a_pod_is_stopped_and_started,
+    figures_of_a_member_are_its_own,
 }
 
 fn pod(bed: &Bed) -> Result<(String, String, String)> {
@@ -70,5 +74,23 @@ fn a_pod_is_stopped_and_started(bed: &Bed) -> Result<()> {
     ensure!(bed.machines()? == 0, "the virtual machine still runs");
     bed.call(&["pod", "start", &pod])?;
     same(&bed.sh(&two, "echo again")?, "again")?;
+    remove(bed, &pod)
+}
+
+fn figures_of_a_member_are_its_own(bed: &Bed) -> Result<()> {
+    let (pod, one, two) = pod(bed)?;
+    bed.call(&["exec", "--detach", &one, "sleep", "1000"])?;
+    for (name, processes) in [(&one, "2"), (&two, "1")] {
+        let pid = bed.pid(name)?;
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        has(&cgroup, &format!("/libpod-{}", bed.inspect(name, ".Id")?))?;
+        // On the host the machine counts as the pod's first container: so it does not count twice.
+        let told = bed.call(&["stats", "--no-stream", "--format={{.PIDs}}", name])?;
+        same(&told, processes)?;
+        let id = bed.inspect(name, ".Id")?;
+        let event: serde_json::Value =
+            serde_json::from_str(&runtime(bed).args(["events", "--stats", &id]).read()?)?;
+        same(&event["data"]["pids"]["current"].to_string(), processes)?;
+    }
     remove(bed, &pod)
 }

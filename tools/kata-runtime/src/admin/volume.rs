@@ -1,0 +1,290 @@
+//! `direct-volume`: what is told about a volume before a pod is created that mounts it, in Kata's form on disk, as CSI drivers write
+//! it.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use runtime::admin::Survey;
+use runtime::admin::client::Client;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::BTreeMap;
+
+use super::{Place, block_on, find, told};
+use crate::place;
+
+/// Where Kata has them.
+const PLACE: &str = "/run/kata-containers/shared/direct-volumes";
+
+/// Name of a volume's file.
+const FILE: &str = "mountInfo.json";
+
+/// Tell about volumes that are to be mounted in the guest and not on the host, as CSI drivers do.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    pub place: Place,
+    /// Directory of the volumes.
+    #[arg(long, value_name = "DIRECTORY", default_value = PLACE, hide = true)]
+    volumes: PathBuf,
+    #[command(subcommand)]
+    order: Order,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Order {
+    /// Say how a volume is to be mounted.
+    Add {
+        /// Where the pod expects it on the host.
+        #[arg(long, value_name = "PATH")]
+        volume_path: PathBuf,
+        /// JSON: volume-type, device, fstype, and perhaps metadata and options.
+        #[arg(long, value_name = "JSON")]
+        mount_info: String,
+    },
+    /// Forget a volume. One that is not known is success.
+    #[command(visible_alias = "delete")]
+    Remove {
+        /// Where the pod expected it.
+        #[arg(long, value_name = "PATH")]
+        volume_path: PathBuf,
+    },
+    /// Print how full a volume is, in the guest that has it.
+    Stats {
+        /// Where the pod expected it.
+        #[arg(long, value_name = "PATH")]
+        volume_path: PathBuf,
+        /// Sandbox that has it. Without it: the one that is recorded with the volume.
+        #[arg(long, value_name = "ID")]
+        sandbox: Option<String>,
+    },
+    /// Have a guest take a volume's new size into use.
+    Resize {
+        /// Where the pod expected it.
+        #[arg(long, value_name = "PATH")]
+        volume_path: PathBuf,
+        /// Bytes.
+        #[arg(long, value_name = "BYTES")]
+        size: u64,
+        /// Sandbox that has it. Without it: the one that is recorded with the volume.
+        #[arg(long, value_name = "ID")]
+        sandbox: Option<String>,
+    },
+}
+
+/// How a volume is to be mounted, as Kata has it.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MountInfo {
+    #[serde(rename = "volume-type")]
+    volume_type: String,
+    device: String,
+    #[serde(rename = "fstype")]
+    fs_type: String,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    options: Vec<String>,
+}
+
+/// Carries an order out.
+///
+/// # Errors
+/// It cannot be, or the sandbox refuses it.
+pub fn run(args: &Args, survey: impl FnOnce() -> Result<Survey>) -> Result<ExitCode> {
+    match &args.order {
+        Order::Add {
+            volume_path,
+            mount_info,
+        } => add(&args.volumes, volume_path, mount_info)?,
+        Order::Remove { volume_path } => remove(&args.volumes, volume_path)?,
+        Order::Stats { volume_path, sandbox } => {
+            let of = whose(&args.volumes, volume_path, sandbox.as_deref())?;
+            let query = ("path", text(volume_path)?);
+            println!("{}", ask(&survey()?, &of, "GET", "stats", Some(query), &[])?);
+        }
+        Order::Resize {
+            volume_path,
+            size,
+            sandbox,
+        } => {
+            let of = whose(&args.volumes, volume_path, sandbox.as_deref())?;
+            let body = json!({"VolumePath": volume_path, "Size": size}).to_string();
+            ask(&survey()?, &of, "POST", "resize", None, body.as_bytes())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn add(volumes: &Path, volume: &Path, mount_info: &str) -> Result<()> {
+    let info: MountInfo = serde_json::from_str(mount_info).context(
+        "--mount-info is not what it takes: volume-type, device, fstype, and perhaps metadata and options",
+    )?;
+    let dir = directory(volumes, volume)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .with_context(|| format!("cannot make {}", dir.display()))?;
+    place::replace(&dir.join(FILE), &serde_json::to_vec(&info)?)
+}
+
+fn remove(volumes: &Path, volume: &Path) -> Result<()> {
+    let dir = directory(volumes, volume)?;
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The sandbox that has a volume: Kata leaves a file of its name beside the volume's.
+fn whose(volumes: &Path, volume: &Path, named: Option<&str>) -> Result<String> {
+    let dir = directory(volumes, volume)?;
+    let entries = fs::read_dir(&dir)
+        .with_context(|| format!("volume {} is not known: add it first", volume.display()))?;
+    if let Some(named) = named {
+        return Ok(named.to_owned());
+    }
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let names: Vec<_> = names.filter(|name| name != FILE).collect();
+    match names.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => bail!(
+            "no sandbox is known to have volume {}; name it with --sandbox",
+            volume.display()
+        ),
+        several => bail!(
+            "volume {} is had by {}; name one with --sandbox",
+            volume.display(),
+            several.join(" and ")
+        ),
+    }
+}
+
+fn ask(
+    survey: &Survey,
+    id: &str,
+    method: &str,
+    what: &str,
+    query: Option<(&str, &str)>,
+    body: &[u8],
+) -> Result<String> {
+    block_on(async {
+        let found = find::target(survey, id).await?.sandbox;
+        let client = Client::new(&found).map_err(told)?;
+        let path = format!("/direct-volume/{what}");
+        let answer = client.request(method, &path, query, body).await.map_err(told)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    })
+}
+
+fn text(volume: &Path) -> Result<&str> {
+    volume
+        .to_str()
+        .with_context(|| format!("--volume-path {} is not UTF-8", volume.display()))
+}
+
+fn directory(volumes: &Path, volume: &Path) -> Result<PathBuf> {
+    ensure!(
+        volume.is_absolute(),
+        "--volume-path {} is not absolute",
+        volume.display()
+    );
+    Ok(volumes.join(base64url(volume.as_os_str().as_bytes())))
+}
+
+/// RFC 4648, section 5, with padding: what Go calls `URLEncoding`. Pure.
+fn base64url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for at in 0..4 {
+            let digit = usize::try_from(bits >> (18 - 6 * at) & 63).unwrap_or(0);
+            match at <= group.len() {
+                true => text.extend(DIGITS.get(digit).map(|digit| char::from(*digit))),
+                false => text.push('='),
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INFO: &str = r#"{"volume-type":"block","device":"/dev/sda","fstype":"ext4","options":["ro"]}"#;
+
+    #[test]
+    fn a_volumes_directory_is_named_as_kata_names_it() {
+        for (path, name) in [
+            ("/", "Lw=="),
+            ("/a", "L2E="),
+            ("/ab", "L2Fi"),
+            ("/vol?>", "L3ZvbD8-"),
+            ("/\u{ff}\u{ff}", "L8O_w78="),
+        ] {
+            assert_eq!(base64url(path.as_bytes()), name, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_volume_is_added_replaced_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = dir.path().join("direct-volumes");
+        let volume = Path::new("/var/lib/kubelet/vol");
+        add(&volumes, volume, INFO).unwrap();
+        let file = volumes.join("L3Zhci9saWIva3ViZWxldC92b2w=").join(FILE);
+        let written: MountInfo = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        assert_eq!(written, serde_json::from_str(INFO).unwrap());
+        add(&volumes, volume, &INFO.replace("ext4", "xfs")).unwrap();
+        assert!(fs::read_to_string(&file).unwrap().contains("xfs"));
+        remove(&volumes, volume).unwrap();
+        assert!(!file.exists());
+        remove(&volumes, volume).unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = dir.path().join("v");
+        let absolute = Path::new("/v");
+        for (path, info) in [
+            (Path::new("relative"), INFO),
+            (absolute, "{"),
+            (absolute, r#"{"device":"/dev/sda"}"#),
+            (
+                absolute,
+                r#"{"volume-type":"b","device":"d","fstype":"e","more":1}"#,
+            ),
+        ] {
+            assert!(add(&volumes, path, info).is_err(), "{info}");
+        }
+        assert!(!volumes.exists());
+    }
+
+    #[test]
+    fn whose_a_volume_is_is_recorded_beside_it_or_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = Path::new("/v");
+        let of = |named| whose(dir.path(), volume, named).map_err(|error| error.to_string());
+        assert!(of(Some("s")).unwrap_err().contains("not known"));
+        add(dir.path(), volume, INFO).unwrap();
+        assert_eq!(of(Some("s")).unwrap(), "s");
+        assert!(of(None).unwrap_err().contains("--sandbox"));
+        let place = directory(dir.path(), volume).unwrap();
+        fs::write(place.join("one"), "").unwrap();
+        assert_eq!(of(None).unwrap(), "one");
+        fs::write(place.join("two"), "").unwrap();
+        assert!(of(None).unwrap_err().contains("one"), "both are named");
+    }
+}

@@ -1,0 +1,65 @@
+//! Whose virtual machine a container shares that no annotation puts into a pod: who joins a namespace of another container's can
+//! have it only where that one is. So it is with podman's and Docker's `--network container:NAME`.
+
+use std::path::Path;
+
+use anyhow::Result;
+use oci_spec::runtime::Spec;
+use runtime::SandboxId;
+
+use super::Context;
+use super::query::shown;
+
+/// The sandbox of the container whose namespaces a specification joins. `None`: it joins nobody's that is known here.
+///
+/// # Errors
+/// What is kept of a container cannot be read.
+pub fn sandbox(spec: &Spec, context: &Context) -> Result<Option<SandboxId>> {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces());
+    let pids: Vec<u32> = namespaces
+        .flatten()
+        .filter_map(|namespace| process(namespace.path().as_deref()?))
+        .collect();
+    if pids.is_empty() {
+        return Ok(None);
+    }
+    for id in context.root.ids()? {
+        // One that is deleted meanwhile is nobody's neighbour.
+        let Some(target) = context.find(id.as_str())? else {
+            continue;
+        };
+        // The pid of a stand-in that has ended may be anybody's by now.
+        if pids.contains(&target.record.pid) && shown(&target)?.pid == target.record.pid {
+            return Ok(Some(target.sandbox));
+        }
+    }
+    Ok(None)
+}
+
+/// The process whose namespace this path names.
+fn process(path: &Path) -> Option<u32> {
+    let mut parts = path.strip_prefix("/proc").ok()?.iter();
+    let pid = parts.next()?.to_str()?.parse().ok()?;
+    (parts.next()? == "ns" && pid != 0).then_some(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_somebodys_if_its_path_says_so() {
+        for (path, expected) in [
+            ("/proc/17/ns/net", Some(17)),
+            ("/proc/17/ns/ipc", Some(17)),
+            ("/proc/17/root/run/netns/x", None),
+            ("/proc/self/ns/net", None),
+            ("/proc/0/ns/net", None),
+            ("/proc/17", None),
+            ("/run/netns/x", None),
+            ("", None),
+        ] {
+            assert_eq!(process(Path::new(path)), expected, "{path}");
+        }
+    }
+}
