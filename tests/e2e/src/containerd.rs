@@ -213,7 +213,8 @@ impl Containerd {
         Path::new(STATE).join("config.toml")
     }
 
-    fn log_path(&self) -> PathBuf {
+    /// The file that it and its shims log to.
+    pub fn log_path(&self) -> PathBuf {
         self.directory.join("containerd.log")
     }
 

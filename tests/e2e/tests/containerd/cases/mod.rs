@@ -1,5 +1,6 @@
 //! The cases, by what they are about. Each module has a list of its own.
 
+mod admin;
 mod debian;
 mod events;
 mod faults;
@@ -112,6 +113,7 @@ pub fn all() -> Vec<Entry> {
         ("templates", templates::CASES),
         ("faults", faults::CASES),
         ("refusals", refusals::CASES),
+        ("admin", admin::CASES),
     ];
     let of = |runtime| {
         modules.iter().flat_map(move |&(module, cases)| {

@@ -1,0 +1,312 @@
+//! An administrator's questions to sandboxes that a shim has started: each verb of `kata-runtime`, on real ones.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::configuration::Configuration;
+use e2e::parts::Part;
+use e2e::program::Program;
+use e2e::{deadlines, wait};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::Listed;
+use crate::bed::{Case, Container};
+
+const PROGRAM: &[Part] = &[Part::OciRuntime];
+
+pub const CASES: &[Listed] = &[
+    Listed::ours("every_verb", every_verb).needing(PROGRAM),
+    Listed::ours("what_a_sandbox_refuses", what_a_sandbox_refuses).needing(PROGRAM),
+    Listed::ours("the_dead_are_collected", the_dead_are_collected).needing(PROGRAM),
+];
+
+/// `kata-runtime`, with the configuration that the containers of this case have.
+fn kata(case: &Case<'_>, configuration: &Path, words: &[&str]) -> Program {
+    Program::new(case.target().programs().join("kata-runtime"))
+        .args(["--config".as_ref(), configuration.as_os_str()])
+        .args(words)
+        .within(deadlines::CALL)
+}
+
+/// A configuration in which consoles are allowed.
+fn with_console(case: &Case<'_>) -> Result<PathBuf> {
+    let mut configuration = Configuration::new(case.target());
+    configuration
+        .agent
+        .push(("debug_console_enabled".into(), "true".into()));
+    let path = case.path("console.toml");
+    configuration.write(&path)?;
+    Ok(path)
+}
+
+fn start<'a>(case: &'a Case<'a>, configuration: &Path, command: &[&str]) -> Result<Container<'a>> {
+    let id = case.id();
+    case.run_configured(configuration, &["--detach", "--null-io"], &id, command)
+        .read()?;
+    Ok(case.container(&id))
+}
+
+fn end(container: &Container<'_>) -> Result<()> {
+    container.kill("KILL")?;
+    container.wait_for_status("STOPPED")?;
+    container.delete_task()?;
+    container.delete()
+}
+
+fn json(text: &str) -> Result<Value> {
+    serde_json::from_str(text).with_context(|| format!("understand {text}"))
+}
+
+/// Each verb, by a shortened id, on one sandbox.
+fn every_verb(case: &mut Case<'_>) -> Result<()> {
+    let configuration = with_console(case)?;
+    let container = start(case, &configuration, &["sh", "-c", "sleep 1000 & sleep 1001"])?;
+    let id = container.id.clone();
+    let kata = |words: &[&str]| kata(case, &configuration, words);
+
+    let inspected = json(&kata(&["inspect", &id]).read()?)?;
+    assert_eq!(inspected["id"], id.as_str());
+    assert_eq!(inspected["state"], "running");
+    assert_eq!(inspected["containers"][0]["status"], "running");
+    assert_eq!(inspected["machine"]["type"], "q35");
+    ensure!(
+        inspected["phases"].as_array().is_some_and(|list| list.len() > 4),
+        "{inspected}"
+    );
+    let processes = inspected["processes"].as_array().context("it has processes")?;
+    let vmm = processes
+        .iter()
+        .find(|process| process["name"] == "vmm")
+        .context("it has a VMM")?;
+    ensure!(vmm["pid"] == container.pid()?, "{inspected}");
+    ensure!(
+        vmm["argv"][0].as_str().is_some_and(|name| name.contains("qemu")),
+        "{vmm}"
+    );
+
+    let metrics = kata(&["metrics", &id]).read()?;
+    for beginning in [
+        "kata_sandbox_info{id=",
+        "kata_shim_threads ",
+        "kata_shim_pod_overhead_memory_in_bytes ",
+        "kata_hypervisor_proc_stat{item=\"utime\"} ",
+        "kata_hypervisor_proc_status{item=\"vmrss\"} ",
+        "kata_hypervisor_io_stat{item=\"rchar\"} ",
+        "kata_virtiofsd_fds ",
+        "kata_container_memory_usage_bytes{container=",
+        "kata_guest_load{item=\"load1\"} ",
+        "kata_guest_meminfo{item=\"memtotal\"} ",
+        "kata_guest_cpu_time{cpu=\"total\",item=\"user\"} ",
+        "kata_guest_tasks{item=\"cur\"} ",
+    ] {
+        ensure!(
+            metrics.lines().any(|line| line.starts_with(beginning)),
+            "{beginning}: {metrics}"
+        );
+    }
+    let of_all = kata(&["metrics"]).read()?;
+    ensure!(of_all.contains(&format!("sandbox_id=\"{id}\"")), "{of_all}");
+
+    let stats = json(&kata(&["stats", "--no-stream", "--format", "json", &id]).read()?)?;
+    assert_eq!(stats[0]["sandbox"], id.as_str());
+    assert_eq!(stats[1]["container"], id.as_str());
+    ensure!(
+        stats[0]["memory_bytes"].as_u64() > Some(16 << 20),
+        "a guest has memory: {stats}"
+    );
+    ensure!(stats[1]["pids"].as_u64() >= Some(2), "{stats}");
+    let table = kata(&["stats", "--no-stream"]).read()?;
+    ensure!(table.starts_with("SANDBOX") && !table.contains('\x1b'), "{table}");
+
+    let ps = kata(&["ps", &id]).read()?;
+    for command in ["sleep 1000", "sleep 1001"] {
+        ensure!(ps.lines().any(|line| line.ends_with(command)), "{ps}");
+    }
+    let ps = json(&kata(&["ps", "--format", "json", &id]).read()?)?;
+    assert_eq!(ps[0]["container"], id.as_str());
+
+    console(case, &configuration, &id)?;
+
+    let log = case.containerd().log_path();
+    let kata = |words: &[&str]| self::kata(case, &configuration, words);
+    let log = log.display().to_string();
+    let logged = kata(&["logs", "--file", &log, &id]).read()?;
+    ensure!(logged.contains("the sandbox is ready"), "{logged}");
+    ensure!(
+        logged.contains("a console is opened"),
+        "an opened door is told: {logged}"
+    );
+
+    let collected = json(&kata(&["gc", "--force", "--format", "json"]).read()?)?;
+    let collected = collected.as_array().context("it is a list")?;
+    ensure!(
+        !collected
+            .iter()
+            .any(|left| left["sandbox"].as_str().is_some_and(|name| name.ends_with(&id))),
+        "what lives is not collected: {collected:?}"
+    );
+    let container = case.container(&id);
+    assert_eq!(container.shell("echo alive")?, "alive\n");
+    end(&container)
+}
+
+/// A shell in the guest, and not in the container.
+fn console(case: &Case<'_>, configuration: &Path, id: &str) -> Result<()> {
+    let kata = |words: &[&str]| kata(case, configuration, words);
+    let listed = kata(&[
+        "console",
+        id,
+        "--",
+        "ls",
+        "/run/kata;",
+        "echo",
+        "said",
+        ">&2;",
+        "exit",
+        "7",
+    ])
+    .output()?;
+    assert_eq!(listed.code(), Some(7), "{listed}");
+    ensure!(
+        String::from_utf8_lossy(&listed.stdout).contains("shared"),
+        "{listed}"
+    );
+    ensure!(listed.stderr.contains("said"), "{listed}");
+    let script = "cat /proc/1/comm\ncat /proc/self/mountinfo | grep -c virtiofs\n";
+    let shell = kata(&["exec", id]).stdin(script).read()?;
+    let lines: Vec<_> = shell.lines().collect();
+    ensure!(
+        lines
+            .first()
+            .is_some_and(|name| name.contains("init") || name.contains("agent")),
+        "{shell}"
+    );
+    // Much, through both ways, unchanged.
+    let much = "0123456789abcdef".repeat(1 << 14);
+    let echoed = kata(&["console", id, "cat"]).stdin(much.clone()).read()?;
+    ensure!(
+        echoed == much,
+        "{} bytes came back of {}",
+        echoed.len(),
+        much.len()
+    );
+    Ok(())
+}
+
+/// Names that mean nothing or too much, consoles that are not enabled, and what a guest has not: one clear error each.
+fn what_a_sandbox_refuses(case: &mut Case<'_>) -> Result<()> {
+    let configuration = case.path("plain.toml");
+    Configuration::new(case.target()).write(&configuration)?;
+    let one = start(case, &configuration, &["sleep", "1000"])?;
+    let two = start(case, &configuration, &["sleep", "1000"])?;
+    let kata = |words: &[&str]| kata(case, &configuration, words);
+    // They differ in a number, and in what comes after it.
+    let both = one.id.split("-1-").next().context("an id has a number")?;
+    let policy = case.path("policy");
+    fs::write(&policy, "package policy\n")?;
+    let policy = policy.display().to_string();
+    for (words, said) in [
+        (&["inspect", "no-such-sandbox"][..], "there is no sandbox"),
+        (&["inspect", both], "is ambiguous"),
+        (&["stats", "--no-stream", both], "is ambiguous"),
+        (&["ps", "no-such-sandbox"], "does not exist"),
+        (&["console", &one.id], "debug_console_enabled"),
+        (&["exec", &one.id], "debug_console_enabled"),
+        (&["iptables", "get", "--sandbox-id", &one.id], "packet filter"),
+        (
+            &["iptables", "set", "--v6", "--sandbox-id", &one.id, &policy],
+            "packet filter",
+        ),
+        (&["policy", "set", "--sandbox-id", &one.id, &policy], "policy"),
+    ] {
+        let failure = kata(words).output()?.failure()?;
+        ensure!(failure.contains(said), "{words:?}: {failure}");
+        ensure!(
+            failure.trim().lines().count() == 1,
+            "one error is one line: {failure}"
+        );
+    }
+    let volumes = case.path("volumes");
+    let volume = |order: &[&str]| {
+        let place = volumes.display().to_string();
+        kata(&[&["direct-volume", "--volumes", &place], order].concat())
+    };
+    let info = r#"{"volume-type":"block","device":"/dev/sdz","fstype":"ext4"}"#;
+    volume(&["add", "--volume-path", "/vol", "--mount-info", info]).read()?;
+    ensure!(
+        volumes.join("L3ZvbA==/mountInfo.json").exists(),
+        "it is where Kata has it"
+    );
+    let stats = volume(&["stats", "--volume-path", "/vol", "--sandbox", &one.id])
+        .output()?
+        .failure()?;
+    ensure!(stats.contains("direct volume"), "{stats}");
+    let size = volume(&[
+        "resize",
+        "--volume-path",
+        "/vol",
+        "--size",
+        "1",
+        "--sandbox",
+        &one.id,
+    ])
+    .output()?
+    .failure()?;
+    ensure!(size.contains("direct volume"), "{size}");
+    volume(&["remove", "--volume-path", "/vol"]).read()?;
+    ensure!(!volumes.join("L3ZvbA==").exists(), "it is forgotten");
+    end(&one)?;
+    end(&two)
+}
+
+/// What a sandbox leaves whose shim is killed while containerd is away: shown, removed, and not missed afterwards.
+fn the_dead_are_collected(case: &mut Case<'_>) -> Result<()> {
+    let configuration = case.path("plain.toml");
+    Configuration::new(case.target()).write(&configuration)?;
+    let container = start(case, &configuration, &["sleep", "1000"])?;
+    let id = container.id.clone();
+    let shim = case.shim(&container)?;
+    case.containerd().kill();
+    let pid = Pid::from_raw(shim.pid).context("a pid")?;
+    kill_process(pid, Signal::KILL)?;
+    wait::until("the shim ends", deadlines::PROGRESS, || {
+        Ok((!Path::new("/proc").join(shim.pid.to_string()).join("exe").exists()).then_some(()))
+    })?;
+    let gc = |words: &[&str]| -> Result<Option<Value>> {
+        let words = [&["gc", "--format", "json"], words].concat();
+        let list = json(&kata(case, &configuration, &words).read()?)?;
+        let list = list.as_array().context("it is a list")?.clone();
+        let is_ours = |left: &Value| left["sandbox"].as_str().is_some_and(|name| name.ends_with(&id));
+        Ok(list.into_iter().find(is_ours))
+    };
+    let inspected = json(&kata(case, &configuration, &["inspect", &id]).read()?)?;
+    assert_eq!(inspected["state"], "dead");
+    let dead = kata(case, &configuration, &["stats", "--no-stream", &id])
+        .output()?
+        .failure()?;
+    ensure!(dead.contains("kata-runtime gc"), "{dead}");
+    let shown = gc(&[])?.context("it is shown")?;
+    let dir = PathBuf::from(shown["directory"].as_str().context("a directory")?);
+    ensure!(dir.exists() && shown["removed"] == false, "shown only: {shown}");
+    let removed = gc(&["--force"])?.context("it is removed")?;
+    ensure!(removed["removed"] == true && !dir.exists(), "{removed}");
+    ensure!(gc(&[])?.is_none(), "nothing is left");
+    case.containerd().start_again()?;
+    let container = case.container(&id);
+    container
+        .wait_for_status("STOPPED")
+        .or_else(|_| wait_gone(&container))?;
+    // containerd may have forgotten the task by itself.
+    let _ = container.delete_task();
+    container.delete()
+}
+
+fn wait_gone(container: &Container<'_>) -> Result<()> {
+    ensure!(
+        container.status()?.is_none(),
+        "the task is neither stopped nor gone"
+    );
+    Ok(())
+}
