@@ -33,6 +33,7 @@ use hypervisor::VmSpec;
 use slog::{Logger, debug, warn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
@@ -50,7 +51,10 @@ use http::Request;
 const SOCKET: &str = "admin.sock";
 
 /// Requests that are answered at a time; the next ones wait.
-const MOST: usize = 8;
+const MOST: usize = 16;
+
+/// Of those, consoles, which last as long as somebody wants them; more are refused.
+const MOST_CONSOLES: usize = 8;
 
 /// Where requests come in, before there is anything to ask about.
 #[derive(Debug)]
@@ -135,6 +139,7 @@ impl Admin {
         let desk = Arc::new(Desk {
             subject,
             dir,
+            consoles: Semaphore::new(MOST_CONSOLES),
             log: log.clone(),
         });
         Self(tokio::spawn(async move {
@@ -164,6 +169,7 @@ struct Desk {
     subject: Subject,
     /// The sandbox's directory.
     dir: PathBuf,
+    consoles: Semaphore,
     log: Logger,
 }
 
@@ -258,6 +264,12 @@ impl Desk {
 
     /// A console, until either end of it ends.
     async fn console(&self, stream: &mut UnixStream, body: &[u8]) -> Result<()> {
+        let _room = self.consoles.try_acquire().map_err(|_| {
+            Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("{MOST_CONSOLES} consoles are open, and there can be no more: close one"),
+            )
+        })?;
         let agent = Arc::clone(&self.subject.agent);
         let opened = console::open(agent, &self.subject.config.agent, body).await?;
         warn!(self.log, "a console is opened in the guest"; "console" => opened.name());

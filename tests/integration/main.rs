@@ -11,6 +11,7 @@
     reason = "a test fails loudly, its support code too"
 )]
 
+mod admin;
 mod bad;
 mod death;
 mod life;

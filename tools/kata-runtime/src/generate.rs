@@ -51,15 +51,18 @@ pub fn manual(args: &Manual, command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A page for the program and one for each of its verbs that is shown, by their names.
+/// A page for the program and one for each of its verbs that is shown, and for theirs, by their names.
 fn pages(mut command: Command) -> Result<Vec<(String, Vec<u8>)>> {
     command.build();
-    let name = command.get_name().to_owned();
-    let mut pages = vec![(name.clone(), command.clone())];
-    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        if verb.get_name() != "help" {
-            let full = format!("{name}-{}", verb.get_name());
-            pages.push((full.clone(), verb.clone().name(full)));
+    let mut pages = vec![(command.get_name().to_owned(), command)];
+    let mut next = 0;
+    while let Some((name, command)) = pages.get(next).cloned() {
+        next += 1;
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            if verb.get_name() != "help" {
+                let full = format!("{name}-{}", verb.get_name());
+                pages.push((full.clone(), verb.clone().name(full)));
+            }
         }
     }
     let page = |(name, command): (String, Command)| {

@@ -7,12 +7,18 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::configuration::Configuration;
 use e2e::parts::Part;
 use e2e::program::Program;
+use e2e::terminal::Size;
 use e2e::{deadlines, wait};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::Listed;
 use crate::bed::{Case, Container};
+
+const WINDOW: Size = Size {
+    rows: 31,
+    columns: 97,
+};
 
 const PROGRAM: &[Part] = &[Part::OciRuntime];
 
@@ -183,6 +189,27 @@ fn console(case: &Case<'_>, configuration: &Path, id: &str) -> Result<()> {
             .is_some_and(|name| name.contains("init") || name.contains("agent")),
         "{shell}"
     );
+    let mut terminal = kata(&["console", id])
+        .within(deadlines::RUN)
+        .start_on_terminal(WINDOW)?;
+    terminal.type_in("tty; stty size; echo of $((40 + 2))\n")?;
+    terminal.wait_for("of 42")?;
+    let seen = terminal.text();
+    ensure!(seen.contains("/dev/pts/") && seen.contains("31 97"), "{seen}");
+    terminal.resize(Size {
+        rows: 20,
+        columns: 60,
+    })?;
+    // The news of it may be behind what is typed next.
+    terminal.type_in("until stty size | grep -q '20 60'; do sleep 0.1; done; echo resized $((1 + 1))\n")?;
+    terminal.wait_for("resized 2")?;
+    terminal.type_in("echo asleep $((1 + 1)); sleep 1000\n")?;
+    terminal.wait_for("asleep 2")?;
+    // A key that means a signal reaches the program in front, and the shell goes on.
+    terminal.type_in("\u{3}")?;
+    terminal.type_in("echo awake $((1 + 1)); exit 5\n")?;
+    terminal.wait_for("awake 2")?;
+    terminal.end()?.exits(5)?;
     // Much, through both ways, unchanged.
     let much = "0123456789abcdef".repeat(1 << 14);
     let echoed = kata(&["console", id, "cat"]).stdin(much.clone()).read()?;
