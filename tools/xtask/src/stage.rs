@@ -73,7 +73,14 @@ pub fn set(steps: &Steps, purposes: &[Purpose], then: &str) -> Result<ExitCode> 
     guest::build(&workspace, None, false)?;
     steps.next("programs");
     Program::cargo()
-        .args(["build", "--release", "--package", "shim", "--package", "kata-runtime"])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "shim",
+            "--package",
+            "kata-runtime",
+        ])
         .dir(workspace.root())
         .run()?;
     steps.next(then);
