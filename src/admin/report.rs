@@ -135,6 +135,7 @@ pub(super) async fn inspect(subject: &Subject, dir: &Path) -> Value {
         let state = container.state(None).await.ok()?;
         Some(json!({
             "id": container.id().as_str(),
+            "bundle": container.bundle(),
             "status": word(state.status),
             "exit_code": state.exit.map(|exit| exit.code),
             "terminal": state.terminal,

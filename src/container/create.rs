@@ -117,6 +117,7 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
     parts.phases.record("create", begun.elapsed());
 
     let (commands, queue) = mpsc::channel(QUEUE);
+    let bundle = parts.hooks.bundle().into();
     let task = Task {
         log: parts.log.new(o!("container" => id.to_string())),
         id: id.clone(),
@@ -135,5 +136,5 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
         deleted: false,
     };
     tokio::spawn(task.run(queue));
-    Ok(Container { id, commands })
+    Ok(Container { id, bundle, commands })
 }

@@ -10,7 +10,8 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use agent_protocol::StatsResponse;
@@ -92,6 +93,7 @@ pub type Stats = StatsResponse;
 #[derive(Debug, Clone)]
 pub struct Container {
     id: ContainerId,
+    bundle: Arc<Path>,
     commands: mpsc::Sender<Command>,
 }
 
@@ -99,6 +101,11 @@ impl Container {
     /// Its id.
     pub fn id(&self) -> &ContainerId {
         &self.id
+    }
+
+    /// Its bundle.
+    pub fn bundle(&self) -> &Path {
+        &self.bundle
     }
 
     /// Starts the init process. An exec error (program missing, not executable) is `InvalidArgument` with its text.

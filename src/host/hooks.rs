@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 
@@ -59,6 +60,11 @@ impl Hooks {
             id: id.clone(),
             plan: Arc::new(plan),
         }
+    }
+
+    /// The container's bundle.
+    pub(crate) fn bundle(&self) -> &Path {
+        &self.plan.bundle
     }
 
     /// The container is about to be created; `pid` is shown as its process, which is in its pod's network.

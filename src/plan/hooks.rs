@@ -20,9 +20,8 @@ use crate::oci;
 /// A hook that cannot run anywhere, or whose environment is none.
 pub(super) fn on_host(container: &ContainerConfig) -> Result<HooksPlan> {
     let spec = &container.spec;
-    let Some(hooks) = spec.hooks() else {
-        return Ok(HooksPlan::default());
-    };
+    let none = Hooks::default();
+    let hooks = spec.hooks().as_ref().unwrap_or(&none);
     if let Some(hook) = hooks.create_container().iter().flatten().next() {
         return Err(unsupported(
             "hooks.createContainer[0]",

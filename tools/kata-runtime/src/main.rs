@@ -195,7 +195,11 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Inspect(args) => admin::inspect::run(&args, &args.place.survey(load)?),
         Verb::Iptables(args) => admin::rules::iptables(&args, &args.place.survey(load)?),
         Verb::Kill(args) => oci::simple::kill(&args, &context),
-        Verb::List(args) => oci::list::run(&args, &context),
+        Verb::List(args) => oci::list::run(
+            &args,
+            &context,
+            admin::Place::default().survey(load).ok().as_ref(),
+        ),
         Verb::Logs(args) => admin::logs::run(&args, &args.place.survey(load)?, &context.root),
         Verb::Manual(args) => generate::manual(&args, Arguments::command()),
         Verb::Metrics(args) => admin::metrics::run(&args, &args.place.survey(load)?),
@@ -209,7 +213,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Verb::Run(args) => oci::run::run(&args, &context),
         Verb::Spec(args) => oci::spec::run(&args),
         Verb::Start(args) => oci::simple::start(&args, &context),
-        Verb::State(args) => oci::query::state(&args, &context),
+        Verb::State(args) => oci::query::state(&args, &context, || admin::Place::default().survey(load).ok()),
         Verb::Stats(args) => admin::stats::run(&args, || args.place.survey(load)),
         Verb::Update(args) => oci::simple::update(&args, &context),
     }

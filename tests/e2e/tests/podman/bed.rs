@@ -19,6 +19,9 @@ use crate::suite::Runtime;
 /// Our runtime's name there: one that podman takes for a runtime that writes its errors as JSON.
 const KATA: &str = "kata";
 
+/// Name of our runtime's configuration.
+const CONFIGURATION: &str = "configuration.toml";
+
 /// See the module's documentation.
 pub struct Bed {
     inside: Inside,
@@ -55,7 +58,7 @@ impl Bed {
     /// Furnishes the cell, and runs a first container, whose traces stay.
     pub fn new(inside: Inside) -> Result<Self> {
         let target = Target::here();
-        let configuration = inside.directory.join("configuration.toml");
+        let configuration = inside.directory.join(CONFIGURATION);
         Configuration::new(&target).write(&configuration)?;
         let wrapper = inside.directory.join(KATA);
         // Podman calls a runtime without its options at times, and without a PATH.
@@ -148,6 +151,11 @@ impl Bed {
     /// The cgroup that those of all containers are below.
     pub fn cgroup(&self) -> String {
         format!("/{}", self.inside.tag)
+    }
+
+    /// The file of our runtime's configuration.
+    pub fn configuration(&self) -> PathBuf {
+        self.inside.directory.join(CONFIGURATION)
     }
 
     /// A containerd in the cell. It is to be stopped before the case ends.

@@ -1,13 +1,16 @@
-//! `list`: the containers of this root.
+//! `list`: the containers of this root, and those that others have in virtual machines on this host.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use runtime::admin::Survey;
 use runtime::oci::OCI_VERSION;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::others::{self, Other};
 use super::query::{Form, shown};
+use crate::table::table;
 
 /// List containers.
 #[derive(Debug, clap::Args)]
@@ -20,11 +23,12 @@ pub struct Args {
     quiet: bool,
 }
 
-/// Prints the list.
+/// Prints the list. `survey`: the sandboxes of this host, if they can be looked for.
 ///
 /// # Errors
 /// The root directory cannot be read.
-pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
+pub fn run(args: &Args, context: &Context, survey: Option<&Survey>) -> Result<ExitCode> {
+    let own = context.root.scope()?;
     let mut rows = Vec::new();
     for id in context.root.ids()? {
         // One that is deleted meanwhile is none; one that cannot be asked is no reason to hide the others.
@@ -32,45 +36,54 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
             continue;
         };
         if let Ok(shown) = shown(&target) {
-            rows.push(shown);
+            rows.push(Other {
+                scope: own.to_string(),
+                shown,
+            });
         }
+    }
+    if let Some(survey) = survey {
+        rows.extend(others::all(survey, &own)?);
     }
     if args.quiet {
-        rows.iter().for_each(|row| println!("{}", row.id));
+        rows.iter().for_each(|row| println!("{}", row.shown.id));
     } else if args.format == Form::Json {
-        let rows: Vec<Value> = rows
-            .iter()
-            .map(|row| {
-                json!({
-                    "ociVersion": OCI_VERSION,
-                    "id": row.id,
-                    "pid": row.pid,
-                    "status": row.status,
-                    "bundle": row.bundle,
-                    "rootfs": row.bundle.join("rootfs"),
-                    "created": row.created,
-                    "annotations": row.annotations,
-                    "owner": "",
-                })
-            })
-            .collect();
+        let rows: Vec<Value> = rows.iter().map(json).collect();
         println!("{}", json!(rows));
     } else {
-        let width = rows.iter().map(|row| row.id.len()).max().unwrap_or(0).max(12);
-        println!(
-            "{:width$}  {:<9} {:<9} {:<30} BUNDLE",
-            "ID", "PID", "STATUS", "CREATED"
+        let rows: Vec<_> = rows.iter().map(row).collect();
+        print!(
+            "{}",
+            table(["ID", "PID", "STATUS", "CREATED", "SCOPE", "BUNDLE"], &rows)
         );
-        for row in rows {
-            println!(
-                "{:width$}  {:<9} {:<9} {:<30} {}",
-                row.id,
-                row.pid,
-                row.status,
-                row.created,
-                row.bundle.display()
-            );
-        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn json(row: &Other) -> Value {
+    let Other { scope, shown } = row;
+    json!({
+        "ociVersion": OCI_VERSION,
+        "id": shown.id,
+        "pid": shown.pid,
+        "status": shown.status,
+        "bundle": shown.bundle,
+        "rootfs": shown.bundle.join("rootfs"),
+        "created": shown.created,
+        "annotations": shown.annotations,
+        "owner": "",
+        "scope": scope,
+    })
+}
+
+fn row(row: &Other) -> [String; 6] {
+    let Other { scope, shown } = row;
+    [
+        shown.id.clone(),
+        shown.pid.to_string(),
+        shown.status.clone(),
+        shown.created.clone(),
+        scope.clone(),
+        shown.bundle.display().to_string(),
+    ]
 }

@@ -6,6 +6,7 @@ pub mod exec;
 pub mod features;
 pub mod list;
 mod neighbour;
+mod others;
 pub mod query;
 pub mod run;
 pub mod simple;

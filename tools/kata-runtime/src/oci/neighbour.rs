@@ -13,7 +13,7 @@ use super::query::shown;
 /// The sandbox of the container whose namespaces a specification joins. `None`: it joins nobody's that is known here.
 ///
 /// # Errors
-/// What is kept of a container cannot be read.
+/// The root directory cannot be read, or the daemon of the one that is joined does not answer.
 pub fn sandbox(spec: &Spec, context: &Context) -> Result<Option<SandboxId>> {
     let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces());
     let pids: Vec<u32> = namespaces
@@ -24,12 +24,17 @@ pub fn sandbox(spec: &Spec, context: &Context) -> Result<Option<SandboxId>> {
         return Ok(None);
     }
     for id in context.root.ids()? {
-        // One that is deleted meanwhile is nobody's neighbour.
-        let Some(target) = context.find(id.as_str())? else {
+        // One that is deleted meanwhile, or whose record cannot be read, is nobody's neighbour.
+        let Ok(Some(record)) = context.root.read(&id) else {
             continue;
         };
+        if !pids.contains(&record.pid) {
+            continue;
+        }
         // The pid of a stand-in that has ended may be anybody's by now.
-        if pids.contains(&target.record.pid) && shown(&target)?.pid == target.record.pid {
+        if let Some(target) = context.find(id.as_str())?
+            && shown(&target)?.pid == record.pid
+        {
             return Ok(Some(target.sandbox));
         }
     }

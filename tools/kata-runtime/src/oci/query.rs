@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use runtime::admin::Survey;
 use runtime::oci::OCI_VERSION;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
 use super::simple::Named;
-use super::{Context, Target};
+use super::{Context, Target, others};
 use crate::admin;
 use crate::client::Refusal;
 use crate::wire::{Answer, Ask, Kind, Shown};
@@ -113,8 +114,21 @@ pub fn shown(target: &Target) -> Result<Shown> {
 ///
 /// # Errors
 /// There is no such container.
-pub fn state(args: &State, context: &Context) -> Result<ExitCode> {
-    let shown = shown(&context.target(&args.named.id)?)?;
+pub fn state(args: &State, context: &Context, survey: impl FnOnce() -> Option<Survey>) -> Result<ExitCode> {
+    let id = &args.named.id;
+    let shown = match context.find(id)? {
+        Some(target) => shown(&target)?,
+        None => {
+            let other = match survey() {
+                Some(survey) => others::find(id, &survey, &context.root.scope()?)?,
+                None => None,
+            };
+            match other {
+                Some(other) => other.shown,
+                None => bail!("container {id} does not exist"),
+            }
+        }
+    };
     let mut state = json!({
         "ociVersion": OCI_VERSION,
         "id": shown.id,

@@ -18,6 +18,8 @@ cases! {
     it_says_its_version_and_what_it_can_do,
     a_bundle_is_created_started_killed_and_deleted,
     a_bundle_runs_in_the_foreground,
+    a_container_that_has_ended_is_refused_what_it_cannot_do,
+    a_broken_bundle_is_refused_and_leaves_its_name_free,
     a_stand_in_is_small_and_where_its_process_seems_to_be (Kata: "runc's process is the container's own"),
     descriptors_more_are_refused_before_anything_is_started (Kata: "runc passes them on"),
     a_dead_daemon_leaves_what_delete_removes (Kata: "runc has no daemon"),
@@ -152,6 +154,71 @@ fn a_bundle_runs_in_the_foreground(bed: &Bed) -> Result<()> {
         .output()?;
     same(&output.stderr, "err\n")?;
     same(&output.exits(7)?, "input\n")
+}
+
+fn a_container_that_has_ended_is_refused_what_it_cannot_do(bed: &Bed) -> Result<()> {
+    let bundle = bundle(bed, "true")?;
+    let id = bed.name();
+    let output = fs::File::create(bundle.join("output"))?;
+    let mut created = runtime(bed)
+        .args(["create", "--bundle"])
+        .args([&bundle])
+        .args([&id])
+        .start_logging_to(output)?;
+    ensure!(created.wait()?.success(), "it is not created");
+    // Not even started: what needs a process that executes is refused.
+    for words in [&["exec", &id, "true"][..], &["delete", "--no-such-option", &id]] {
+        runtime(bed).args(words).output()?.failure()?;
+    }
+    runtime(bed).args(["start", &id]).output()?.success()?;
+    wait::until("the container has ended", deadlines::RUN, || {
+        Ok((state(bed, &id)?["status"] == "stopped").then_some(()))
+    })?;
+    for words in [
+        &["start", &id][..],
+        &["exec", &id, "true"],
+        &["pause", &id],
+        &["resume", &id],
+    ] {
+        let said = runtime(bed).args(words).output()?.failure()?;
+        ensure!(said.lines().count() == 1, "{words:?} says {said}");
+    }
+    // Callers look for these words.
+    let said = runtime(bed).args(["kill", &id, "9"]).output()?.failure()?;
+    has(&said, "container not running")?;
+    same(&state(bed, &id)?["pid"].to_string(), "0")?;
+    runtime(bed).args(["delete", &id]).output()?.success()?;
+    runtime(bed).args(["delete", &id]).output()?.failure().map(drop)
+}
+
+fn a_broken_bundle_is_refused_and_leaves_its_name_free(bed: &Bed) -> Result<()> {
+    let whole = bundle(bed, "echo whole")?;
+    let config = whole.join("config.json");
+    let text = fs::read_to_string(&config)?;
+    let id = bed.name();
+    let run = || {
+        runtime(bed)
+            .args(["run", "--bundle"])
+            .args([&whole])
+            .args([&id])
+            .output()
+    };
+    let mut rootless: Value = serde_json::from_str(&text)?;
+    rootless["root"]["path"] = "nowhere".into();
+    let mut empty: Value = serde_json::from_str(&text)?;
+    empty["process"]["args"] = serde_json::json!([]);
+    for broken in ["", "{", "[]", &rootless.to_string(), &empty.to_string()] {
+        fs::write(&config, broken)?;
+        let said = run()?.failure()?;
+        if bed.runtime() == Runtime::Kata {
+            ensure!(said.lines().count() == 1, "{broken:.40}: {said}");
+        }
+        runtime(bed).args(["state", &id]).output()?.failure()?;
+    }
+    fs::remove_file(&config)?;
+    has(&run()?.failure()?, "config.json")?;
+    fs::write(&config, text)?;
+    same(&run()?.success()?, "whole\n")
 }
 
 fn a_stand_in_is_small_and_where_its_process_seems_to_be(bed: &Bed) -> Result<()> {

@@ -5,7 +5,9 @@ use e2e::containerd::Containerd;
 use e2e::parts::Target;
 use e2e::program::Program;
 use e2e::{deadlines, image, wait};
+use serde_json::Value;
 
+use super::command::{runtime, state};
 use super::{cases, has, same};
 use crate::bed::Bed;
 
@@ -13,6 +15,7 @@ cases! {
     a_task_lives_as_containerd_expects,
     a_task_runs_in_the_foreground,
     a_task_that_cannot_be_is_refused_in_the_runtimes_words,
+    what_containerds_own_shim_for_us_has_started_is_shown (Kata: "it is our own list of both"),
 }
 
 struct Stand<'a> {
@@ -120,4 +123,50 @@ fn a_task_that_cannot_be_is_refused_in_the_runtimes_words(bed: &Bed) -> Result<(
         .failure()?;
     has(&error, "/no/such/program")?;
     stand.containerd.stop()
+}
+
+fn what_containerds_own_shim_for_us_has_started_is_shown(bed: &Bed) -> Result<()> {
+    let (stand, id) = (Stand::new(bed)?, bed.name());
+    stand
+        .ctr(&[
+            "run",
+            "--detach",
+            "--runtime=io.containerd.kata.v2",
+            "--runtime-config-path",
+        ])
+        .args([bed.configuration()])
+        .args([image::BUSYBOX, &id, "sleep", "1000"])
+        .read()?;
+    let name = bed.sleeper(&[])?;
+    let own = bed.inspect(&name, ".Id")?;
+    let listed: Vec<Value> = serde_json::from_str(&runtime(bed).args(["list", "--format=json"]).read()?)?;
+    let row = |id: &str| {
+        listed
+            .iter()
+            .find(|row| row["id"] == id)
+            .context("it is not listed")
+    };
+    let (theirs, ours) = (row(&id)?, row(&own)?);
+    same(
+        theirs["scope"].as_str().unwrap_or_default(),
+        stand.containerd.namespace(),
+    )?;
+    same(ours["scope"].as_str().unwrap_or_default(), "oci")?;
+    let told = state(bed, &id)?;
+    same(told["status"].as_str().unwrap_or_default(), "running")?;
+    same(&told["pid"].to_string(), &theirs["pid"].to_string())?;
+    let bundle = stand.containerd.bundle(&id).display().to_string();
+    same(told["bundle"].as_str().unwrap_or_default(), &bundle)?;
+    // It is looked at, and that is all.
+    for words in [&["kill", &id, "9"][..], &["delete", &id], &["pause", &id]] {
+        let refused = runtime(bed).args(words).output()?.failure()?;
+        has(&refused, "does not exist")?;
+    }
+    runtime(bed)
+        .args(["delete", "--force", &id])
+        .output()?
+        .success()?;
+    same(&stand.status(&id)?, "RUNNING")?;
+    bed.remove(&name)?;
+    stand.remove(&id)
 }
