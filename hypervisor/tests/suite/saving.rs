@@ -212,3 +212,34 @@ pub async fn a_fingerprint_is_of_everything_that_matters(subject: Subject) {
         .expect("a change");
     assert_ne!(print(&same), before);
 }
+
+/// What a copy's memory takes counts in the cgroups of its VMM, and not in those of whoever has started it.
+pub async fn the_memory_of_a_copy_counts_in_its_cgroups(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let (parent, count) = match controllers.contains("memory") {
+        true => ("/sys/fs/cgroup", "memory.current"),
+        false => ("/sys/fs/cgroup/memory", "memory.usage_in_bytes"),
+    };
+    let dir = Path::new(parent).join(format!("kata-copy-{}", std::process::id()));
+    fs::create_dir(&dir).expect("a cgroup that counts memory (is this root?)");
+    let procs = File::options().write(true).open(dir.join("cgroup.procs"));
+    let shelf = Shelf::fill(subject, false).await;
+    let place = Place::new(subject);
+    let mut spec = spec(&place, false);
+    spec.memory.backing = MemoryBacking::Shared;
+    spec.cgroups = vec![std::sync::Arc::new(procs.expect("its list of processes").into())];
+    let launched = place.driver.launch(spec, Boot::Clone(shelf.saved())).await;
+    // Before the guest has done anything but come to life; QEMU itself takes less than half of what is saved.
+    let counted = fs::read_to_string(dir.join(count)).expect("a count");
+    let mut vm = launched.expect("a copy");
+    place.greeted().await;
+    vm.stop().await.expect("a stop");
+    fs::remove_dir(&dir).expect("an empty cgroup");
+    let counted: u64 = counted.trim().parse().expect("a number");
+    let saved = fs::metadata(shelf.path("memory")).expect("a file").blocks() * 512;
+    assert!(
+        counted >= saved,
+        "{counted} bytes count where {saved} were copied"
+    );
+}
