@@ -23,14 +23,16 @@ pub fn new(mib: u64) -> io::Result<OwnedFd> {
     Ok(memory)
 }
 
-/// Copies what there is in `from`, and not its holes. `to` is as large, and empty.
+/// Copies what there is in `from`, and not its holes. `to` is as large, and empty. It makes system calls only, so that a child of a
+/// process with threads may do it.
 pub fn copy(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
     for_each_extent(from, |mut begin, end| {
         seek(to, SeekFrom::Start(begin))?;
         while begin < end {
             let count = usize::try_from(end - begin).unwrap_or(usize::MAX);
             if sendfile(to, from, Some(&mut begin), count)? == 0 {
-                return Err(cut_off());
+                // It has become shorter meanwhile.
+                return Err(Errno::NODATA.into());
             }
         }
         Ok(())
@@ -79,13 +81,6 @@ fn for_each_extent(file: impl AsFd, mut take: impl FnMut(u64, u64) -> io::Result
 /// The size of a file.
 pub fn size(file: &OwnedFd) -> io::Result<u64> {
     Ok(fstat(file)?.st_size.unsigned_abs())
-}
-
-fn cut_off() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::UnexpectedEof,
-        "the file has become shorter meanwhile",
-    )
 }
 
 #[cfg(test)]

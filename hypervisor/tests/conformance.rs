@@ -89,6 +89,7 @@ mod only_q35 {
         q35: a_copy_grows
         q35: a_damaged_vm_is_not_copied
         q35: only_what_was_started_to_be_saved_is
+        q35: the_memory_of_a_copy_counts_in_its_cgroups
         q35: a_fingerprint_is_of_everything_that_matters
     }
 }

@@ -19,7 +19,7 @@ use rustix::process::{
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, pages};
 
 pub use record::reap;
 pub use sys::close_on_exec_from;
@@ -101,6 +101,14 @@ pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error>
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
     child.hand_over();
     Ok((process, output))
+}
+
+/// Copies memory, in a process that is in these cgroups: pages count where they are touched first. Without any, in this one.
+pub fn copy_memory(from: &OwnedFd, to: &OwnedFd, cgroups: Vec<Arc<OwnedFd>>) -> io::Result<()> {
+    if cgroups.is_empty() {
+        return pages::copy(from, to);
+    }
+    sys::copy_memory(from.try_clone()?, to.try_clone()?, cgroups)
 }
 
 impl Process {

@@ -12,6 +12,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::pages;
+
 /// What a child has from us besides its standard streams. See [`Program`](super::Program).
 pub struct Inheritance {
     pub fds: Vec<Arc<OwnedFd>>,
@@ -29,17 +31,59 @@ pub fn prepare(command: &mut Command, inheritance: Inheritance) {
     }
 }
 
-fn between_fork_and_exec(parent: Pid, inheritance: &Inheritance) -> io::Result<()> {
+/// Has a child in these cgroups copy memory, and never execute a program. Answers when it is done.
+///
+/// # Errors
+/// The copy's; the child was killed.
+pub fn copy_memory(from: OwnedFd, to: OwnedFd, cgroups: Vec<Arc<OwnedFd>>) -> io::Result<()> {
+    let parent = getpid();
+    let done = move || {
+        die_with(parent)?;
+        join(&cgroups)?;
+        pages::copy(&from, &to)?;
+        // Nothing that a system call of ours answers with. The caller's `spawn` fails with it, and reaps the child.
+        Err(io::Error::from_raw_os_error(libc::ECANCELED))
+    };
+    let mut command = Command::new("/");
+    // SAFETY: the closure makes system calls only, and so does `pages::copy`: it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(done);
+    }
+    match command.spawn() {
+        Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Ok(()),
+        Err(error) => Err(error),
+        // It went without a word.
+        Ok(mut child) => {
+            let status = child.wait()?;
+            Err(io::Error::other(format!(
+                "the process that does it ended: {status}"
+            )))
+        }
+    }
+}
+
+/// Has the kernel end this process with the thread of `parent` that has started it.
+fn die_with(parent: Pid) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // The parent may have died before the line above; then nobody is left to send the signal.
-    if getppid() != Some(parent) {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    match getppid() == Some(parent) {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
     }
-    // Here, so that no thread, child or page of the program is ever counted elsewhere.
-    for procs in &inheritance.cgroups {
+}
+
+fn join(cgroups: &[Arc<OwnedFd>]) -> io::Result<()> {
+    for procs in cgroups {
         // The process that writes.
         write(procs, b"0")?;
     }
+    Ok(())
+}
+
+fn between_fork_and_exec(parent: Pid, inheritance: &Inheritance) -> io::Result<()> {
+    die_with(parent)?;
+    // Here, so that no thread, child or page of the program is ever counted elsewhere.
+    join(&inheritance.cgroups)?;
     if let Some(namespace) = &inheritance.network_namespace {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     }

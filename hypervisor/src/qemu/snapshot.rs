@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::argv::{self, Channels, Life, Settings};
 use super::vm::QemuVm;
 use crate::qmp::{Client, Events};
-use crate::{Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, deadlines, pages};
+use crate::{Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, deadlines, pages, process};
 
 /// Name under which QEMU is given the file for the state of the devices.
 const STATE: &str = "state";
@@ -67,8 +67,9 @@ impl Revival {
             MemoryBacking::Private => (Arc::new(memory), None),
             MemoryBacking::Shared => {
                 let own = new_memory(spec)?;
-                let to = Arc::clone(&own);
-                (own, Some(spawn_blocking(move || pages::copy(&memory, &to))))
+                let (to, cgroups) = (Arc::clone(&own), spec.cgroups.clone());
+                let copying = spawn_blocking(move || process::copy_memory(&memory, &to, cgroups));
+                (own, Some(copying))
             }
         };
         let revival = Self {

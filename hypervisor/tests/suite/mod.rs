@@ -23,6 +23,7 @@ pub use growth::a_machine_grows_up_to_its_limit_and_not_beyond;
 pub use saving::{
     a_copy_grows, a_damaged_vm_is_not_copied, a_fingerprint_is_of_everything_that_matters,
     copies_go_on_where_the_saved_vm_stopped, only_what_was_started_to_be_saved_is,
+    the_memory_of_a_copy_counts_in_its_cgroups,
 };
 pub use subject::Subject;
 use subject::{BOOT, Place, SOON};

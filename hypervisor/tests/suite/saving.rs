@@ -70,14 +70,10 @@ async fn hang_up(place: &Place) {
         .expect("an end");
 }
 
-fn identity(path: &Path) -> (u64, u64, i64, i64) {
+/// Size and time of the last change. What a file takes is no part of it: a disk's may be allocated when it is written back.
+fn identity(path: &Path) -> (u64, i64, i64) {
     let metadata = fs::metadata(path).expect("a file");
-    (
-        metadata.len(),
-        metadata.blocks(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-    )
+    (metadata.len(), metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// Copies live side by side, whether their memory is shared with other processes or not, and leave what they are copies of
@@ -86,10 +82,11 @@ pub async fn copies_go_on_where_the_saved_vm_stopped(subject: Subject) {
     let _shared = PROCESS.read().await;
     let shelf = Shelf::fill(subject, true).await;
     let memory = shelf.path("memory");
-    let (size, blocks, ..) = identity(&memory);
-    assert_eq!(size, 256 << 20);
+    let metadata = fs::metadata(&memory).expect("a file");
+    assert_eq!(metadata.len(), 256 << 20);
+    let blocks = metadata.blocks();
     assert!(
-        blocks * 512 < size / 2,
+        blocks * 512 < metadata.len() / 2,
         "{blocks} blocks of a file that is mostly zero"
     );
     let before = identity(&memory);
@@ -110,7 +107,6 @@ pub async fn copies_go_on_where_the_saved_vm_stopped(subject: Subject) {
         let boot = Boot::Clone(shelf.saved());
         let vm = place.driver.launch(spec.clone(), boot).await.expect("a copy");
         assert_eq!(vm.report().origin, Origin::Clone);
-        // Whoever has only a directory of its own left must not need the saved one any more.
         copies.push(vm);
     }
     for (place, _) in &places {
@@ -215,4 +211,35 @@ pub async fn a_fingerprint_is_of_everything_that_matters(subject: Subject) {
         .set_len(100)
         .expect("a change");
     assert_ne!(print(&same), before);
+}
+
+/// What a copy's memory takes counts in the cgroups of its VMM, and not in those of whoever has started it.
+pub async fn the_memory_of_a_copy_counts_in_its_cgroups(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let (parent, count) = match controllers.contains("memory") {
+        true => ("/sys/fs/cgroup", "memory.current"),
+        false => ("/sys/fs/cgroup/memory", "memory.usage_in_bytes"),
+    };
+    let dir = Path::new(parent).join(format!("kata-copy-{}", std::process::id()));
+    fs::create_dir(&dir).expect("a cgroup that counts memory (is this root?)");
+    let procs = File::options().write(true).open(dir.join("cgroup.procs"));
+    let shelf = Shelf::fill(subject, false).await;
+    let place = Place::new(subject);
+    let mut spec = spec(&place, false);
+    spec.memory.backing = MemoryBacking::Shared;
+    spec.cgroups = vec![std::sync::Arc::new(procs.expect("its list of processes").into())];
+    let launched = place.driver.launch(spec, Boot::Clone(shelf.saved())).await;
+    // Before the guest has done anything but come to life; QEMU itself takes less than half of what is saved.
+    let counted = fs::read_to_string(dir.join(count)).expect("a count");
+    let mut vm = launched.expect("a copy");
+    place.greeted().await;
+    vm.stop().await.expect("a stop");
+    fs::remove_dir(&dir).expect("an empty cgroup");
+    let counted: u64 = counted.trim().parse().expect("a number");
+    let saved = fs::metadata(shelf.path("memory")).expect("a file").blocks() * 512;
+    assert!(
+        counted >= saved,
+        "{counted} bytes count where {saved} were copied"
+    );
 }

@@ -9,6 +9,8 @@ use e2e::configuration::Configuration;
 use e2e::deadlines;
 use e2e::parts::Part;
 use e2e::program::Program;
+use e2e::wait;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Listed;
 use crate::bed::{Case, Container};
@@ -31,6 +33,7 @@ pub const CASES: &[Listed] = &[
         a_template_that_was_touched_is_not_used,
     )
     .needing(TOOL),
+    Listed::ours("a_copy_is_killed_before_it_runs", a_copy_is_killed_before_it_runs).needing(TOOL),
     Listed::ours(
         "two_that_make_a_template_make_one",
         two_that_make_a_template_make_one,
@@ -210,6 +213,27 @@ fn a_template_that_was_touched_is_not_used(case: &mut Case<'_>) -> Result<()> {
     let (container, is_copy) = factory.start(case)?;
     container.remove()?;
     ensure!(is_copy, "the new template is not used");
+    factory.call("destroy").read().map(drop)
+}
+
+/// A copy that comes to nothing is booted instead, or the start fails with a reason; either way nothing is left of it.
+fn a_copy_is_killed_before_it_runs(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    factory.call("init").read()?;
+    let id = case.id();
+    let run = case
+        .run_configured(&factory.configuration, &["--rm"], &id, &["echo", "done"])
+        .start()?;
+    let vmm = wait::until("the virtual machine starts", deadlines::RUN, || {
+        Ok(case.processes(&["qemu-system", &id])?.first().cloned())
+    })?;
+    let pid = Pid::from_raw(vmm.pid).context("it has an id")?;
+    kill_process(pid, Signal::KILL)?;
+    let output = run.end()?;
+    match output.code() {
+        Some(0) => ensure!(output.success()? == "done\n"),
+        _ => ensure!(!output.failure()?.trim().is_empty(), "there is no reason"),
+    }
     factory.call("destroy").read().map(drop)
 }
 
