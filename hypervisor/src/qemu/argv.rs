@@ -161,6 +161,11 @@ fn kernel_command_line(settings: &Settings, others: &[String]) -> String {
     let mut params: Vec<String> = ["console=ttyS0", "quiet", "panic=-1", "reboot=t"]
         .map(String::from)
         .into();
+    if !settings.kvm {
+        // A kernel that boots counts ticks to see whether its timer works, and panics if there are too few, as there are
+        // when its processor waits for the host's. With KVM it does not look.
+        params.push("no_timer_check".into());
+    }
     if let Some(khz) = settings.tsc_khz {
         params.push(format!("tsc_early_khz={khz}"));
     }
