@@ -212,8 +212,8 @@ fn kernel_command_line(settings: &Settings, others: &[String]) -> String {
         .map(String::from)
         .into();
     if !settings.kvm {
-        // The kernel panics when too few ticks of the timer arrive within a while that it counts itself, which a translator on a
-        // busy host can't promise. A kernel under KVM knows that.
+        // A kernel that boots counts ticks to see whether its timer works, and panics if there are too few, as there are
+        // when its processor waits for the host's. With KVM it does not look.
         params.push("no_timer_check".into());
     }
     if let Some(khz) = settings.tsc_khz {
