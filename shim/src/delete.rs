@@ -129,7 +129,7 @@ async fn remove(target: &Target) -> Result<()> {
         match timeout(deadlines::GIVE_UP, give_up(target)).await {
             Ok(Ok(())) => return Ok(()),
             // It was about to end.
-            Ok(Err(ttrpc::Error::RemoteClosed | ttrpc::Error::LocalClosed | ttrpc::Error::Socket(_))) => {}
+            Ok(Err(error)) if socket::is_lost(&error) => {}
             Ok(Err(error)) => {
                 return Err(error).with_context(|| format!("container {} is not removed", target.id));
             }

@@ -153,6 +153,19 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
+/// Whether a call failed because there is nobody at the other end any more. Which error ttrpc has for it depends on how far the call
+/// had come; one of them has no kind of its own.
+pub fn is_lost(error: &ttrpc::Error) -> bool {
+    match error {
+        ttrpc::Error::RemoteClosed
+        | ttrpc::Error::LocalClosed
+        | ttrpc::Error::Eof
+        | ttrpc::Error::Socket(_) => true,
+        ttrpc::Error::Others(text) => text.starts_with("reserve channel capacity failed"),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,6 +183,27 @@ mod tests {
         // CRI-O has no address.
         assert_ne!(path("", "c1"), path("", "c2"));
         assert_ne!(path("", "c1"), path("/run/containerd/containerd.sock", "c1"));
+    }
+
+    #[tokio::test]
+    async fn a_call_to_a_server_that_has_gone_is_lost_however_it_fails() {
+        let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+        let client = containerd_shim_protos::shim_async::TaskClient::new(ttrpc::asynchronous::Client::new(
+            ttrpc::asynchronous::transport::Socket::from(ours),
+        ));
+        drop(theirs);
+        let request = containerd_shim_protos::api::ConnectRequest::default();
+        // The first may be on its way already; the later ones find the way closed.
+        for _ in 0..5 {
+            let error = client
+                .connect(ttrpc::context::with_timeout(0), &request)
+                .await
+                .unwrap_err();
+            assert!(is_lost(&error), "{error}");
+            tokio::task::yield_now().await;
+        }
+        let status = ttrpc::get_status(ttrpc::Code::NOT_FOUND, "no such container");
+        assert!(!is_lost(&ttrpc::Error::RpcStatus(status)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context;
 
-use crate::{deadlines, sys};
+use crate::{deadlines, socket, sys};
 
 /// Metadata that names the namespace.
 const NAMESPACE: &str = "containerd-namespace-ttrpc";
@@ -75,11 +75,7 @@ impl Connection {
         let known = self.client.is_some();
         match self.attempt(&event.namespace, &request).await {
             // containerd was restarted since the last event: the request went nowhere.
-            Err(ttrpc::Error::RemoteClosed | ttrpc::Error::LocalClosed | ttrpc::Error::Socket(_))
-                if known =>
-            {
-                self.attempt(&event.namespace, &request).await
-            }
+            Err(error) if known && socket::is_lost(&error) => self.attempt(&event.namespace, &request).await,
             answer => answer,
         }
         .map_err(|error| error.to_string())
