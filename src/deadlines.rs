@@ -101,8 +101,8 @@ pub(crate) const ADMIN_ANSWER: Duration = Duration::from_secs(30);
 pub(crate) const CONSOLE_END: Duration = Duration::from_secs(2);
 
 /// For an agent's first call: what the configuration says, or what suits a guest that is `emulated` or not.
-pub(crate) fn dial(config: &AgentConfig, emulated: bool) -> Duration {
-    config.dial_timeout.unwrap_or(match emulated {
+pub(crate) fn dial(config: &AgentConfig, emulated: impl FnOnce() -> bool) -> Duration {
+    config.dial_timeout.unwrap_or_else(|| match emulated() {
         true => DIAL_EMULATED,
         false => DIAL,
     })

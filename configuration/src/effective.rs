@@ -1,7 +1,7 @@
 //! What is in force, key by key, and where it was said. Pure.
 
 use crate::tree::{self, Place, Table, Value};
-use crate::{AgentConfig, Config, HypervisorConfig, RuntimeConfig, agent, runtime};
+use crate::{AgentConfig, Config, FactoryConfig, HypervisorConfig, RuntimeConfig, agent, factory, runtime};
 
 /// A key's value in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +25,7 @@ pub(crate) fn list(config: &Config, whole: &Table) -> Vec<Effective> {
         (agent::TABLE, AgentConfig::SETTINGS),
         (runtime::TABLE, runtime::Selection::SETTINGS),
         (runtime::TABLE, RuntimeConfig::SETTINGS),
+        (factory::TABLE, FactoryConfig::SETTINGS),
     ];
     let mut all = Vec::new();
     for (table, settings) in tables {

@@ -107,7 +107,7 @@ async fn fill(
     template.run_dir = unfinished.dir().to_owned();
     template.devices = with_socket(template.devices, &socket);
     let mut vm = hypervisor.launch(template, Boot::ToSave).await?;
-    let limit = deadlines::dial(&config.agent, hypervisor.capabilities().emulated);
+    let limit = deadlines::dial(&config.agent, || hypervisor.capabilities().emulated);
     let saved = save(limit, &mut *vm, &listener, unfinished).await;
     let stopped = vm.stop().await.map_err(Error::from);
     saved.and(stopped)

@@ -344,7 +344,7 @@ pub struct HooksPlan {
 /// A hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookPlan {
-    /// Its field of the specification: "hooks.prestart[0]".
+    /// Its field of the specification: `hooks.prestart[0]`.
     pub name: String,
     /// Absolute path of its program.
     pub path: PathBuf,

@@ -161,6 +161,7 @@ impl Ground for Counted {
             path: self.0.socket(),
         })?;
         let mut daemon = self.0.daemon.subscribe();
+        let started = *self.0.size.lock().unwrap();
         Ok(Acquired {
             vm: VmSpec {
                 id: "s".into(),
@@ -168,11 +169,11 @@ impl Ground for Counted {
                 kernel: PathBuf::new(),
                 initrd: PathBuf::new(),
                 kernel_params: Vec::new(),
-                vcpus: 1,
-                max_vcpus: 1,
+                vcpus: started.vcpus,
+                max_vcpus: started.vcpus,
                 memory: Memory {
-                    size_mib: 1,
-                    max_mib: 1,
+                    size_mib: started.memory_mib,
+                    max_mib: started.memory_mib,
                     backing: MemoryBacking::Private,
                 },
                 devices: Vec::new(),

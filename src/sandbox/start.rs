@@ -111,7 +111,7 @@ impl Holdings {
         self.step(Step::VmStarted)?;
         clock.lap("vmm");
 
-        let limit = deadlines::dial(config, factory.emulated());
+        let limit = deadlines::dial(config, || factory.emulated());
         let greeted = tokio::select! {
             greeted = listener.accept(limit) => greeted,
             error = died(&vm) => return Err(error),

@@ -168,7 +168,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T>) -> ErrorKind {
 fn an_emulated_guest_may_take_longer_to_call_unless_somebody_has_said_how_long() {
     let mut config = config().agent;
     config.dial_timeout = None;
-    let limit = |config: &AgentConfig, emulated| deadlines::dial(config, emulated).as_secs();
+    let limit = |config: &AgentConfig, emulated| deadlines::dial(config, || emulated).as_secs();
     assert_eq!((limit(&config, false), limit(&config, true)), (45, 180));
     config.dial_timeout = Some(SOON);
     assert_eq!((limit(&config, false), limit(&config, true)), (20, 20));

@@ -237,9 +237,10 @@ impl<'a> Case<'a> {
         )
     }
 
-    /// A path on disk for a file or directory of this case's.
+    /// A path on disk for a file or directory of this case's; the same case of the other runtime has another.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.bed.cell.directory.join(format!("{}-{name}", self.name))
+        let path = format!("{}-{}-{name}", self.runtime, self.name);
+        self.bed.cell.directory.join(path)
     }
 
     /// A call of `ctr`.

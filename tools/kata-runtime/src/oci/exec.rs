@@ -95,13 +95,13 @@ impl Args {
 /// # Errors
 /// It did not start.
 pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
-    let target = context.target(&args.id)?;
     if args.preserve_fds > 0 {
         bail!(
             "--preserve-fds {}: descriptors cannot be brought into a virtual machine",
             args.preserve_fds
         );
     }
+    let target = context.target(&args.id)?;
     let daemon = target.daemon()?;
     let spec = process(args, &target.record.bundle)?;
     let terminal = spec.get("terminal").and_then(Value::as_bool).unwrap_or(false);

@@ -19,6 +19,11 @@ const SMALL: Size = Size {
     columns: 90,
 };
 
+const LARGE: Size = Size {
+    rows: 50,
+    columns: 132,
+};
+
 /// A shell that says what its terminal is like each time it is asked.
 const SCRIPT: &str = "trap 'echo interrupted' INT; test -t 0 -a -t 1 -a -t 2 && echo ready; \
     while :; do read word || continue; echo \"<$word>\" >&2; stty size; test \"$word\" = end && exit 5; done";
@@ -45,12 +50,8 @@ fn converse(program: Program) -> Result<()> {
     terminal.type_in("hello\n")?;
     // The terminal's echo, then what the shell answers.
     terminal.wait_for("hello\n<hello>\n")?;
-    wait_for_size(&mut terminal, "30 90")?;
-    terminal.resize(Size {
-        rows: 50,
-        columns: 132,
-    })?;
-    wait_for_size(&mut terminal, "50 132")?;
+    wait_for_size(&mut terminal, SMALL)?;
+    wait_for_size(&mut terminal, LARGE)?;
     // Ctrl-C is a key of the container's terminal. It must end neither the shell, which traps it, nor `ctr`. The shell looks for
     // signals before it reads, not while: one that comes between the two is heeded after the next line.
     terminal.type_in("\x03")?;
@@ -61,20 +62,27 @@ fn converse(program: Program) -> Result<()> {
     Ok(())
 }
 
-/// Asks until the size is told: a new one takes its time, and nothing says when it has come.
-fn wait_for_size(terminal: &mut Terminal, size: &str) -> Result<()> {
+/// Asks until the size is told.
+fn wait_for_size(terminal: &mut Terminal, size: Size) -> Result<()> {
+    let told = format!("{} {}\n", size.rows, size.columns);
     let answers = |terminal: &Terminal| terminal.text().matches("<size>\n").count();
     let mut asked = answers(terminal);
     wait::until(
-        &format!("the terminal's size is {size}"),
+        &format!("the terminal's size is {told:?}"),
         deadlines::PROGRESS,
         || {
             // One question at a time: a shell that is slow would have to answer all of them before it heeds what comes next.
             if answers(terminal) == asked {
+                // `ctr` reads the size, and then begins to heed its changes: one in between is lost, so it is changed again.
+                terminal.resize(Size {
+                    rows: size.rows + 1,
+                    ..size
+                })?;
+                terminal.resize(size)?;
                 terminal.type_in("size\n")?;
                 asked += 1;
             }
-            Ok(terminal.text().contains(&format!("{size}\n")).then_some(()))
+            Ok(terminal.text().contains(&told).then_some(()))
         },
     )
 }
@@ -86,7 +94,7 @@ fn attach_to_a_terminal(case: &mut Case<'_>) -> Result<()> {
     start.start_on_terminal(SMALL)?.end()?.success()?;
     let attach = case.ctr(&["task", "attach", &id]).within(deadlines::RUN);
     let mut terminal = attach.start_on_terminal(SMALL)?;
-    wait_for_size(&mut terminal, "30 90")?;
+    wait_for_size(&mut terminal, SMALL)?;
     terminal.type_in("end\n")?;
     terminal.end()?.exits(5)?;
     // The client that attached has deleted the task.

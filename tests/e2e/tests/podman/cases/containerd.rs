@@ -102,14 +102,16 @@ fn a_task_runs_in_the_foreground(bed: &Bed) -> Result<()> {
         .output()?;
     same(&output.stderr, "err\n")?;
     same(&output.exits(7)?, "input\n")?;
-    let terminal = stand.run(&["--rm", "--tty"], &bed.name(), "stty size; exit 3");
+    // `ctr` sets the size when the process runs.
+    let script = "until [ \"$(stty size)\" = '33 77' ]; do sleep 0.1; done; echo it is so; exit 3";
+    let terminal = stand.run(&["--rm", "--tty"], &bed.name(), script);
     let shown = terminal
         .start_on_terminal(e2e::terminal::Size {
             rows: 33,
             columns: 77,
         })?
         .end()?;
-    has(&shown.exits(3)?, "33 77")?;
+    has(&shown.exits(3)?, "it is so")?;
     stand.containerd.stop()
 }
 
