@@ -1,6 +1,6 @@
 //! Containers and further processes on a terminal.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use e2e::program::Program;
 use e2e::terminal::{Size, Terminal};
 use e2e::{deadlines, wait};
@@ -67,12 +67,13 @@ fn wait_for_size(terminal: &mut Terminal, size: Size) -> Result<()> {
     let told = format!("{} {}\n", size.rows, size.columns);
     let answers = |terminal: &Terminal| terminal.text().matches("<size>\n").count();
     let mut asked = answers(terminal);
-    wait::until(
+    let waited = wait::until(
         &format!("the terminal's size is {told:?}"),
         deadlines::PROGRESS,
         || {
             // One question at a time: a shell that is slow would have to answer all of them before it heeds what comes next.
-            if answers(terminal) == asked {
+            let answered = answers(terminal);
+            if answered >= asked {
                 // `ctr` reads the size, and then begins to heed its changes: one in between is lost, so it is changed again.
                 terminal.resize(Size {
                     rows: size.rows + 1,
@@ -80,11 +81,12 @@ fn wait_for_size(terminal: &mut Terminal, size: Size) -> Result<()> {
                 })?;
                 terminal.resize(size)?;
                 terminal.type_in("size\n")?;
-                asked += 1;
+                asked = answered + 1;
             }
             Ok(terminal.text().contains(&told).then_some(()))
         },
-    )
+    );
+    waited.with_context(|| format!("it says {:?}", terminal.text()))
 }
 
 /// A container that was started without a client gets one later.
