@@ -47,7 +47,7 @@ pub enum Finding {
     },
 }
 
-/// Decides what `wanted` means on this host. The first time after a boot this takes up to [`deadlines::PROBE`]; what was
+/// Decides what `wanted` means on this host. The first time after a boot this takes up to `deadlines::PROBE`; what was
 /// found is kept in `run_dir`.
 pub fn choose(wanted: Accelerator, run_dir: &Path, log: &Logger) -> Result<Choice, Error> {
     if wanted == Accelerator::Tcg {

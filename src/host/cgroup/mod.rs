@@ -62,7 +62,7 @@ impl From<Errno> for Refused {
 
 /// Makes it. The answer is what a process that is to be in it joins by: `cgroup.procs` of every hierarchy, opened for writing.
 ///
-/// `keep` is told what will have been made before it is; what a failure leaves is [`remove`]'s to take away.
+/// `keep` is told what will have been made before it is; what a failure leaves is [`remove()`]'s to take away.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`] for a path that is no directory, [`ErrorKind::FailedPrecondition`] where nothing may be
