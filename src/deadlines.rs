@@ -90,6 +90,9 @@ pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// For another process that makes templates, or takes them away, to be done: a boot, on a busy machine.
 pub(crate) const TEMPLATE_LOCK: Duration = Duration::from_secs(180);
 
+/// After a connection could not be accepted, as when descriptors have run out.
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 /// For an administrator's request to come, and for its answer to be taken. It is a program on this host that is there or is not.
 pub(crate) const ADMIN: Duration = Duration::from_secs(10);
 

@@ -10,8 +10,9 @@ use agent_client::Agent;
 use agent_protocol as p;
 use configuration::AgentConfig;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
+use tokio::net::unix::ReadHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -92,12 +93,20 @@ pub(super) async fn open(agent: Arc<dyn Agent>, config: &AgentConfig, body: &[u8
         .into(),
         ..Default::default()
     };
-    agent.open_console(request, Some(config.request_timeout)).await?;
-    Ok(Console {
+    let console = Console {
         agent,
         id,
         terminal: order.terminal,
-    })
+    };
+    let limit = Some(config.request_timeout);
+    if let Err(error) = console.agent.open_console(request, limit).await {
+        if error.kind == agent_client::ErrorKind::DeadlineExceeded {
+            // It may run all the same.
+            let _ = console.end().await;
+        }
+        return Err(error.into());
+    }
+    Ok(console)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -204,7 +213,7 @@ impl Console {
     }
 
     /// Gives the program what comes, until the other end hangs up.
-    async fn push(&self, from: &mut (impl AsyncRead + Unpin)) -> Result<()> {
+    async fn push(&self, from: &mut ReadHalf<'_>) -> Result<()> {
         while let Some(frame) = receive(from).await? {
             match frame {
                 Frame::Data(data) => {
@@ -214,8 +223,12 @@ impl Console {
                             data: data.to_vec(),
                             ..Default::default()
                         };
-                        // One that no longer reads may write yet.
-                        let _ = self.agent.write_stdin(request, None).await?;
+                        tokio::select! {
+                            // One that no longer reads may write yet.
+                            written = self.agent.write_stdin(request, None) => drop(written?),
+                            // Whoever has hung up does not wait for what it has sent to be read. Its readiness comes with this interest.
+                            hung_up = from.ready(Interest::PRIORITY) => return hung_up.map(drop).map_err(broken),
+                        }
                     }
                 }
                 Frame::Size(rows, columns) => {

@@ -150,11 +150,9 @@ impl Admin {
                     accepted = listener.accept(), if answers.len() < MOST => match accepted {
                         Ok((stream, _)) => drop(answers.spawn(Arc::clone(&desk).serve(stream))),
                         Err(error) => {
-                            // Descriptors have run out, say. The next answer that ends may give some back.
+                            // Descriptors have run out, say.
                             warn!(desk.log, "an administrator is not heard"; "error" => %error);
-                            if answers.join_next().await.is_none() {
-                                return;
-                            }
+                            tokio::time::sleep(deadlines::ACCEPT_PAUSE).await;
                         }
                     },
                     Some(_) = answers.join_next() => {}

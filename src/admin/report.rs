@@ -23,6 +23,8 @@ const MOST_TEXT: usize = 256;
 pub struct Figures {
     /// Its id.
     pub id: String,
+    /// Whose it is: ids are unique within a scope.
+    pub scope: String,
     /// When they were read: nanoseconds since 1970.
     pub at_ns: u64,
     /// vCPUs that it was started with.
@@ -191,6 +193,7 @@ pub(super) async fn figures(subject: &Subject, dir: &Path) -> Figures {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Figures {
         id: subject.sandbox.id().to_string(),
+        scope: subject.scope.to_string(),
         at_ns: nanoseconds(now),
         vcpus: subject.about.vcpus,
         memory_bytes: subject.about.memory_mib << 20,

@@ -169,8 +169,15 @@ impl Shelf {
                 let Some(lock) = shelf.open()? else {
                     continue;
                 };
-                flock(&lock, FlockOperation::LockExclusive)
-                    .map_err(|cause| failed("lock", &shelf.dir)(cause.into()))?;
+                // Not in the kernel: a program that gives up waits for this thread, and who has the lock may be a stopped process.
+                loop {
+                    site.at(&shelf.dir)?;
+                    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                        Ok(()) => break,
+                        Err(Errno::WOULDBLOCK) => std::thread::sleep(deadlines::LOOK),
+                        Err(cause) => return Err(failed("lock", &shelf.dir)(cause.into())),
+                    }
+                }
                 // Whoever had it may have taken the directory away.
                 let locked = stat(&lock, &shelf.dir)?;
                 if fs::metadata(&shelf.dir).is_ok_and(|there| there.ino() == locked.st_ino) {
@@ -364,7 +371,7 @@ fn refused(path: &Path, why: std::fmt::Arguments<'_>) -> Error {
     Error::new(
         ErrorKind::FailedPrecondition,
         format!(
-            "{} {why}; take it away with `kata-runtime factory destroy`, and make it anew with `kata-runtime factory init`",
+            "{} {why}; remove it, and make it anew with `kata-runtime factory init`",
             path.display()
         ),
     )

@@ -62,6 +62,14 @@ pub(super) fn resolv_conf(spec: &Spec, site: &Site) -> Result<Option<String>> {
         })
 }
 
+/// What this host resolves names with; nothing if that is no text.
+pub(super) fn resolv_conf_of_the_host() -> String {
+    read(Path::new(RESOLV_CONF), MAX_RESOLV_CONF)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .unwrap_or_default()
+}
+
 /// Reads a file of the caller's, which may be anything.
 fn read(path: &Path, max: u64) -> Result<Vec<u8>> {
     let failed = |cause: io::Error| {

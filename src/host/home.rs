@@ -296,6 +296,8 @@ fn owned<T>(kind: ErrorKind, id: &SandboxId, dir: &Path, what: &str) -> Result<A
             });
         }
         Ok(Some(record)) => format!("process {} owns it", record.owner),
+        // Somebody looks, or its owner has died early.
+        Ok(None) | Err(_) if holder(dir).is_none_or(is_dead) => return Ok(Attempt::Lingers),
         // Its owner is only just beginning.
         Ok(None) | Err(_) => "a process owns it".to_owned(),
     };
@@ -480,7 +482,9 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         match Home::try_claim(run_dir.path(), &id("t"), &id("s")) {
-                            Ok(Attempt::Lingers | Attempt::Cleaned(_)) => panic!("everybody lives"),
+                            Ok(Attempt::Cleaned(_)) => panic!("everybody lives"),
+                            // It has the lock, and has not written yet who it is.
+                            Ok(Attempt::Lingers) => {}
                             Ok(Attempt::Done((home, _))) => {
                                 assert_eq!(owners.fetch_add(1, Ordering::SeqCst), 0);
                                 claims.fetch_add(1, Ordering::SeqCst);
@@ -495,6 +499,22 @@ mod tests {
         });
         assert!(claims.into_inner() > 0);
         assert_eq!(fs::read_dir(run_dir.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_claim_waits_for_who_only_looks() {
+        let run_dir = tempfile::tempdir().unwrap();
+        let dir = directory(run_dir.path(), &id("t"), &id("s")).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let look = File::create(dir.join(LOCK)).unwrap();
+        flock(&look, FlockOperation::NonBlockingLockShared).unwrap();
+        let (scope, id) = (id("t"), id("s"));
+        let looks_away = async {
+            tokio::task::yield_now().await;
+            drop(look);
+        };
+        let (claimed, ()) = tokio::join!(Home::claim(run_dir.path(), &scope, &id), looks_away);
+        claimed.unwrap();
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Host {
     /// What is wrong with the host, the pod or their combination with the configuration.
     pub(crate) fn plan_pod(request: &SandboxRequest, pod: PodConfig) -> Result<Self> {
         request.hypervisor.check_host()?;
-        let sandbox = oci::pod(&request.id, pod)?;
+        let sandbox = oci::pod(&request.id, pod, &bundle::resolv_conf_of_the_host())?;
         let abilities = request.hypervisor.capabilities();
         let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
         Self::new(request, plan)

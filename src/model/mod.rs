@@ -31,6 +31,8 @@ pub struct SandboxConfig {
     pub id: SandboxId,
     /// Where the request comes from.
     pub container_type: ContainerType,
+    /// No container stands for it: what its caller would have put into files for the others is the sandbox's to give.
+    pub is_alone: bool,
     /// Host name of the guest; empty where the bundle gives none.
     pub hostname: String,
     /// Name resolution.
@@ -252,6 +254,8 @@ pub struct SandboxPlan {
     pub network: Option<NetworkPlan>,
     /// The cgroup of its processes on the host. `None`: they stay where we are.
     pub cgroup: Option<CgroupPlan>,
+    /// See [`SandboxConfig::is_alone`].
+    pub is_alone: bool,
     /// The sandbox's part of the conversation with the agent, but for clock and entropy.
     pub guest: p::CreateSandboxRequest,
 }

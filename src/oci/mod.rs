@@ -56,6 +56,7 @@ pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result
     Ok(SandboxConfig {
         id: id.clone(),
         container_type,
+        is_alone: false,
         hostname: spec.hostname().clone().unwrap_or_default(),
         dns: resolv_conf.map(dns::parse).unwrap_or_default(),
         shm_size: resources::shm_size(spec)?,

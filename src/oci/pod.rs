@@ -7,11 +7,11 @@ use crate::SandboxId;
 use crate::error::Result;
 use crate::model::{ContainerType, Dns, NetworkNamespace, PodConfig, SandboxConfig};
 
-/// What a pod's configuration says of its sandbox.
+/// What a pod's configuration says of its sandbox. `resolv_conf` is the text of the host's, which a pod has that is told of no other.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument), naming the field.
-pub fn pod(id: &SandboxId, pod: PodConfig) -> Result<SandboxConfig> {
+pub fn pod(id: &SandboxId, pod: PodConfig, resolv_conf: &str) -> Result<SandboxConfig> {
     let cgroup = match &pod.cgroup_parent {
         parent if parent.is_empty() => None,
         // As the CRI's plugin names the cgroup of a first container.
@@ -24,8 +24,12 @@ pub fn pod(id: &SandboxId, pod: PodConfig) -> Result<SandboxConfig> {
     Ok(SandboxConfig {
         id: id.clone(),
         container_type: ContainerType::PodSandbox,
+        is_alone: true,
         hostname: pod.hostname,
-        dns: resolved(&pod.dns),
+        dns: match pod.dns == Dns::default() {
+            true => dns::parse(resolv_conf),
+            false => resolved(&pod.dns),
+        },
         shm_size: 0,
         sysctls: pod.sysctls,
         resources: resources::of_pod(pod.limits, &pod.annotations)?,
@@ -85,7 +89,7 @@ mod tests {
             },
             annotations: Default::default(),
         };
-        let sandbox = pod(&id(), told).unwrap();
+        let sandbox = pod(&id(), told, "").unwrap();
         assert_eq!((sandbox.id.as_str(), sandbox.hostname.as_str()), ("p1", "web"));
         assert_eq!(sandbox.container_type, ContainerType::PodSandbox);
         assert_eq!(sandbox.dns.servers, ["10.0.0.1"]);
@@ -106,10 +110,21 @@ mod tests {
 
     #[test]
     fn nothing_told_is_nothing_wanted() {
-        let sandbox = pod(&id(), PodConfig::default()).unwrap();
+        let sandbox = pod(&id(), PodConfig::default(), "").unwrap();
         assert_eq!(sandbox.network_namespace, NetworkNamespace::Host);
         assert_eq!((sandbox.cgroup, sandbox.resources), (None, Resources::default()));
         assert_eq!(sandbox.dns, Dns::default());
+        assert!(sandbox.is_alone);
+    }
+
+    #[test]
+    fn a_pod_that_is_told_of_no_resolver_has_the_hosts() {
+        let host = "# the host's\nnameserver 192.0.2.9\nsearch here.example\n";
+        let servers = |told| pod(&id(), told, host).unwrap().dns.servers;
+        assert_eq!(servers(PodConfig::default()), ["192.0.2.9"]);
+        let mut told = PodConfig::default();
+        told.dns.servers = vec!["192.0.2.1".into()];
+        assert_eq!(servers(told), ["192.0.2.1"]);
     }
 
     #[test]
@@ -119,7 +134,7 @@ mod tests {
                 cgroup_parent: parent.into(),
                 ..Default::default()
             };
-            pod(&id(), told).map(|sandbox| sandbox.cgroup)
+            pod(&id(), told, "").map(|sandbox| sandbox.cgroup)
         };
         let Some(HostCgroup::Systemd { unit, .. }) = with("/kubepods.slice/kubepods-podx.slice").unwrap()
         else {

@@ -27,7 +27,7 @@ pub(super) fn plan(
     // A guest that is a process of the host has no kernel to itself.
     let own_kernel = sandbox.share != SharePlan::Process;
     let namespaces = namespaces::plan(spec, container.container_type, own_kernel)?;
-    let mounts = mounts::plan(container, volumes, namespaces.own_user)?;
+    let mounts = mounts::plan(container, &mounts::given(sandbox), volumes, namespaces.own_user)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     let guest_root = RootBuilder::default()
         .path(guest::shared(&container.directory, guest::ROOTFS))

@@ -75,6 +75,7 @@ pub fn sandbox(
         share,
         network: network(config, sandbox, abilities, started.vcpus)?,
         cgroup: cgroup::choose(config, sandbox),
+        is_alone: sandbox.is_alone,
         guest: guest::create_sandbox(sandbox, grows),
     })
 }
@@ -150,7 +151,7 @@ pub fn container(
 /// # Errors
 /// Mounts that cannot be planned whatever is there.
 pub fn sources(container: &ContainerConfig) -> Result<Vec<PathBuf>> {
-    let mounts = mounts::plan(container, &Volumes::default(), false)?;
+    let mounts = mounts::plan(container, &[], &Volumes::default(), false)?;
     Ok(mounts.binds.into_iter().map(|bind| bind.source).collect())
 }
 

@@ -12,7 +12,7 @@ use oci_spec::runtime::Mount;
 use super::{memory, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
-use crate::model::{BindPlan, ContainerConfig};
+use crate::model::{BindPlan, ContainerConfig, SandboxPlan};
 use crate::plan::volumes::{Volumes, Wanted};
 
 /// File systems that the kernel makes out of nothing.
@@ -35,6 +35,9 @@ const OF_THE_KERNEL: [&str; 16] = [
     "tracefs",
 ];
 
+/// Where processes look for memory that they share.
+const SHM: &str = "/dev/shm";
+
 /// The options that set SELinux labels; the guest's kernel has no SELinux and takes them for nonsense.
 const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
 
@@ -49,8 +52,55 @@ pub(super) struct Mounts {
     pub(super) storages: Vec<p::Storage>,
 }
 
-/// Sorts the mounts of a specification. `own_user`: the container has a user namespace of its own.
-pub(super) fn plan(container: &ContainerConfig, volumes: &Volumes, own_user: bool) -> Result<Mounts> {
+/// A file or directory of the pod's in the guest, and where every container has it that has nothing else there.
+pub(super) struct Given {
+    destination: &'static str,
+    source: &'static str,
+}
+
+/// What a pod gives its containers: nothing if a container stands for it, whose caller has files on the host for all of them.
+pub(super) fn given(sandbox: &SandboxPlan) -> Vec<Given> {
+    if !sandbox.is_alone {
+        return Vec::new();
+    }
+    let guest = &sandbox.guest;
+    let resolves = guest
+        .dns
+        .as_ref()
+        .is_some_and(|dns| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty()));
+    [
+        (true, SHM, p::GUEST_SHM),
+        (resolves, "/etc/resolv.conf", p::GUEST_RESOLV_CONF),
+        (!guest.hostname.is_empty(), "/etc/hostname", p::GUEST_HOSTNAME),
+    ]
+    .into_iter()
+    .filter(|(is_there, ..)| *is_there)
+    .map(|(_, destination, source)| Given { destination, source })
+    .collect()
+}
+
+impl Given {
+    /// As a mount of a container's. A container that must not write its root must not write a file of the pod's.
+    fn mount(&self, readonly: bool) -> Mount {
+        let mut mount = Mount::default();
+        let mut options = vec!["bind".to_owned()];
+        options.extend((readonly && self.destination != SHM).then(|| "ro".to_owned()));
+        mount
+            .set_destination(self.destination.into())
+            .set_typ(Some("bind".to_owned()))
+            .set_source(Some(self.source.into()))
+            .set_options(Some(options));
+        mount
+    }
+}
+
+/// Sorts the mounts of a specification, and adds what is `given` to it. `own_user`: the container has a user namespace of its own.
+pub(super) fn plan(
+    container: &ContainerConfig,
+    given: &[Given],
+    volumes: &Volumes,
+    own_user: bool,
+) -> Result<Mounts> {
     let mut mounts = Mounts::default();
     for (index, asked) in container.spec.mounts().iter().flatten().enumerate() {
         if asked.uid_mappings().is_some() || asked.gid_mappings().is_some() {
@@ -70,6 +120,19 @@ pub(super) fn plan(container: &ContainerConfig, volumes: &Volumes, own_user: boo
             new(index, &mut mount, own_user)?;
         }
         mounts.guest.push(mount);
+    }
+    let root = container.spec.root().as_ref();
+    let readonly = root.and_then(|root| root.readonly()).unwrap_or(false);
+    for given in given {
+        let there = |mount: &&mut Mount| mount.destination() == Path::new(given.destination);
+        match mounts.guest.iter_mut().find(there) {
+            None => mounts.guest.push(given.mount(readonly)),
+            // Memory of the container's alone, because nobody has had the pod's.
+            Some(mount) if given.destination == SHM && mount.typ().as_deref() == Some("tmpfs") => {
+                *mount = given.mount(readonly);
+            }
+            Some(_) => {}
+        }
     }
     Ok(mounts)
 }
@@ -148,7 +211,7 @@ fn bind(
         mount.set_typ(Some("cgroup".to_owned()));
         mount.set_source(Some("cgroup".into()));
         mount.set_options(Some(rest));
-    } else if mount.destination() == Path::new("/dev/shm") || clean.starts_with("/dev/shm") {
+    } else if mount.destination() == Path::new(SHM) || clean.starts_with(SHM) {
         // Memory that processes share must be memory of their own kernel.
         mount.set_source(Some(p::GUEST_SHM.into()));
     } else if ["/sys", "/proc", "/dev"]

@@ -16,13 +16,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
+use crate::deadlines;
 use crate::io::CHUNK;
 
 /// Connections carried at a time by one listener; the next ones wait until one ends.
 const MOST: usize = 256;
-
-/// After a connection could not be accepted, as when descriptors have run out.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// Carries connections until it is dropped.
 #[derive(Debug)]
@@ -77,7 +75,7 @@ async fn serve(listener: TcpListener, way: Way) {
                 }
                 Err(error) => {
                     warn!(way.log, "a connection to the pod's localhost is not accepted"; "error" => %error);
-                    sleep(PAUSE).await;
+                    sleep(deadlines::ACCEPT_PAUSE).await;
                 }
             },
             Some(_) = carried.join_next() => {}

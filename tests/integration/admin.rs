@@ -105,21 +105,31 @@ async fn a_console_carries_streams_and_the_exit_status_and_ends_when_it_is_left(
         (&b"typed"[..], &b"no\n"[..], 9)
     );
 
-    // Whoever leaves takes it along.
-    let (_input, mut output) = client.console(&order("echo $$; exec sleep 1000")).await.unwrap();
-    let Some(Frame::Data(pid)) = output.receive().await.unwrap() else {
-        panic!("it says its pid")
-    };
-    let pid = String::from_utf8(pid).unwrap();
-    let process = std::path::Path::new("/proc").join(pid.trim());
-    assert!(process.exists());
-    drop((_input, output));
-    let gone = async {
-        while process.exists() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(crate::stand::SOON, gone).await.unwrap();
+    // Whoever leaves takes it along, read or not what was typed.
+    for typed in [0, 512 * 1024] {
+        let (mut input, mut output) = client.console(&order("echo $$; exec sleep 1000")).await.unwrap();
+        let Some(Frame::Data(pid)) = output.receive().await.unwrap() else {
+            panic!("it says its pid")
+        };
+        let pid = String::from_utf8(pid).unwrap();
+        let process = std::path::Path::new("/proc").join(pid.trim());
+        assert!(process.exists());
+        // More than pipes and sockets hold: it is still being sent when it is given up.
+        let typing = async {
+            for _ in 0..typed / (32 * 1024) {
+                input.send(&Frame::Data(vec![b'x'; 32 * 1024])).await.unwrap();
+            }
+        };
+        let all_sent = tokio::time::timeout(std::time::Duration::from_millis(500), typing).await;
+        assert_eq!(all_sent.is_ok(), typed == 0, "nobody reads it");
+        drop((input, output));
+        let gone = async {
+            while process.exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(crate::stand::SOON, gone).await.unwrap();
+    }
     sandbox.stop().await.unwrap();
     stand.assert_clean();
 }

@@ -108,6 +108,7 @@ impl Listener {
     /// Waits for a peer that greets as an agent, and hangs up; returns when it, or the VMM in between, has hung up too. Who dials
     /// again is not served.
     pub async fn turn_away(&self, deadline: Duration) -> Result<(), Error> {
+        let until = tokio::time::Instant::now() + deadline;
         let mut stream = self.greeted(deadline).await?;
         let farewell = async {
             stream.shutdown().await?;
@@ -115,7 +116,7 @@ impl Listener {
             while stream.read(&mut ignored).await? > 0 {}
             Ok(())
         };
-        match tokio::time::timeout(deadline, farewell).await {
+        match tokio::time::timeout_at(until, farewell).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
                 let error: std::io::Error = error;
@@ -238,10 +239,11 @@ mod tests {
         let (away, ()) = tokio::join!(listener.turn_away(Duration::from_secs(5)), peer(false));
         away.unwrap();
         let error = tokio::select! {
-            away = listener.turn_away(Duration::from_millis(50)) => away.unwrap_err(),
+            away = listener.turn_away(Duration::from_millis(500)) => away.unwrap_err(),
             () = peer(true) => unreachable!(),
         };
         assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+        assert!(error.to_string().contains("still there"), "{error}");
     }
 
     #[test]

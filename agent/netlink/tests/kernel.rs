@@ -273,7 +273,13 @@ fn rules_are_beside_the_initial_ones() {
             invert: false,
             ..four.clone()
         };
-        for rule in [&four, &six] {
+        // The kernel takes and tells the bits behind those of a network.
+        let with_more_bits = Rule {
+            priority: 101,
+            source_prefix: 16,
+            ..four.clone()
+        };
+        for rule in [&four, &six, &with_more_bits] {
             socket.put_rule(rule).expect("a rule");
             socket.put_rule(rule).expect("the same again");
             let rules = socket.rules().expect("rules");

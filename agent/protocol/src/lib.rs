@@ -56,3 +56,6 @@ pub const GUEST_SHM: &str = "/run/kata/shm";
 
 /// The pod's `resolv.conf`, written by `CreateSandbox` when the request has DNS settings.
 pub const GUEST_RESOLV_CONF: &str = "/run/kata/resolv.conf";
+
+/// The pod's `/etc/hostname`, written by `CreateSandbox` when the request has a host name.
+pub const GUEST_HOSTNAME: &str = "/run/kata/hostname";

@@ -317,8 +317,9 @@ pub fn route(words: &RouteWords<'_>) -> Result<(String, netlink::Route)> {
 /// [`Error::Invalid`].
 pub fn rule(words: &RuleWords<'_>) -> Result<netlink::Rule> {
     const DESTINATION: &str = "network.rule.destination";
-    let (source, source_prefix) = network("network.rule.source", words.source)?;
-    let (destination, destination_prefix) = network(DESTINATION, words.destination)?;
+    // The kernel takes bits behind those of the network, and compares without them.
+    let (source, source_prefix) = ip_and_prefix("network.rule.source", words.source)?;
+    let (destination, destination_prefix) = ip_and_prefix(DESTINATION, words.destination)?;
     same_family(DESTINATION, source, Some(destination))?;
     if words.table == 0 {
         return Err(Error::invalid("network.rule.table", "there is no table 0"));

@@ -1,16 +1,16 @@
 //! How the guest becomes a sandbox: begun by its task, done beside it (a device of the network may have to appear yet),
 //! finished by it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use agent_protocol::GUEST_SHM;
+use agent_protocol::{GUEST_HOSTNAME, GUEST_RESOLV_CONF, GUEST_SHM};
 
 use super::shares::Shares;
 use super::workshop::Workshop;
 use super::{Phase, Sandbox, SandboxRequest, spec};
 use crate::error::{Error, Result};
 use crate::growth::Growth;
-use crate::identity;
+use crate::identity::{self, Identity};
 use crate::network;
 use crate::storage::{Mounted, Storage};
 
@@ -25,7 +25,7 @@ const DEFAULT_SHM_SIZE: u64 = 64 << 20;
 pub(super) struct Birth {
     workshop: Workshop,
     owns_kernel: bool,
-    resolv_conf: PathBuf,
+    files: PodFiles,
 }
 
 /// What of it the sandbox keeps.
@@ -36,6 +36,44 @@ pub(super) struct Born {
     shares: Shares,
     /// How the guest grows, if it does.
     growth: Option<Growth>,
+}
+
+/// What the pod's containers find of it in files.
+#[derive(Debug)]
+pub(super) struct PodFiles {
+    resolv_conf: PathBuf,
+    hostname: PathBuf,
+}
+
+impl PodFiles {
+    /// The files of an agent whose directory this is.
+    pub(super) fn below(dir: &Path) -> Self {
+        Self {
+            resolv_conf: spec::locate(Path::new(GUEST_RESOLV_CONF), dir),
+            hostname: spec::locate(Path::new(GUEST_HOSTNAME), dir),
+        }
+    }
+
+    fn write(&self, identity: &Identity) -> Result<()> {
+        let hostname = Some(&identity.hostname).filter(|name| !name.is_empty());
+        let files = [
+            (&self.resolv_conf, identity.dns.resolv_conf()),
+            (&self.hostname, hostname.map(|name| format!("{name}\n"))),
+        ];
+        for (path, text) in files {
+            if let Some(text) = text {
+                std::fs::write(path, text).map_err(Error::file("write", path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that are not there were not asked for.
+    pub(super) fn remove(&self) {
+        for path in [&self.resolv_conf, &self.hostname] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 impl Sandbox {
@@ -68,7 +106,7 @@ impl Sandbox {
         Ok(Birth {
             workshop: self.workshop.clone(),
             owns_kernel: self.owns_kernel,
-            resolv_conf: self.resolv_conf(),
+            files: self.files(),
         })
     }
 
@@ -129,11 +167,10 @@ impl Birth {
         let storages: Vec<Storage> = std::iter::once(shm).chain(request.storages).collect();
         let mounter = &self.workshop.mounter;
         let mounts = mounter.mount_all(&storages).await?;
-        if let Some(text) = request.identity.dns.resolv_conf()
-            && let Err(error) = std::fs::write(&self.resolv_conf, text)
-        {
+        if let Err(error) = self.files.write(&request.identity) {
+            self.files.remove();
             let _ = mounter.unmount_all(mounts);
-            return Err(Error::file("write", self.resolv_conf)(error));
+            return Err(error);
         }
         let shares = storages.iter().filter_map(|storage| mounter.share(storage));
         Ok(Born {

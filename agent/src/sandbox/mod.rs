@@ -22,14 +22,15 @@ mod workshop;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use agent_protocol::{GUEST_RESOLV_CONF, StatsResponse};
+use agent_protocol::StatsResponse;
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use slog::{Logger, warn};
 use tokio::sync::{mpsc, watch};
 
+use self::birth::PodFiles;
 use crate::connection::Connections;
 use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
@@ -260,8 +261,8 @@ impl Sandbox {
         }
     }
 
-    fn resolv_conf(&self) -> PathBuf {
-        spec::locate(Path::new(GUEST_RESOLV_CONF), self.workshop.mounter.root().dir())
+    fn files(&self) -> PodFiles {
+        PodFiles::below(self.workshop.mounter.root().dir())
     }
 
     /// Reserves the id of a container that is about to be made, and mounts what of its storages is the pod's and not there yet.
@@ -494,8 +495,7 @@ impl Sandbox {
     fn finish_destroy(&mut self) -> Result<()> {
         let mounts = std::mem::take(&mut self.mounts);
         let result = self.workshop.mounter.unmount_all(mounts);
-        // There is none without DNS settings.
-        let _ = std::fs::remove_file(self.resolv_conf());
+        self.files().remove();
         if self.owns_kernel {
             rustix::fs::sync();
         }

@@ -51,7 +51,7 @@ async fn the_order_of_calls_is_kept() {
 }
 
 #[tokio::test]
-async fn a_sandbox_has_shm_and_resolv_conf_for_its_containers() {
+async fn a_sandbox_has_shm_and_files_for_its_containers() {
     let sandbox = Sandbox::blank().await;
     let dns = p::Dns {
         servers: vec!["10.0.0.1".into()],
@@ -60,10 +60,13 @@ async fn a_sandbox_has_shm_and_resolv_conf_for_its_containers() {
     let request = p::CreateSandboxRequest {
         sandbox_id: "s".into(),
         dns: Some(dns).into(),
+        hostname: "web".into(),
         shm_size: 8 << 20,
         ..Default::default()
     };
     sandbox.agent.create_sandbox(request, SOON).await.unwrap();
+    let hostname = sandbox.root().join("hostname");
+    assert_eq!(std::fs::read_to_string(&hostname).unwrap(), "web\n");
     assert_eq!(
         std::fs::read_to_string(sandbox.root().join("resolv.conf")).unwrap(),
         "nameserver 10.0.0.1\n"

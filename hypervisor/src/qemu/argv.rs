@@ -18,7 +18,7 @@ use crate::{Device, Error, ErrorKind, Memory, MemoryBacking, VmSpec, Vsock};
 const EMPTY_PORTS: usize = 4;
 
 /// The same of one that is saved: all that its copies do not have in common takes a port.
-const EMPTY_PORTS_OF_COPIES: usize = 8;
+pub const EMPTY_PORTS_OF_COPIES: usize = 8;
 
 /// What the administrator decided, once for all VMs of a driver.
 #[derive(Debug, Clone, PartialEq, Eq)]

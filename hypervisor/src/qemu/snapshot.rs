@@ -20,7 +20,9 @@ use tokio::time::timeout;
 use super::argv::{self, Channels, Life, Settings};
 use super::vm::QemuVm;
 use crate::qmp::{Client, Events};
-use crate::{Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, deadlines, pages, process};
+use crate::{
+    Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, Vsock, deadlines, pages, process,
+};
 
 /// Name under which QEMU is given the file for the state of the devices.
 const STATE: &str = "state";
@@ -51,8 +53,26 @@ impl Revival {
         let Saved {
             memory,
             state,
-            devices,
+            mut devices,
         } = saved;
+        // Now, as long as another VM can still be given them.
+        if devices.len() > argv::EMPTY_PORTS_OF_COPIES {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!(
+                    "a copy has {} ports, and is to have {} devices",
+                    argv::EMPTY_PORTS_OF_COPIES,
+                    devices.len()
+                ),
+            ));
+        }
+        // Daemons serve whoever connects first, and nobody after: what may fail comes before.
+        devices.sort_by_key(|device| {
+            matches!(
+                device,
+                Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. })
+            )
+        });
         let there = pages::size(&memory).map_err(failed("cannot examine the memory of a saved VM"))?;
         if there != spec.memory.size_mib << 20 {
             return Err(Error::new(
@@ -185,24 +205,21 @@ async fn migrated(events: &mut Events, what: &str) -> Result<(), Error> {
 
 /// What a saved VM depends on: see [`crate::Hypervisor::fingerprint`].
 pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> {
-    let null = || -> Result<Arc<OwnedFd>, Error> {
-        let opened = fs::File::open("/dev/null").map_err(failed("cannot open /dev/null"))?;
-        Ok(Arc::new(opened.into()))
-    };
+    let opened = fs::File::open("/dev/null").map_err(failed("cannot open /dev/null"))?;
+    let null: Arc<OwnedFd> = Arc::new(opened.into());
     let channels = Channels {
-        control: null()?,
-        console: null()?,
+        control: Arc::clone(&null),
+        console: Arc::clone(&null),
         vhost_net: Vec::new(),
     };
-    let line = argv::build(settings, spec, &channels, &Life::Clone(null()?))?;
+    let number = null.as_raw_fd();
+    let line = argv::build(settings, spec, &channels, &Life::Clone(null))?;
     let mut text = String::new();
     for argument in &line.args {
         let mut argument = argument.to_string_lossy().into_owned();
-        // The numbers of descriptors are any.
-        for fd in &line.fds {
-            for prefix in ["fd=", "fd/"] {
-                argument = argument.replace(&format!("{prefix}{}", fd.as_raw_fd()), prefix);
-            }
+        // The number of the descriptor is any.
+        for prefix in ["fd=", "fd/"] {
+            argument = argument.replace(&format!("{prefix}{number}"), prefix);
         }
         text.push_str(&argument);
         text.push('\n');

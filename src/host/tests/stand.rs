@@ -191,6 +191,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
         share,
         network: None,
         cgroup: None,
+        is_alone: false,
         guest: p::CreateSandboxRequest {
             sandbox_id: id.into(),
             storages: vec![p::Storage {

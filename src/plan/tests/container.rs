@@ -1,6 +1,6 @@
 //! Plans of containers: real callers' against golden files, and each rule by itself.
 
-use agent_protocol::GUEST_SHM;
+use agent_protocol::{GUEST_HOSTNAME, GUEST_RESOLV_CONF, GUEST_SHM};
 
 use super::super::*;
 use super::*;
@@ -526,4 +526,55 @@ fn a_volume_of_memory_is_mounted_in_the_guest_for_the_pod() {
         .collect();
     let memory = plan.guest.storages[0].mount_point.as_str();
     assert_eq!(sources, [memory, memory, "/run/kata/shared/v0/data"]);
+}
+
+#[test]
+fn a_pod_that_stands_alone_gives_what_its_containers_have_not() {
+    let mut pod = sandbox_plan();
+    pod.guest.hostname = "web".into();
+    pod.guest.dns = Some(agent_protocol::Dns {
+        servers: vec!["10.0.0.1".into()],
+        ..Default::default()
+    })
+    .into();
+    let mounts = |pod: &SandboxPlan, readonly: bool, mounts: Value| -> Value {
+        let spec = spec(&[("/root/readonly", json!(readonly)), ("/mounts", mounts)]);
+        let plan = super::super::container(&config(), pod, &container_of(spec), &Volumes::default()).unwrap();
+        let guest: Value = serde_json::from_slice(&plan.guest.spec).unwrap();
+        guest["mounts"].clone()
+    };
+    let own_memory =
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=1m"]});
+    let own_names = json!({"destination": "/etc/resolv.conf", "type": "tmpfs", "source": "tmpfs"});
+    let given = |destination, source, options: &[&str]| json!({"destination": destination, "type": "bind", "source": source, "options": options});
+    // Its caller has given everything.
+    assert_eq!(mounts(&pod, false, json!([own_memory])), json!([own_memory]));
+
+    pod.is_alone = true;
+    let hostname = |options| given("/etc/hostname", GUEST_HOSTNAME, options);
+    assert_eq!(
+        mounts(&pod, false, json!([own_memory, own_names])),
+        json!([
+            given("/dev/shm", GUEST_SHM, &["bind"]),
+            own_names,
+            hostname(&["bind"])
+        ])
+    );
+    let names = given("/etc/resolv.conf", GUEST_RESOLV_CONF, &["bind", "ro"]);
+    assert_eq!(
+        mounts(&pod, true, json!([own_memory])),
+        json!([
+            given("/dev/shm", GUEST_SHM, &["bind"]),
+            names,
+            hostname(&["bind", "ro"])
+        ])
+    );
+
+    // What was told of neither is not there.
+    pod.guest.hostname.clear();
+    pod.guest.dns = None.into();
+    assert_eq!(
+        mounts(&pod, true, json!([])),
+        json!([given("/dev/shm", GUEST_SHM, &["bind"])])
+    );
 }

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Subcommand;
 use configuration::Config;
 use hypervisor::Hypervisor;
 use runtime::factory::{self, Kept, Made, Status};
 use slog::{Discard, Logger, o};
+
+use crate::admin::{block_on, told};
 
 /// Make, show or remove the virtual machine that sandboxes are copies of (`[factory]` of the configuration).
 #[derive(Debug, clap::Args)]
@@ -33,15 +35,12 @@ enum Verb {
 /// # Errors
 /// The factory's.
 pub fn run(args: &Args, config: &Config) -> Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the runtime")?;
     match args.verb {
-        Verb::Init => match runtime
-            .block_on(factory::init(config, &driver(config)?, &silent()))
-            .map_err(told)?
-        {
+        Verb::Init => match block_on(async {
+            factory::init(config, &driver(config)?, &silent())
+                .await
+                .map_err(told)
+        })? {
             Made::New { key, bytes } => {
                 println!("vm factory initialized: template {key}, {} MiB", mib(bytes))
             }
@@ -53,7 +52,7 @@ pub fn run(args: &Args, config: &Config) -> Result<ExitCode> {
             shown(&factory::status(config, &*driver(config)?).map_err(told)?)
         ),
         Verb::Destroy => {
-            runtime.block_on(factory::destroy(config)).map_err(told)?;
+            block_on(async { factory::destroy(config).await.map_err(told) })?;
             println!("vm factory destroyed");
         }
     }
@@ -70,10 +69,6 @@ fn driver(config: &Config) -> Result<Arc<dyn Hypervisor>> {
 
 fn silent() -> Logger {
     Logger::root(Discard, o!())
-}
-
-fn told(error: runtime::Error) -> anyhow::Error {
-    anyhow::Error::msg(error.chain())
 }
 
 fn mib(bytes: u64) -> u64 {

@@ -54,17 +54,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     deps::packages(&[Purpose::Build])?;
     deps::tools(&workspace, deps::DAEMONS)?;
     guest::build(&workspace, None, false)?;
-    Program::cargo()
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "shim",
-            "--package",
-            "kata-runtime",
-        ])
-        .dir(workspace.root())
-        .run()?;
+    workspace.build_programs()?;
     let mut files = files(&workspace, layout.prefix())?;
     let pages = tempfile::tempdir().context("create a directory for the manual")?;
     files.extend(described(&workspace, pages.path())?);

@@ -10,7 +10,6 @@ use e2e::configuration::Configuration;
 use e2e::parts::Target;
 
 use crate::deps::{self, Purpose};
-use crate::program::Program;
 use crate::steps::Steps;
 use crate::{Workspace, guest};
 
@@ -72,17 +71,7 @@ pub fn set(steps: &Steps, purposes: &[Purpose], then: &str) -> Result<ExitCode> 
     steps.next("guest image");
     guest::build(&workspace, None, false)?;
     steps.next("programs");
-    Program::cargo()
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "shim",
-            "--package",
-            "kata-runtime",
-        ])
-        .dir(workspace.root())
-        .run()?;
+    workspace.build_programs()?;
     steps.next(then);
     cell::outlive_interrupt()?;
     let cell = Cell::new(&Target::here().cache())?;

@@ -29,17 +29,7 @@ pub fn run(_: Args) -> Result<ExitCode> {
     step("guest image");
     guest::build(&workspace, None, false)?;
     step("programs");
-    Program::cargo()
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "shim",
-            "--package",
-            "kata-runtime",
-        ])
-        .dir(workspace.root())
-        .run()?;
+    workspace.build_programs()?;
     step("tests, compiling");
     let cargo_test = || {
         Program::cargo()

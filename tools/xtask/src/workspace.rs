@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
+
+use crate::program::Program;
+
 /// The workspace on disk.
 #[derive(Debug, Clone)]
 pub struct Workspace {
@@ -44,5 +48,22 @@ impl Workspace {
     /// Programs that `cargo xtask deps` installs with cargo.
     pub fn tools(&self) -> PathBuf {
         self.target().join("tools")
+    }
+    /// Builds the programs that users run.
+    ///
+    /// # Errors
+    /// The compiler's.
+    pub fn build_programs(&self) -> Result<()> {
+        Program::cargo()
+            .args([
+                "build",
+                "--release",
+                "--package",
+                "shim",
+                "--package",
+                "kata-runtime",
+            ])
+            .dir(self.root())
+            .run()
     }
 }

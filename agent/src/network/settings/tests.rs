@@ -125,7 +125,7 @@ fn rules_are_of_one_family_and_lead_to_a_table() {
         (
             "source",
             RuleWords {
-                source: "10.1.0.1/16",
+                source: "10.1.0.1/33",
                 ..words
             },
         ),

@@ -171,7 +171,7 @@ impl World {
 /// Names the controller of our sandboxes, for containerd 2.x: `shim`, which asks us for them by the sandbox API, where without it
 /// a pod is its pause container. containerd up to 2.2 cannot start a container in one when the runtime has options
 /// (its pull request 12986), so that the configuration is named in the environment then.
-const SANDBOXER: &str = "KATA_TEST_SANDBOXER";
+pub const SANDBOXER: &str = "KATA_TEST_SANDBOXER";
 
 /// The CRI's part of containerd's configuration.
 fn settings(cni: &Path, programs: &Path, configuration: &Path) -> String {

@@ -100,14 +100,16 @@ async fn carry(mut input: Input, mut output: Output, terminal: bool) -> Result<E
     let resized = terminal.then(|| tokio::spawn(resized(frames)));
     let sent = async {
         while let Some(frame) = queue.recv().await {
-            input.send(&frame).await.map_err(told)?;
+            // Its last words and its end may be on their way still; who reads them tells how it ended.
+            if input.send(&frame).await.is_err() {
+                break;
+            }
         }
-        // Its own end is still to come.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let code = tokio::select! {
         code = shown(&mut output) => code,
-        broken = sent => broken,
+        () = sent => return Ok(ExitCode::FAILURE),
     };
     typed.abort();
     if let Some(resized) = resized {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use anyhow::{Result, bail};
+use futures::future::join_all;
 use runtime::admin::client::Client;
 use runtime::admin::{Found, Survey};
 
@@ -76,13 +77,12 @@ pub async fn target(survey: &Survey, wanted: &str) -> Result<Target> {
 }
 
 async fn by_container(survey: &Survey, wanted: &str) -> Result<Target> {
+    let alive = survey.sandboxes.iter().filter(|found| found.alive);
+    // One that does not answer has none that could be meant.
+    let asked =
+        alive.map(|found| async move { Some((found, Client::new(found).ok()?.inspect().await.ok()?)) });
     let mut containers = Vec::new();
-    for found in survey.sandboxes.iter().filter(|found| found.alive) {
-        // One that does not answer has none that could be meant.
-        let Ok(client) = Client::new(found) else { continue };
-        let Ok(inspected) = client.inspect().await else {
-            continue;
-        };
+    for (found, inspected) in join_all(asked).await.into_iter().flatten() {
         let ids = inspected.get("containers").and_then(serde_json::Value::as_array);
         for container in ids.into_iter().flatten() {
             if let Some(id) = container.get("id").and_then(serde_json::Value::as_str) {

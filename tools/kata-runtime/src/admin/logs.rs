@@ -60,7 +60,7 @@ pub fn run(args: &Args, survey: &Survey, root: &Root) -> Result<ExitCode> {
         Err(error) => bail!("{error:#}; with --file, one that has gone can be looked for by its whole name"),
     };
     // A daemon's own file has nothing of others in it.
-    let whose = of_daemon.is_none().then_some(id.as_str());
+    let whose = (args.file.is_some() || of_daemon.is_none()).then_some(id.as_str());
     let file = args.file.clone().or(of_daemon);
     let mut source = match &file {
         Some(file) => tail(args, file)?,

@@ -1,10 +1,11 @@
 //! `metrics`: figures for Prometheus.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use runtime::admin::client::Client;
-use runtime::admin::{Survey, prometheus};
+use runtime::admin::{Found, Survey, prometheus};
 
 use super::{Place, block_on, find, told};
 
@@ -31,17 +32,26 @@ pub fn run(args: &Args, survey: &Survey) -> Result<ExitCode> {
             None => Ok(of_all(survey).await),
         }
     })?;
-    print!("{text}");
+    // Not print!, which panics when nobody reads any more.
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot print the figures")?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Those that do not answer are counted, and do not keep the others' from being told.
 async fn of_all(survey: &Survey) -> String {
     let (mut texts, mut failed) = (Vec::new(), 0);
-    for found in survey.sandboxes.iter().filter(|found| found.alive) {
+    let alive = || survey.sandboxes.iter().filter(|found| found.alive);
+    // Ids are unique within a scope.
+    let name = |found: &Found| match alive().filter(|other| other.id == found.id).count() {
+        1 => found.id.to_string(),
+        _ => found.full_name(),
+    };
+    for found in alive() {
         let asked = async { Client::new(found)?.metrics().await };
         match asked.await {
-            Ok(text) => texts.push((found.id.to_string(), text)),
+            Ok(text) => texts.push((name(found), text)),
             Err(_) => failed += 1,
         }
     }

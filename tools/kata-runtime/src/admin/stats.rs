@@ -41,6 +41,7 @@ pub struct Args {
 /// One line: a sandbox with all that it costs the host, or a container in it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Row {
+    scope: String,
     sandbox: String,
     /// `None`: the sandbox itself.
     container: Option<String>,
@@ -117,7 +118,9 @@ fn rows(before: &[(Figures, Option<String>)], after: &[(Figures, Option<String>)
     let mut rows = Vec::new();
     for (figures, only) in after {
         let earlier = before.iter().map(|(figures, _)| figures);
-        let earlier = earlier.into_iter().find(|earlier| earlier.id == figures.id);
+        let earlier = earlier
+            .into_iter()
+            .find(|earlier| (&earlier.scope, &earlier.id) == (&figures.scope, &figures.id));
         if only.is_none() {
             rows.push(of_sandbox(figures, earlier));
         }
@@ -135,6 +138,7 @@ fn rows(before: &[(Figures, Option<String>)], after: &[(Figures, Option<String>)
                 limit => limit.min(figures.memory_bytes),
             };
             rows.push(Row {
+                scope: figures.scope.clone(),
                 sandbox: figures.id.clone(),
                 container: Some(container.id.clone()),
                 cpu_percent: load(figures, earlier, container.cpu_ns, then.map(|then| then.cpu_ns)),
@@ -154,6 +158,7 @@ fn rows(before: &[(Figures, Option<String>)], after: &[(Figures, Option<String>)
 fn of_sandbox(figures: &Figures, earlier: Option<&Figures>) -> Row {
     let cpu = |figures: &Figures| -> u64 { figures.processes.iter().map(|process| process.cpu_ns).sum() };
     Row {
+        scope: figures.scope.clone(),
         sandbox: figures.id.clone(),
         container: None,
         cpu_percent: load(figures, earlier, cpu(figures), earlier.map(cpu)),
@@ -242,6 +247,7 @@ mod tests {
         };
         Figures {
             id: "s".into(),
+            scope: "k8s.io".into(),
             at_ns,
             vcpus: 1,
             memory_bytes: 1 << 30,

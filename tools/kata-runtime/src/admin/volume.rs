@@ -38,7 +38,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Order {
-    /// Say how a volume is to be mounted.
+    /// Say how a volume is to be mounted. No guest mounts one yet: until then, a container has the directory as it is on the host.
     Add {
         /// Where the pod expects it on the host.
         #[arg(long, value_name = "PATH")]
@@ -101,7 +101,12 @@ pub fn run(args: &Args, survey: impl FnOnce() -> Result<Survey>) -> Result<ExitC
         Order::Add {
             volume_path,
             mount_info,
-        } => add(&args.volumes, volume_path, mount_info)?,
+        } => {
+            add(&args.volumes, volume_path, mount_info)?;
+            eprintln!(
+                "kata-runtime: noted, but no guest mounts such a volume yet: containers have the host's directory"
+            );
+        }
         Order::Remove { volume_path } => remove(&args.volumes, volume_path)?,
         Order::Stats { volume_path, sandbox } => {
             let of = whose(&args.volumes, volume_path, sandbox.as_deref())?;

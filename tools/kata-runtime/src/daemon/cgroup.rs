@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::spawn_blocking;
 
@@ -86,25 +87,33 @@ pub fn leave(leader: u32, follower: u32, made: &[PathBuf]) {
 /// Something is left.
 pub async fn remove(made: &[PathBuf]) -> io::Result<()> {
     let until = Instant::now() + deadlines::STANDIN;
-    let mut looks = 0;
+    let mut result = Ok(());
     for dir in made.iter().rev() {
-        while let Err(error) = fs::remove_dir(dir) {
-            match error.kind() {
-                io::ErrorKind::NotFound => break,
-                io::ErrorKind::ResourceBusy => {}
-                _ => return Err(error),
-            }
-            let processes = processes(dir)?;
-            // Others have made cgroups in it, or are between two of them.
-            if processes.is_empty() {
-                looks += 1;
-                if looks > LOOKS {
-                    return Err(error);
-                }
-            }
-            let rest = until.saturating_duration_since(Instant::now());
-            spawn_blocking(move || all_end(&processes, rest)).await??;
+        // One that stays does not keep those of the other hierarchies.
+        let removed = remove_one(dir, until).await;
+        result = result.and(removed);
+    }
+    result
+}
+
+async fn remove_one(dir: &Path, until: Instant) -> io::Result<()> {
+    let mut looks = 0;
+    while let Err(error) = fs::remove_dir(dir) {
+        match error.kind() {
+            io::ErrorKind::NotFound => break,
+            io::ErrorKind::ResourceBusy if Instant::now() < until => {}
+            _ => return Err(error),
         }
+        let processes = processes(dir)?;
+        // Others have made cgroups in it, or are between two of them.
+        if processes.is_empty() {
+            looks += 1;
+            if looks > LOOKS {
+                return Err(error);
+            }
+        }
+        let rest = until.saturating_duration_since(Instant::now());
+        spawn_blocking(move || all_end(&processes, rest)).await??;
     }
     Ok(())
 }
@@ -114,15 +123,18 @@ fn all_end(processes: &[OwnedFd], limit: Duration) -> io::Result<()> {
     for process in processes {
         let rest = until.saturating_duration_since(Instant::now());
         let rest = Timespec::try_from(rest).map_err(io::Error::other)?;
-        if poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&rest))? == 0 {
-            return Err(io::ErrorKind::TimedOut.into());
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&rest)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            // The next look tells.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
     Ok(())
 }
 
 /// Removes those that are empty.
-pub fn remove_empty(made: &[PathBuf]) {
+fn remove_empty(made: &[PathBuf]) {
     for dir in made.iter().rev() {
         // One that is not empty is somebody's.
         let _ = fs::remove_dir(dir);
@@ -141,6 +153,8 @@ fn processes(dir: &Path) -> io::Result<Vec<OwnedFd>> {
 }
 
 fn make(mount: &Path, cgroup: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> {
+    // Version 2 needs no lists, and has them only where somebody has switched their controller on.
+    let has_lists = !mount.join("cgroup.controllers").exists();
     let mut dir = mount.to_owned();
     for part in cgroup {
         dir.push(part);
@@ -149,7 +163,7 @@ fn make(mount: &Path, cgroup: &Path, made: &mut Vec<PathBuf>) -> io::Result<()> 
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
         }
-        for name in CPUSET {
+        for name in CPUSET.iter().filter(|_| has_lists) {
             let above = dir.with_file_name(name);
             if above.exists() {
                 fs::write(dir.join(name), fs::read(above)?)?;
@@ -241,6 +255,29 @@ mod tests {
         }
         remove_empty(&made);
         assert!(mount.path().join("pod").exists());
+        assert!(!dirs[0].exists());
+    }
+    #[test]
+    fn version_2_has_no_lists_to_be_filled() {
+        let mount = tempfile::tempdir().unwrap();
+        fs::create_dir(mount.path().join("pod")).unwrap();
+        for name in ["cgroup.controllers", "pod/cpuset.mems"] {
+            fs::write(mount.path().join(name), "0\n").unwrap();
+        }
+        make(mount.path(), Path::new("pod/a"), &mut Vec::new()).unwrap();
+        assert_eq!(fs::read_dir(mount.path().join("pod/a")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_that_stays_does_not_keep_the_others() {
+        let mount = tempfile::tempdir().unwrap();
+        let dirs = ["cpu", "memory"].map(|name| mount.path().join(name));
+        for dir in &dirs {
+            fs::create_dir(dir).unwrap();
+        }
+        // Not a cgroup's way to stay, but one.
+        fs::write(dirs[1].join("file"), "").unwrap();
+        assert!(remove(&dirs).await.is_err());
         assert!(!dirs[0].exists());
     }
 }

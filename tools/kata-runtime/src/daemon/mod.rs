@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-pub use cgroup::remove_empty as remove_cgroups;
+pub use cgroup::remove as remove_cgroups;
 
 use crate::deadlines;
 use crate::place::Root;

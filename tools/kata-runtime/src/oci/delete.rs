@@ -74,7 +74,13 @@ fn clean_up(context: &Context, target: &Target) -> Result<()> {
         &target.sandbox,
     ))?;
     context.root.remove_socket(&target.sandbox)?;
-    daemon::remove_cgroups(&target.record.cgroups);
+    // Its stand-ins end with the daemon, if they have not yet.
+    if let Err(error) = runtime.block_on(daemon::remove_cgroups(&target.record.cgroups)) {
+        eprintln!(
+            "kata-runtime: a cgroup of container {} is left: {error}",
+            target.id
+        );
+    }
     // It may have had none.
     let _ = std::fs::remove_file(daemon::log_path(&context.root, &target.sandbox));
     context.root.forget(&target.id)

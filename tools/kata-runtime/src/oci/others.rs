@@ -2,6 +2,7 @@
 //! are shown, and nothing is done to them: they are their caller's.
 
 use anyhow::{Result, bail};
+use futures::future::join_all;
 use runtime::SandboxId;
 use runtime::admin::client::Client;
 use runtime::admin::{Found, Survey};
@@ -24,17 +25,16 @@ pub struct Other {
 /// The event loop cannot be started.
 pub fn all(survey: &Survey, own: &SandboxId) -> Result<Vec<Other>> {
     block_on(async {
-        let mut all = Vec::new();
-        for found in &survey.sandboxes {
-            if !found.alive || found.scope == *own {
-                continue;
-            }
-            let Ok(client) = Client::new(found) else { continue };
-            if let Ok(told) = client.inspect().await {
-                all.extend(of(found, &told));
-            }
-        }
-        Ok(all)
+        let others = survey
+            .sandboxes
+            .iter()
+            .filter(|found| found.alive && found.scope != *own);
+        let asked = others.map(|found| async move {
+            let told = Client::new(found).ok()?.inspect().await.ok()?;
+            Some(of(found, &told))
+        });
+        // One that hangs is waited for once, and not after another.
+        Ok(join_all(asked).await.into_iter().flatten().flatten().collect())
     })
 }
 

@@ -50,6 +50,13 @@ struct Factory {
     configuration: PathBuf,
 }
 
+impl Drop for Factory {
+    fn drop(&mut self) {
+        // After a failure; otherwise it is gone already.
+        let _ = fs::remove_dir_all(TEMPLATES);
+    }
+}
+
 impl Factory {
     fn new(case: &Case<'_>) -> Result<Self> {
         let configuration = case.path("configuration.toml");
@@ -95,7 +102,7 @@ impl Factory {
 
 /// What two containers print, line by line, and what nobody who was not there can know.
 const IDENTITY: &str = "cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | \
-                        md5sum; cut -d. -f1 /proc/uptime; date +%s; hostname";
+                        md5sum; date +%s";
 
 fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
     let factory = Factory::new(case)?;
@@ -111,7 +118,7 @@ fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
     ensure!(is_copy, "the second machine was booted");
     let (one, other) = (first.shell(IDENTITY)?, second.shell(IDENTITY)?);
     let (one, other): (Vec<_>, Vec<_>) = (one.lines().collect(), other.lines().collect());
-    ensure!(one.len() == 6 && other.len() == 6, "{one:?} {other:?}");
+    ensure!(one.len() == 4 && other.len() == 4, "{one:?} {other:?}");
     for (line, what) in ["boot id", "random uuid", "random bytes"].iter().enumerate() {
         ensure!(
             one[line] != other[line],
@@ -119,7 +126,7 @@ fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
         );
     }
     for told in [&one, &other] {
-        let clock: u64 = told[4].parse()?;
+        let clock: u64 = told[3].parse()?;
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)?
             .as_secs();
