@@ -1,4 +1,6 @@
 //! Accepted connections, counted: the end of the last one shows that the last answer was written.
+//!
+//! It must not know what is said on them.
 
 use std::io;
 use std::pin::Pin;
@@ -7,27 +9,51 @@ use std::task::{Context, Poll};
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::watch;
+
+/// How many there are.
+type Count = watch::Sender<usize>;
 
 /// A connection that is counted as long as it lives.
 pub struct Counted {
     stream: UnixStream,
-    _alive: mpsc::Sender<()>,
+    count: Count,
 }
 
-/// Accepts on a listener, and says when there is no connection any more: the receiver then gets `None`.
-pub fn accept(
-    listener: UnixListener,
-) -> (impl Stream<Item = io::Result<Counted>> + Send, mpsc::Receiver<()>) {
-    let (alive, gone) = mpsc::channel(1);
-    let accepted = futures::stream::unfold((listener, alive), |(listener, alive)| async move {
-        let connection = listener.accept().await.map(|(stream, _)| Counted {
-            stream,
-            _alive: alive.clone(),
-        });
-        Some((connection, (listener, alive)))
+impl Counted {
+    fn new(stream: UnixStream, count: Count) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self { stream, count }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.count.send_modify(|count| *count -= 1);
+    }
+}
+
+/// The end of all connections.
+pub struct Connections(Count);
+
+impl Connections {
+    /// Returns when there is none.
+    pub async fn closed(&self) {
+        // The sender is ours.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+/// Accepts on a listener, and counts what is accepted.
+pub fn accept(listener: UnixListener) -> (impl Stream<Item = io::Result<Counted>> + Send, Connections) {
+    let count = Count::new(0);
+    let connections = Connections(count.clone());
+    let accepted = futures::stream::unfold((listener, count), |(listener, count)| async move {
+        let accepted = listener.accept().await;
+        let connection = accepted.map(|(stream, _)| Counted::new(stream, count.clone()));
+        Some((connection, (listener, count)))
     });
-    (accepted, gone)
+    (accepted, connections)
 }
 
 impl AsyncRead for Counted {

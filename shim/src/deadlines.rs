@@ -23,6 +23,9 @@ pub const FLUSH: Duration = Duration::from_secs(1);
 /// For open connections to be closed when the server ends: the last answer has to get out.
 pub const DISCONNECT: Duration = Duration::from_millis(500);
 
+/// From the answer to Shutdown to the end of the connection by whoever has asked: containerd closes it at once.
+pub const ANSWER_TAKEN: Duration = Duration::from_secs(1);
+
 /// For containerd to take an event.
 pub const FORWARD: Duration = Duration::from_secs(5);
 

@@ -19,12 +19,14 @@ use slog::{Logger, info, o, warn};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::arguments::Arguments;
+use crate::connections::{self, Connections};
+use crate::deadlines;
 use crate::events::{Events, Transport};
 use crate::log::{self, Verbosity};
 use crate::pod::{Occupancy, Pod, Setting};
@@ -32,7 +34,6 @@ use crate::sandboxes::Sandboxes;
 use crate::service::Service;
 use crate::socket::SocketFile;
 use crate::stats::Form;
-use crate::{connections, deadlines};
 
 /// Names under which the task API is served: that of containerd up to 1.7, and the one since. On the wire they are the
 /// same.
@@ -157,8 +158,7 @@ struct Life {
     events: Events,
     socket: SocketFile,
     server: Server,
-    /// Gets `None` when all connections are closed.
-    connections: mpsc::Receiver<()>,
+    connections: Connections,
     leave: watch::Receiver<bool>,
     left: watch::Sender<bool>,
     log: Logger,
@@ -241,12 +241,13 @@ impl Life {
             _ = interrupt.recv() => "SIGINT",
         };
         info!(self.log, "ending"; "because" => why);
-        self.end().await;
+        let is_asked = *self.leave.borrow();
+        self.end(is_asked).await;
         Ok(())
     }
 
     /// Lets go of everything, in an order in which nobody is told what is not so yet.
-    async fn end(mut self) {
+    async fn end(mut self, is_asked: bool) {
         if timeout(deadlines::RELEASE, self.pod.close()).await.is_err() {
             warn!(
                 self.log,
@@ -259,12 +260,17 @@ impl Life {
         // Once it is gone a successor may take its place.
         self.socket.remove();
         self.left.send_replace(true);
+        self.server.stop_listen().await;
+        if is_asked {
+            // containerd's client takes one or the other where an answer and the end of its connection come together, and
+            // then says "ttrpc: closed": whoever has asked is left to close it.
+            let _ = timeout(deadlines::ANSWER_TAKEN, self.connections.closed()).await;
+        }
         let closed = async {
             if let Err(error) = self.server.shutdown().await {
                 warn!(self.log, "the server does not end"; "error" => %error);
             }
-            drop(self.server);
-            while self.connections.recv().await.is_some() {}
+            self.connections.closed().await;
         };
         // A client that keeps its connection does not keep us.
         let _ = timeout(deadlines::DISCONNECT, closed).await;

@@ -138,6 +138,28 @@ impl Sandbox {
     }
 }
 
+/// containerd's client may take the end of a connection for the answer, if both have come before it looks.
+#[tokio::test]
+async fn who_asks_for_the_end_is_left_to_close_its_connection() {
+    let sandbox = Sandbox::new().await;
+    sandbox.create(|_| {}).await.unwrap();
+    sandbox.shut_down().await.unwrap();
+    assert_eq!(
+        code(sandbox.ping().await),
+        Code::NOT_FOUND,
+        "it is still answered"
+    );
+    let Sandbox {
+        client,
+        server,
+        machine,
+        ..
+    } = sandbox;
+    drop(client);
+    server.ended();
+    machine.assert_clean();
+}
+
 #[tokio::test]
 async fn a_sandbox_lives_without_a_container_and_takes_containers() {
     let sandbox = Sandbox::new().await;
