@@ -116,6 +116,8 @@ impl Share {
     ) -> Result<ContainerPlan> {
         self.adding.send_modify(|adding| *adding += 1);
         let _adding = Adding(self);
+        // From here on a release waits for us, and before it nobody wanted this any more.
+        steps.at(&self.mounts)?;
         // Another container that is added meanwhile is planned with what this one is about to share.
         let plan = {
             let mut held = self.held();

@@ -203,7 +203,8 @@ fn console(case: &Case<'_>, configuration: &Path, id: &str) -> Result<()> {
     // The news of it may be behind what is typed next.
     terminal.type_in("until stty size | grep -q '20 60'; do sleep 0.1; done; echo resized $((1 + 1))\n")?;
     terminal.wait_for("resized 2")?;
-    terminal.type_in("echo asleep $((1 + 1)); sleep 1000\n")?;
+    // It is in front once it speaks: before that the key would mean the shell, which waits for whom it has not reached.
+    terminal.type_in("sh -c 'echo asleep $((1 + 1)); exec sleep 1000'\n")?;
     terminal.wait_for("asleep 2")?;
     // A key that means a signal reaches the program in front, and the shell goes on.
     terminal.type_in("\u{3}")?;
