@@ -19,6 +19,7 @@ const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
     ("B1", Bounded::Ratio, [0.21, 0.1, 0.05]),
     ("B3.copy", Bounded::Ratio, [4.0, 2.5, 1.6]),
     ("B5", Bounded::Ratio, [0.15, 0.07, 0.03]),
+    ("B5.outside", Bounded::Ratio, [0.15, 0.07, 0.03]),
     ("B6", Bounded::Ratio, [0.05, 0.05, 0.05]),
     ("B7", Bounded::Ratio, [0.8, 0.5, 0.35]),
     ("B7.private_dirty", Bounded::Ratio, [0.8, 0.5, 0.35]),
