@@ -1,7 +1,9 @@
 //! containerd's sandbox API (2.0 and later): each call is translated, made, and its answer translated back. No decisions.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use containerd_shim_protos::sandbox_api::{
@@ -13,7 +15,6 @@ use containerd_shim_protos::sandbox_api::{
 use containerd_shim_protos::sandbox_async::Sandbox;
 use runtime::error::Result;
 use runtime::{Error, ErrorKind, SandboxId};
-use std::time::SystemTime;
 use ttrpc::r#async::TtrpcContext as Context;
 
 use crate::pod::{BareOrder, Phase};
@@ -90,7 +91,18 @@ impl Sandboxes {
 
     fn show(&self, id: &str, verbose: bool) -> Result<SandboxStatusResponse> {
         let shown = self.0.pod.show_bare(&SandboxId::new(id)?)?;
-        let info = shown.info.into_iter().filter(|_| verbose);
+        let mut info: HashMap<_, _> = shown
+            .info
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), value.clone()))
+            .collect();
+        // Where `crictl inspectp` and its users look for the process.
+        let mut inspected = serde_json::to_value(&info).unwrap_or_default();
+        inspected["pid"] = shown.pid.into();
+        info.insert("info".to_owned(), inspected.to_string());
+        if !verbose {
+            info.clear();
+        }
         Ok(SandboxStatusResponse {
             sandbox_id: id.to_owned(),
             pid: shown.pid,
@@ -99,7 +111,7 @@ impl Sandboxes {
                 Phase::Created | Phase::Starting | Phase::Ended(_) => NOT_READY,
             }
             .to_owned(),
-            info: info.map(|(key, value)| (key.to_owned(), value)).collect(),
+            info,
             created_at: shown.started_at.map(timestamp).into(),
             exited_at: match shown.phase {
                 Phase::Ended(exit) => Some(timestamp(exit.at)),

@@ -14,7 +14,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::shim_async::Task;
 use protobuf::well_known_types::empty::Empty;
 use runtime::error::Result;
-use runtime::{ContainerId, Error, ErrorKind};
+use runtime::{ContainerId, Error, ErrorKind, SandboxId};
 use slog::{Logger, debug, info};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -181,9 +181,15 @@ impl Service {
     }
 
     fn greet(&self, id: &str) -> Result<ConnectResponse> {
+        // A containerd that is started again asks so whether a sandbox without a container lives, and clears away who says no.
+        let bare = SandboxId::new(id).and_then(|id| self.pod.show_bare(&id));
+        let task_pid = match bare {
+            Ok(shown) => shown.pid,
+            Err(_) => self.pod.pid(&ContainerId::new(id)?)?,
+        };
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
-            task_pid: self.pod.pid(&ContainerId::new(id)?)?,
+            task_pid,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
         })

@@ -179,7 +179,13 @@ async fn a_sandbox_lives_without_a_container_and_takes_containers() {
     assert_eq!(shown.created_at, started.created_at);
     assert_eq!(shown.info.get("vmm").map(String::as_str), Some("fake"));
     assert!(shown.exited_at.is_none());
+    let info: serde_json::Value = serde_json::from_str(&shown.info["info"]).unwrap();
+    assert_eq!(info["pid"], started.pid);
     sandbox.ping().await.unwrap();
+    // So asks a containerd that was started again.
+    let task = sandbox.server.task("pod").await;
+    let greeting = task.connect().await.unwrap();
+    assert_eq!((greeting.task_pid, greeting.shim_pid > 0), (started.pid, true));
     let request = PlatformRequest {
         sandbox_id: sandbox.id.clone(),
         ..Default::default()

@@ -100,12 +100,17 @@ impl Bed {
             .success()?;
         bed.run(&["--rm"], &["true"])?.success()?;
         for backend in [Backend::Netavark, Backend::Cni] {
-            bed.with_backend(backend, || {
+            let used = bed.with_backend(backend, || {
                 let network = bed.network()?;
                 bed.run(&["--rm", &format!("--network={network}")], &["true"])?
                     .success()?;
                 bed.call(&["network", "rm", &network]).map(drop)
-            })?;
+            });
+            match used {
+                // podman 5 has no other one any more; the case that needs it says so by itself.
+                Err(error) if error.to_string().contains("only netavark") => {}
+                used => used?,
+            }
         }
         let first = bed.pod("first")?;
         bed.in_pod(&first, "first-member", &["sleep", "1000"])?;

@@ -9,6 +9,7 @@ use super::chapter;
 use crate::bed::Bed;
 use crate::container::ContainerSpec;
 use crate::pod::PodSpec;
+use crate::world::SANDBOXER;
 
 chapter!("events": each_once_and_in_order);
 
@@ -47,9 +48,14 @@ fn each_once_and_in_order(bed: &mut Bed) -> Result<()> {
             .collect()
     };
     let life = ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"];
-    for id in [&ids[0], &ids[2]] {
+    // A pod of the sandbox API has no task; containerd tells of its end alone, when it sees that the connection is gone.
+    let of_pod = match std::env::var_os(SANDBOXER) {
+        Some(_) => &life[2..],
+        None => &life[..],
+    };
+    for (id, expected) in [(&ids[0], of_pod), (&ids[2], &life[..])] {
         let topics = topics(id);
-        ensure!(topics == life, "{topics:?}\n{text}");
+        ensure!(topics == expected, "{topics:?}\n{text}");
     }
     let topics = topics(&ids[1]);
     let exec = ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"];
