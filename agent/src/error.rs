@@ -60,6 +60,9 @@ pub enum Error {
     /// The stream was not asked for when the process was created, or its end was closed since.
     #[error("the process has no {0}")]
     NoStream(&'static str),
+    /// The sandbox's policy does not allow the request.
+    #[error("the policy of this sandbox does not allow {0}Request")]
+    Refused(String),
     /// The guest lacks something.
     #[error("{0} is not supported by this guest")]
     Unsupported(String),
@@ -178,7 +181,9 @@ impl Error {
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Invalid { .. } => Kind::InvalidArgument,
             Self::NoPages { .. } => Kind::FailedPrecondition,
-            Self::State(_) | Self::NoStream(_) | Self::ShuttingDown => Kind::FailedPrecondition,
+            Self::State(_) | Self::NoStream(_) | Self::ShuttingDown | Self::Refused(_) => {
+                Kind::FailedPrecondition
+            }
             Self::Unsupported(_) => Kind::Unsupported,
             Self::Late(..) => Kind::DeadlineExceeded,
             Self::Container(error) => error.kind(),

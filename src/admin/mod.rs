@@ -8,6 +8,7 @@
 //! | `GET /stats` | JSON: figures of its containers and processes, now |
 //! | `GET /ps` | JSON: the processes of its containers, in the guest |
 //! | `GET /metrics` | Prometheus's text format, with Kata's names where the meaning is the same |
+//! | `PUT /policy` | what the guest's agent may be asked for from now on |
 //! | `POST /console` | a program in the guest itself; the connection carries its streams from then on |
 //!
 //! A request costs what it asks for; nothing is gathered for nobody. It must not know how a sandbox is run.
@@ -28,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent_client::Agent;
+use agent_protocol as p;
 use configuration::Config;
 use hypervisor::VmSpec;
 use slog::{Logger, debug, warn};
@@ -208,13 +210,15 @@ impl Desk {
                     Err(error) => Err(error),
                 }
             }
-            Ok((request, _)) => match timeout(deadlines::ADMIN_ANSWER, self.answer(&request)).await {
-                Ok(answered) => answered,
-                Err(_) => Err(Error::new(
-                    ErrorKind::DeadlineExceeded,
-                    format!("no answer within {:?}", deadlines::ADMIN_ANSWER),
-                )),
-            },
+            Ok((request, body)) => {
+                match timeout(deadlines::ADMIN_ANSWER, self.answer(&request, body)).await {
+                    Ok(answered) => answered,
+                    Err(_) => Err(Error::new(
+                        ErrorKind::DeadlineExceeded,
+                        format!("no answer within {:?}", deadlines::ADMIN_ANSWER),
+                    )),
+                }
+            }
             Err(error) => Err(error),
         };
         let bytes = match answered {
@@ -233,7 +237,7 @@ impl Desk {
         let _ = timeout(deadlines::ADMIN, stream.write_all(&bytes)).await;
     }
 
-    async fn answer(&self, request: &Request) -> Result<Answer> {
+    async fn answer(&self, request: &Request, body: Vec<u8>) -> Result<Answer> {
         match (request.method.as_str(), request.path.as_str()) {
             ("GET", "/inspect") => Answer::json(&report::inspect(&self.subject, &self.dir).await),
             ("GET", "/stats") => Answer::json(&report::figures(&self.subject, &self.dir).await),
@@ -243,13 +247,10 @@ impl Desk {
                 body: metrics::text(&self.subject, &self.dir).await.into_bytes(),
             }),
             ("GET" | "PUT", "/iptables" | "/ip6tables") => Err(lacks(
-                "rules of a packet filter: this guest has none; set them in the pod's network namespace on the host, \
-                 where its traffic passes",
+                "rules of a packet filter: this guest has none; set them at the other end of the pod's interface, its bridge or \
+                 veth on the host (rules in the pod's own network namespace are passed by)",
             )),
-            ("PUT", "/policy") => Err(lacks(
-                "a policy of requests: the agent does what its host says; what a pod may ask for is limited by \
-                 enable_annotations",
-            )),
+            ("PUT", "/policy") => self.set_policy(body).await,
             ("GET", "/direct-volume/stats") | ("POST", "/direct-volume/resize") => Err(lacks(
                 "a direct volume: volumes are the host's, mounted there and shared; ask the host's file system",
             )),
@@ -258,6 +259,21 @@ impl Desk {
                 format!("nobody answers {} {path}", request.method),
             )),
         }
+    }
+
+    /// From now on the agent does what this policy allows, and nothing else.
+    async fn set_policy(&self, policy: Vec<u8>) -> Result<Answer> {
+        let request = p::SetPolicyRequest {
+            policy,
+            ..Default::default()
+        };
+        let limit = self.subject.config.agent.request_timeout;
+        self.subject.agent.set_policy(request, Some(limit)).await?;
+        warn!(self.log, "a policy is set");
+        Ok(Answer {
+            content: "text/plain; charset=utf-8",
+            body: Vec::new(),
+        })
     }
 
     /// A console, until either end of it ends.

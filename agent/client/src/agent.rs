@@ -88,6 +88,8 @@ agent_rpcs! {
     finish_connection(p::ConnectionRequest) -> p::Empty;
     /// Ends it.
     close_connection(p::ConnectionRequest) -> p::Empty;
+    /// What may be asked for from now on.
+    set_policy(p::SetPolicyRequest) -> p::Empty;
     /// Long poll for events.
     next_events(p::NextEventsRequest) -> p::NextEventsResponse;
 }

@@ -1,5 +1,6 @@
 //! The service: every RPC translated to a call on the sandbox, and its answer back. Nothing is decided here.
 
+mod gate;
 mod translate;
 
 use std::sync::Arc;
@@ -14,17 +15,25 @@ use crate::console::ConsoleRequest;
 use crate::error::Error;
 use crate::growth::Amount;
 use crate::kernel;
+use crate::policy::Policy;
 use crate::process::Signal;
 use crate::sandbox::{ContainerRequest, ExecRequest, Handle, SandboxRequest, spec};
+use gate::Rules;
 use translate::status;
 
 /// The service as ttrpc wants it.
 pub fn service(sandbox: Handle) -> std::collections::HashMap<String, ttrpc::r#async::Service> {
-    p::service::create_agent(Arc::new(Rpc { sandbox }))
+    let rules = Rules::default();
+    let rpc = Rpc {
+        sandbox,
+        rules: rules.clone(),
+    };
+    gate::gated(p::service::create_agent(Arc::new(rpc)), &rules)
 }
 
 struct Rpc {
     sandbox: Handle,
+    rules: Rules,
 }
 
 type Answer<T> = ttrpc::Result<T>;
@@ -329,6 +338,10 @@ impl Agent for Rpc {
 
     async fn close_connection(&self, _: &TtrpcContext, request: p::ConnectionRequest) -> Answer<p::Empty> {
         done(self.sandbox.close_connection(request.connection).await)
+    }
+
+    async fn set_policy(&self, _: &TtrpcContext, request: p::SetPolicyRequest) -> Answer<p::Empty> {
+        done(Policy::parse(&request.policy).map(|policy| self.rules.set(policy)))
     }
 
     async fn next_events(

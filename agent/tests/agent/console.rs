@@ -121,6 +121,50 @@ async fn what_cannot_be_run_is_refused_and_the_end_of_the_sandbox_is_its_end() {
 }
 
 #[tokio::test]
+async fn a_policy_is_before_every_call_and_cannot_be_taken_back() {
+    let sandbox = Sandbox::ready().await;
+    let set = |policy: &str| {
+        let request = p::SetPolicyRequest {
+            policy: policy.into(),
+            ..Default::default()
+        };
+        sandbox.agent.set_policy(request, SOON)
+    };
+    sandbox.run("c", "sleep 1000", "").await;
+    let wrong = set("package agent_policy\ndefault Exec := false")
+        .await
+        .unwrap_err();
+    assert_eq!(wrong.kind, ErrorKind::InvalidArgument);
+    assert!(wrong.message.contains("line 2"), "{wrong}");
+    // One that is refused changes nothing.
+    sandbox.exec("c", "e", "true", "").await.unwrap();
+    set(
+        "package agent_policy\ndefault DestroySandboxRequest := true\ndefault SignalProcessRequest := true\n\
+         default RemoveContainerRequest := true",
+    )
+    .await
+    .unwrap();
+    let refused = sandbox.exec("c", "f", "true", "").await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::FailedPrecondition);
+    assert!(
+        refused.message.contains("does not allow ExecProcessRequest"),
+        "{refused}"
+    );
+    let refused = set("package agent_policy\ndefault ExecProcessRequest := true")
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::FailedPrecondition);
+    sandbox
+        .agent
+        .hello(p::HelloRequest::default(), SOON)
+        .await
+        .unwrap();
+    sandbox.signal("c", "", 9).await.unwrap();
+    sandbox.delete("c", true).await.unwrap();
+    sandbox.destroy().await;
+}
+
+#[tokio::test]
 async fn processes_are_described_and_the_kernel_has_figures() {
     let sandbox = Sandbox::ready().await;
     // The kernel counts pages in rounds, per processor: of a small process it may say 0.

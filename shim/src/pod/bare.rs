@@ -12,9 +12,11 @@ use runtime::model::PodConfig;
 use runtime::{Error, ErrorKind, ExitStatus, SandboxId, Stats};
 use slog::{info, warn};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::{Occupancy, Pod, Slot};
 use crate::bundle;
+use crate::deadlines;
 use crate::stats;
 
 /// Status of a sandbox whose virtual machine has ended by itself.
@@ -180,6 +182,8 @@ impl Pod {
             }
             Err(error) => {
                 warn!(self.setting.log, "the sandbox did not start"; "error" => error.chain());
+                // A start that was given up is taken back meanwhile, and whoever has stopped it takes the pod for gone.
+                let _ = timeout(deadlines::RELEASE, self.released()).await;
                 self.books().sandbox = Slot::Empty;
                 self.bare_ended(BY_ITSELF);
                 Err(error)

@@ -232,6 +232,8 @@ impl Pod {
             self.setting.log.clone(),
         )?;
         let (events, news) = mpsc::channel(QUEUE);
+        self.holding.send_modify(|holding| *holding += 1);
+        tokio::spawn(Arc::clone(self).listen(news));
         let request = SandboxRequest {
             id: self.setting.sandbox.clone(),
             scope: self.setting.namespace.clone(),
@@ -241,12 +243,10 @@ impl Pod {
             events,
             log: self.setting.program_log.clone(),
         };
-        let sandbox = match pod {
-            None => Sandbox::create(request).await?,
-            Some(pod) => Sandbox::create_pod(request, pod).await?,
-        };
-        tokio::spawn(Arc::clone(self).listen(news));
-        Ok(sandbox)
+        match pod {
+            None => Sandbox::create(request).await,
+            Some(pod) => Sandbox::create_pod(request, pod).await,
+        }
     }
 
     /// Leaves in the bundle what the delete action has to know if we die.
@@ -266,7 +266,7 @@ impl Pod {
             .map_err(|error| Error::new(ErrorKind::InvalidArgument, format!("{error:#}")))
     }
 
-    /// Passes on what the sandbox says by itself, until it is gone.
+    /// Passes on what the sandbox says by itself, until it is gone and holds nothing.
     async fn listen(self: Arc<Self>, mut news: mpsc::Receiver<Event>) {
         while let Some(event) = news.recv().await {
             match event {
@@ -286,6 +286,8 @@ impl Pod {
                 }
             }
         }
+        // Whoever tells lets go of the channel last.
+        self.holding.send_modify(|holding| *holding -= 1);
     }
 }
 

@@ -72,6 +72,8 @@ pub struct Pod {
     books: Mutex<Books>,
     occupancy: watch::Sender<Occupancy>,
     closing: watch::Sender<bool>,
+    /// Sandboxes that hold something, those included whose start nobody waits for any more.
+    holding: watch::Sender<usize>,
     next_pid: AtomicU32,
     loggers: Mutex<JoinSet<()>>,
 }
@@ -130,6 +132,7 @@ impl Pod {
             }),
             occupancy: watch::Sender::new(Occupancy::Fresh),
             closing: watch::Sender::new(false),
+            holding: watch::Sender::new(0),
             next_pid: AtomicU32::new(PID_MAX + 1),
             loggers: Mutex::new(JoinSet::new()),
         })
@@ -272,6 +275,7 @@ impl Pod {
         let members: Vec<_> = self.books().containers.values().flatten().cloned().collect();
         self.dismiss_bare().await;
         self.stop_sandbox().await;
+        self.released().await;
         for member in members {
             // What its processes were ended by; a container that has no end to tell is not waited for long.
             let _ = timeout(deadlines::ANNOUNCED, process::announced(member.init.end())).await;
@@ -286,6 +290,12 @@ impl Pod {
     pub async fn loggers_end(&self) {
         let mut loggers = std::mem::take(&mut *self.loggers());
         while loggers.join_next().await.is_some() {}
+    }
+
+    /// Returns when no sandbox holds anything: one whose start was given up goes on until all is released.
+    async fn released(&self) {
+        // The sender lives as long as we do.
+        let _ = self.holding.subscribe().wait_for(|holding| *holding == 0).await;
     }
 
     /// Stops the sandbox if there is one, or waits until another one has done it.

@@ -371,8 +371,14 @@ async fn a_stop_while_it_starts_is_a_stop() {
         }
         sandbox.stop().await
     };
-    let (started, stopped) = tokio::join!(sandbox.start(), stop);
-    stopped.unwrap();
+    let (started, stopped) = tokio::join!(sandbox.start(), async {
+        stop.await.unwrap();
+        sandbox.machine.processes().len()
+    });
+    assert_eq!(
+        stopped, before,
+        "what was started is gone when the stop is answered"
+    );
     let (code, message) = status(started);
     assert_eq!(
         (code, message.contains("being stopped")),

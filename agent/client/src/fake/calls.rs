@@ -417,6 +417,10 @@ impl Agent for FakeAgent {
             .await
     }
 
+    async fn set_policy(&self, _: p::SetPolicyRequest, limit: Option<Duration>) -> Result<p::Empty, Error> {
+        self.empty("set_policy", limit, |_| Ok(())).await
+    }
+
     async fn next_events(
         &self,
         _: p::NextEventsRequest,

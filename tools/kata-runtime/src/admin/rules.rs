@@ -61,7 +61,7 @@ enum PolicyOrder {
         /// Sandbox, or a container in it.
         #[arg(long, value_name = "ID", visible_alias = "sandbox")]
         sandbox_id: String,
-        /// File with the policy, in Rego; `-`: the standard input.
+        /// File with the policy, lines like `default ExecProcessRequest := false` (a subset of Kata's); `-`: the standard input.
         file: PathBuf,
     },
 }

@@ -247,7 +247,10 @@ fn what_a_sandbox_refuses(case: &mut Case<'_>) -> Result<()> {
             &["iptables", "set", "--v6", "--sandbox-id", &one.id, &policy],
             "packet filter",
         ),
-        (&["policy", "set", "--sandbox-id", &one.id, &policy], "policy"),
+        (
+            &["policy", "set", "--sandbox-id", &one.id, &policy],
+            "is of package \"policy\", not \"agent_policy\"",
+        ),
     ] {
         let failure = kata(words).output()?.failure()?;
         ensure!(failure.contains(said), "{words:?}: {failure}");
@@ -283,10 +286,49 @@ fn what_a_sandbox_refuses(case: &mut Case<'_>) -> Result<()> {
     .output()?
     .failure()?;
     ensure!(size.contains("direct volume"), "{size}");
+    a_policy_holds(case, &kata, &two)?;
     volume(&["remove", "--volume-path", "/vol"]).read()?;
     ensure!(!volumes.join("L3ZvbA==").exists(), "it is forgotten");
     end(&one)?;
     end(&two)
+}
+
+/// What a policy does not name is refused, another policy included, whoever asks; what it names goes on.
+fn a_policy_holds(
+    case: &Case<'_>,
+    kata: &dyn Fn(&[&str]) -> Program,
+    container: &Container<'_>,
+) -> Result<()> {
+    let names = [
+        "DestroySandbox",
+        "RemoveContainer",
+        "SignalProcess",
+        "WaitProcess",
+        "ReadStream",
+        "StatsContainer",
+        "GetOOMEvent",
+        "CopyFile",
+    ];
+    let mut text = String::from("# As Kata's agent takes it.\npackage agent_policy\n");
+    for name in names {
+        text += &format!("default {name}Request := true\n");
+    }
+    let file = case.path("policy.rego");
+    fs::write(&file, text + "default ExecProcessRequest := false\n")?;
+    assert_eq!(container.shell("echo before")?, "before\n");
+    let file = file.display().to_string();
+    let set = ["policy", "set", "--sandbox-id", &container.id, &file];
+    kata(&set).read()?;
+    let refused = container.exec(&[], &["true"]).output()?.failure()?;
+    ensure!(
+        refused.contains("the policy of this sandbox does not allow ExecProcessRequest"),
+        "{refused}"
+    );
+    let refused = kata(&set).output()?.failure()?;
+    ensure!(refused.contains("does not allow SetPolicyRequest"), "{refused}");
+    let ps = kata(&["ps", &container.id]).read()?;
+    ensure!(ps.contains("sleep 1000"), "{ps}");
+    Ok(())
 }
 
 /// What a sandbox leaves whose shim is killed while containerd is away: shown, removed, and not missed afterwards.
