@@ -4,7 +4,10 @@
 //! (busybox-static) are needed, and `cargo build -p agent`. `cargo run --example embedding` runs all of them, and
 //! `cargo test -p runtime --example embedding` each as a test.
 
-#![expect(clippy::unwrap_used, reason = "an example is a test as well, and fails loudly")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "an example is a test as well, and fails loudly"
+)]
 
 mod bench;
 mod control;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use slog::o;
@@ -33,9 +33,14 @@ impl Runtime {
     pub async fn create_pod(&self, options: PodOptions) -> Result<Pod> {
         options.check()?;
         let info = pod_info(&options, false);
-        let owned = self.begin(options, info).await?;
-        let id = owned.id.clone();
-        self.keep(owned).await?;
+        let id = info.id.clone();
+        // On its own: a caller who gives up does not leave half of it.
+        let runtime = self.clone();
+        let making = tokio::spawn(async move {
+            let owned = runtime.begin(options, info).await?;
+            runtime.keep(owned).await
+        });
+        making.await.map_err(cut_off)??;
         Ok(Pod::new(self.clone(), id))
     }
 
@@ -49,10 +54,10 @@ impl Runtime {
         let mut info = pod_info(&alone, true);
         info.containers
             .insert(id.to_string(), own::info_of(&options, id.as_str()));
-        let owned = self.begin(alone, info).await?;
         // On its own: a caller who gives up does not leave half of it.
         let runtime = self.clone();
         let making = tokio::spawn(async move {
+            let owned = runtime.begin(alone, info).await?;
             match owned.create_first(options).await {
                 Ok(id) => runtime.keep(owned).await.map(|()| id),
                 Err(error) => Err(give_up(&owned, error).await),
@@ -66,24 +71,20 @@ impl Runtime {
     async fn begin(&self, options: PodOptions, info: PodInfo) -> Result<Arc<Owned>> {
         self.is_open()?;
         let settings = Arc::clone(self.settings());
-        // On its own: a caller who gives up leaves neither id nor machine.
-        let beginning = tokio::spawn(async move {
-            let log = settings.log.new(o!("pod" => info.id.clone()));
-            let claim = take(&settings, &info).await?;
-            let (events, news) = mpsc::channel(NEWS);
-            match boot(&settings, options, events).await {
-                Ok(sandbox) => {
-                    let owned = Owned::new(settings, sandbox, info, claim, log);
-                    tokio::spawn(hear_news(Arc::downgrade(&owned), news));
-                    Ok(owned)
-                }
-                Err(error) => Err(match give_back(&settings, &info.id, claim).await {
-                    Ok(()) => error,
-                    Err(second) => error.and(&second),
-                }),
+        let log = settings.log.new(o!("pod" => info.id.clone()));
+        let claim = take(&settings, &info).await?;
+        let (events, news) = mpsc::channel(NEWS);
+        match boot(&settings, options, events).await {
+            Ok(sandbox) => {
+                let owned = Owned::new(settings, sandbox, info, claim, log);
+                tokio::spawn(hear_news(Arc::clone(&owned), news));
+                Ok(owned)
             }
-        });
-        beginning.await.map_err(cut_off)?
+            Err(error) => Err(match give_back(&settings, &info.id, claim).await {
+                Ok(()) => error,
+                Err(second) => error.and(&second),
+            }),
+        }
     }
 
     /// A pod is there: this process hears others about it, and everybody sees it.
@@ -189,10 +190,11 @@ async fn boot(settings: &Settings, options: PodOptions, events: mpsc::Sender<Eve
     }
 }
 
-/// Hears what a sandbox tells without being asked. That memory was short is part of a container's end.
-async fn hear_news(owned: Weak<Owned>, mut news: mpsc::Receiver<Event>) {
+/// Hears what a sandbox tells without being asked. That memory was short is part of a container's end. It ends with the sandbox; as long
+/// as that is there, so is what is known of it, whoever has dropped his handles.
+async fn hear_news(owned: Arc<Owned>, mut news: mpsc::Receiver<Event>) {
     while let Some(event) = news.recv().await {
-        if let (Event::VmExited(why), Some(owned)) = (event, owned.upgrade()) {
+        if let Event::VmExited(why) = event {
             owned.lost(why);
         }
     }

@@ -58,7 +58,8 @@ impl Runtime {
                 // As its owner has left it: ours is a claim, and not an owner that would tell of itself.
                 match root.find(&pod)? {
                     Some(mut found) => {
-                        found.info.end("its owner is dead", SystemTime::now());
+                        let why = format!("its owner, process {}, is dead", found.info.owner);
+                        found.info.end(&why, SystemTime::now());
                         found.info.containers.remove(&id);
                         root.write(&found.info)
                     }

@@ -102,6 +102,8 @@ impl Owned {
             if is_retry {
                 self.settings.clean_up(&self.id).await?;
             }
+            // The news of a container's end may be on their way, and would bring it back.
+            self.books().stage = Stage::Leaving;
             let (root, id) = (self.root().clone(), self.id.clone());
             aside(deadlines::STATE, move |site| {
                 site.at(root.dir())?;
@@ -137,7 +139,7 @@ impl Owned {
         let is_retry = match books.stage {
             Stage::Open => false,
             Stage::Stuck => true,
-            Stage::Closing | Stage::Gone => {
+            Stage::Closing | Stage::Leaving | Stage::Gone => {
                 drop(books);
                 return self.is_open().map(|()| false);
             }

@@ -187,7 +187,7 @@ pub(super) async fn ask(path: &Path, request: &Request, fds: &[BorrowedFd<'_>]) 
 
 impl Asked {
     /// The next answer. There is one, or a second one for what has begun. An owner that dies closes the connection, so that
-    /// nobody waits for one that is dead; one that is stopped is waited for as any other.
+    /// nobody waits for one that is dead.
     pub(super) async fn answer(&mut self) -> Result<Answer> {
         let mut none = Vec::new();
         let line = next_line(&self.stream, &mut self.rest, &mut none).await?;

@@ -69,6 +69,7 @@ use configuration::Config;
 use futures::future::join_all;
 use hypervisor::Hypervisor;
 use slog::{Logger, warn};
+use tokio::time::timeout;
 
 pub use container::{Attachment, Collected, Container, Exec, Terminal};
 pub use filter::{Filter, PodFilter};
@@ -87,7 +88,7 @@ use disk::{Loaded, Root};
 use link::{Answers, Told};
 use lookup::Named;
 use own::Owned;
-use wire::{Answer, Request};
+use wire::{Answer, Bound, Request};
 
 /// Figures of a container.
 pub type Stats = ContainerFigures;
@@ -387,6 +388,23 @@ impl Runtime {
         }
     }
 
+    /// Waits for the owner of a pod, for all that may take it so long, and `own`.
+    async fn within<T>(
+        &self,
+        own: Duration,
+        pod: &str,
+        answer: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let creation = self.settings().config.agent.create_container_timeout;
+        let limit = own.saturating_add(creation).saturating_add(deadlines::STOPPED);
+        timeout(limit, answer).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("the owner of pod {pod} has not answered for {limit:?}: see whether it is stopped"),
+            ))
+        })
+    }
+
     async fn begin_asking(&self, pod: &str, request: Request, fds: Vec<OwnedFd>) -> Result<Told> {
         match self.route(pod).await? {
             Route::Own(owned) if request.only_waits() => owned.answer(request, fds).await,
@@ -399,7 +417,10 @@ impl Runtime {
                 // The owner has them, and their end is to be his.
                 drop(fds);
                 let mut asked = asked?;
-                let answer = asked.answer().await?;
+                let answer = match request.bound() {
+                    Bound::Workload => asked.answer().await,
+                    Bound::Within(own) => self.within(own, pod, asked.answer()).await,
+                }?;
                 match begins {
                     false => Ok(Told::Now(answer)),
                     true => Ok(Told::Begun(Box::pin(async move { asked.answer().await }))),

@@ -172,10 +172,16 @@ impl ContainerOptions {
                 format!("container {id}: stop signal {} is not a signal", self.stop_signal),
             ));
         }
-        if self.log_path.as_ref().is_some_and(|path| !path.is_absolute()) {
+        // What a relative one means depends on the process.
+        let relative = |path: &&PathBuf| !path.is_absolute();
+        if let Some(path) = [Some(&self.bundle), self.log_path.as_ref()]
+            .into_iter()
+            .flatten()
+            .find(relative)
+        {
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                format!("container {id}: the path of its log is not absolute"),
+                format!("container {id}: the path {} is not absolute", path.display()),
             ));
         }
         Ok(id)
@@ -297,7 +303,11 @@ mod tests {
         for (options, said) in [
             (options().stop_signal(0), "0 is not a signal"),
             (options().stop_signal(65), "65 is not a signal"),
-            (options().log_path("log"), "not absolute"),
+            (options().log_path("log"), "path log is not absolute"),
+            (
+                ContainerOptions::new(ContainerId::new("c").unwrap(), "b"),
+                "path b is not absolute",
+            ),
             (options().name("a/b"), "character"),
             (options().name("ü"), "character"),
             (options().name("x".repeat(254)), "more than 253"),

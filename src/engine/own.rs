@@ -56,6 +56,8 @@ pub(super) enum Stage {
     Closing,
     /// That did not come to its end, and may be tried again.
     Stuck,
+    /// What is known of it is being removed, and is not written again.
+    Leaving,
     /// It is not this process's any more.
     Gone,
 }
@@ -186,7 +188,7 @@ impl Owned {
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut PodInfo) -> Result<T>) -> Result<T> {
         let mut books = self.books();
         let changed = change(&mut books.info)?;
-        if books.stage != Stage::Gone {
+        if !matches!(books.stage, Stage::Leaving | Stage::Gone) {
             self.root().write(&books.info)?;
         }
         Ok(changed)
@@ -208,7 +210,7 @@ impl Owned {
     pub(super) fn is_open(&self) -> Result<()> {
         match self.books().stage {
             Stage::Open => Ok(()),
-            Stage::Closing | Stage::Stuck | Stage::Gone => Err(Error::new(
+            Stage::Closing | Stage::Stuck | Stage::Leaving | Stage::Gone => Err(Error::new(
                 ErrorKind::FailedPrecondition,
                 format!("pod {} is being removed, or shut down", self.id),
             )),

@@ -116,6 +116,28 @@ impl Request {
     }
 }
 
+/// How long the owner may take for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// As long as the workload does.
+    Workload,
+    /// What a creation may take, and this.
+    Within(Duration),
+}
+
+impl Request {
+    /// How long its owner may take for it, so that nobody waits for one that is stopped (SIGSTOP, a debugger).
+    pub(super) fn bound(&self) -> Bound {
+        match self {
+            Self::ExecSync { timeout, .. } | Self::Stop { timeout, .. } | Self::StopPod { timeout } => {
+                timeout.map_or(Bound::Workload, Bound::Within)
+            }
+            request if request.only_waits() => Bound::Workload,
+            _ => Bound::Within(Duration::ZERO),
+        }
+    }
+}
+
 /// How a process that was waited for has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -171,8 +171,11 @@ impl Streams {
         let opened = Opened::open(streams, self.limit).await?;
         let (viewer, show) = Viewer::new(opened.stdout, opened.stderr);
         let (reply, heard) = oneshot::channel();
-        self.order(Order::Attach(viewer, reply)).await?;
-        heard.await.map_err(|_| self.ended())?;
+        self.heeded(async {
+            self.order(Order::Attach(viewer, reply)).await?;
+            heard.await.map_err(|_| self.ended())
+        })
+        .await?;
         let typing = opened.stdin.map(|source| self.typing(source));
         Ok(Attached {
             tasks: [Some(tokio::spawn(show)), typing],
@@ -206,11 +209,16 @@ impl Streams {
     /// Opens the log anew, where it has been moved away.
     pub(super) async fn reopen(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        let reopening = async {
+        self.heeded(async {
             self.order(Order::Reopen(reply)).await?;
             answer.await.map_err(|_| self.ended())?
-        };
-        timeout(self.limit, reopening).await.unwrap_or_else(|_| {
+        })
+        .await
+    }
+
+    /// An order is heeded between two writings to the log.
+    async fn heeded(&self, order: impl Future<Output = Result<()>>) -> Result<()> {
+        timeout(self.limit, order).await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::DeadlineExceeded,
                 format!(
@@ -224,9 +232,12 @@ impl Streams {
     /// Its process has ended, and its output is in the pipes. Waits a while for it to be in the log.
     pub(super) async fn finish(&self) {
         drop(input_of(&self.input).take());
-        // It has finished already.
-        let _ = self.orders.send(Order::Finish).await;
-        let _ = timeout(deadlines::DELIVERY, self.orders.closed()).await;
+        let finishing = async {
+            // It has finished already.
+            let _ = self.orders.send(Order::Finish).await;
+            self.orders.closed().await;
+        };
+        let _ = timeout(deadlines::DELIVERY, finishing).await;
     }
 
     async fn order(&self, order: Order) -> Result<()> {
