@@ -103,6 +103,16 @@ pub(crate) const ADMIN_ANSWER: Duration = Duration::from_secs(30);
 /// From the hang-up of a console to the end of its program by SIGKILL.
 pub(crate) const CONSOLE_END: Duration = Duration::from_secs(2);
 
+/// For the state directory of an engine to be read, or written by another process.
+pub(crate) const STATE: Duration = Duration::from_secs(20);
+
+/// From a SIGKILL to the end of a container that is stopped: longer than what it takes to stop the virtual machine of one that
+/// does not end by it.
+pub(crate) const STOPPED: Duration = Duration::from_secs(40);
+
+/// From the end of a process whose output is collected to the end of that: longer than [`DRAIN`].
+pub(crate) const COLLECTED: Duration = Duration::from_secs(5);
+
 /// For an agent's first call: what the configuration says, or what suits a guest that is `emulated` or not.
 pub(crate) fn dial(config: &AgentConfig, emulated: impl FnOnce() -> bool) -> Duration {
     config.dial_timeout.unwrap_or_else(|| match emulated() {

@@ -1,10 +1,15 @@
 //! The one error type that leaves this crate: a kind for the caller's status code, a context a user can act on, a cause.
 
+use serde::{Deserialize, Serialize};
+
 /// Kind of an error; each edge maps it once to its own codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// The named object does not exist.
     NotFound,
+    /// Several objects have what was given of a name.
+    Ambiguous,
     /// The id is taken.
     AlreadyExists,
     /// The request or the bundle is wrong.

@@ -12,7 +12,7 @@ fn code(kind: ErrorKind) -> Code {
     match kind {
         ErrorKind::NotFound => Code::NOT_FOUND,
         ErrorKind::AlreadyExists => Code::ALREADY_EXISTS,
-        ErrorKind::InvalidArgument => Code::INVALID_ARGUMENT,
+        ErrorKind::InvalidArgument | ErrorKind::Ambiguous => Code::INVALID_ARGUMENT,
         ErrorKind::FailedPrecondition => Code::FAILED_PRECONDITION,
         ErrorKind::Unsupported => Code::UNIMPLEMENTED,
         ErrorKind::Unavailable => Code::UNAVAILABLE,

@@ -146,6 +146,7 @@ fn reason(status: u16) -> &'static str {
         501 => "Not Implemented",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
+        300 => "Multiple Choices",
         _ => "Internal Server Error",
     }
 }
@@ -153,6 +154,7 @@ fn reason(status: u16) -> &'static str {
 /// The code of a kind of error.
 pub(super) fn status(kind: ErrorKind) -> u16 {
     match kind {
+        ErrorKind::Ambiguous => 300,
         ErrorKind::InvalidArgument => 400,
         ErrorKind::NotFound => 404,
         ErrorKind::AlreadyExists => 409,
@@ -167,6 +169,7 @@ pub(super) fn status(kind: ErrorKind) -> u16 {
 /// The kind of error that a code tells.
 pub(super) fn kind(status: u16) -> ErrorKind {
     match status {
+        300 => ErrorKind::Ambiguous,
         400 => ErrorKind::InvalidArgument,
         404 => ErrorKind::NotFound,
         409 => ErrorKind::AlreadyExists,

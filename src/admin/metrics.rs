@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use agent_client::BUCKETS_MS;
 use agent_protocol as p;
 
 use super::prometheus::{Figures, Type};
@@ -29,6 +30,7 @@ pub(super) async fn text(subject: &Subject, dir: &Path) -> String {
     }
     overhead(&mut figures, &processes, &stats);
     containers(&mut figures, &stats);
+    calls(&mut figures, subject);
     if let Ok(guest) = guest {
         of_guest(&mut figures, &guest);
     }
@@ -55,6 +57,20 @@ fn about(figures: &mut Figures, subject: &Subject) {
     );
     for phase in subject.sandbox.phases() {
         phases.add(&[("phase", phase.name)], phase.took.as_secs_f64());
+    }
+}
+
+/// How long the agent's calls took.
+fn calls(figures: &mut Figures, subject: &Subject) {
+    let mut family = figures.family(
+        "kata_shim_agent_rpc_durations_histogram_milliseconds",
+        Type::Histogram,
+        "How long calls to the agent took; some wait for the workload.",
+    );
+    for (name, durations) in subject.agent.durations() {
+        let buckets: Vec<_> = BUCKETS_MS.into_iter().zip(durations.buckets).collect();
+        let sum = durations.sum.as_secs_f64() * 1e3;
+        family.add_histogram(("action", name), &buckets, durations.count, sum);
     }
 }
 

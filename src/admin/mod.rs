@@ -41,6 +41,7 @@ use tokio::time::timeout;
 
 pub use console::Order as ConsoleOrder;
 pub use frames::Frame;
+pub(crate) use report::of_container;
 pub use report::{ContainerFigures, Figures, ProcessFigures, Processes};
 pub use survey::{Found, Survey};
 

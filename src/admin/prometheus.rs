@@ -19,6 +19,8 @@ pub(super) enum Type {
     Counter,
     /// They go up and down.
     Gauge,
+    /// Of each label, how many there were of each size.
+    Histogram,
 }
 
 /// A family of figures under construction.
@@ -41,6 +43,7 @@ impl Figures {
         let of = match of {
             Type::Counter => "counter",
             Type::Gauge => "gauge",
+            Type::Histogram => "histogram",
         };
         // Writing to a string does not fail.
         let _ = write!(self.text, "# HELP {name} {help}\n# TYPE {name} {of}\n");
@@ -65,11 +68,34 @@ impl Figures {
 impl Family<'_> {
     /// Adds a figure. What is in a label's value is anybody's.
     pub(super) fn add(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.add_part("", labels, value);
+    }
+
+    /// Adds a histogram: how many there were up to each of some sizes, beyond the one before; how many in all; and their sum.
+    pub(super) fn add_histogram(
+        &mut self,
+        label: (&str, &str),
+        buckets: &[(u64, u64)],
+        count: u64,
+        sum: f64,
+    ) {
+        let mut below = 0;
+        for (most, number) in buckets {
+            below += number;
+            self.add_part("_bucket", &[label, ("le", &most.to_string())], below as f64);
+        }
+        self.add_part("_bucket", &[label, ("le", "+Inf")], count as f64);
+        self.add_part("_sum", &[label], sum);
+        self.add_part("_count", &[label], count as f64);
+    }
+
+    fn add_part(&mut self, part: &str, labels: &[(&str, &str)], value: f64) {
         if self.samples >= MOST_SAMPLES {
             return;
         }
         self.samples += 1;
         self.text.push_str(self.name);
+        self.text.push_str(part);
         if !labels.is_empty() {
             let labels: Vec<_> = labels
                 .iter()
@@ -103,14 +129,20 @@ pub fn merged<'a>(texts: impl IntoIterator<Item = (&'a str, &'a str)>) -> String
     let mut order = Vec::new();
     let mut families: BTreeMap<String, (Vec<String>, String)> = BTreeMap::new();
     for (id, text) in texts {
+        let mut family = "";
         for line in text.lines().filter(|line| !line.is_empty()) {
             let comment = line.strip_prefix("# ");
             let name = match comment {
                 Some(comment) => comment.split(' ').nth(1).unwrap_or_default(),
                 None => line.split(['{', ' ']).next().unwrap_or_default(),
             };
-            let (comments, samples) = families.entry(name.to_owned()).or_insert_with(|| {
-                order.push(name.to_owned());
+            // The parts of a histogram are called like their family, and more.
+            match name.strip_prefix(family) {
+                Some("_bucket" | "_sum" | "_count") if comment.is_none() => {}
+                _ => family = name,
+            }
+            let (comments, samples) = families.entry(family.to_owned()).or_insert_with(|| {
+                order.push(family.to_owned());
                 Default::default()
             });
             match comment {
@@ -165,6 +197,25 @@ mod tests {
         let text = figures.finish();
         assert_eq!(text.lines().count(), MOST_SAMPLES + 2);
         assert!(text.lines().all(|line| line.len() < MOST_LABEL + 20));
+    }
+
+    #[test]
+    fn a_histogram_is_one_family_of_what_was_up_to_each_size() {
+        let mut figures = Figures::default();
+        let mut family = figures.family("h", Type::Histogram, "What.");
+        family.add_histogram(("action", "a"), &[(1, 2), (2, 1)], 4, 9.5);
+        let text = figures.finish();
+        let samples = "h_bucket{action=\"a\",le=\"1\"} 2\nh_bucket{action=\"a\",le=\"2\"} 3\n\
+                       h_bucket{action=\"a\",le=\"+Inf\"} 4\nh_sum{action=\"a\"} 9.5\nh_count{action=\"a\"} 4\n";
+        assert_eq!(text, format!("# HELP h What.\n# TYPE h histogram\n{samples}"));
+        let both = merged([("x", text.as_str()), ("y", text.as_str())]);
+        assert_eq!(both.matches("# TYPE h histogram").count(), 1);
+        assert!(
+            both.ends_with("h_count{sandbox_id=\"y\",action=\"a\"} 4\n"),
+            "{both}"
+        );
+        let last_of_first = both.find("h_count{sandbox_id=\"x\"").unwrap();
+        assert!(last_of_first < both.find("h_bucket{sandbox_id=\"y\"").unwrap());
     }
 
     #[test]

@@ -206,7 +206,7 @@ pub(super) async fn figures(subject: &Subject, dir: &Path) -> Figures {
     }
 }
 
-fn of_container(id: &ContainerId, stats: &Stats) -> ContainerFigures {
+pub(crate) fn of_container(id: &ContainerId, stats: &Stats) -> ContainerFigures {
     let sum = |of: fn(&p::IoStats) -> u64| stats.io.iter().map(of).fold(0, u64::saturating_add);
     ContainerFigures {
         id: id.to_string(),

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 
 use agent_protocol::StatsResponse;
 use oci_spec::runtime::{LinuxResources, Process};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use create::{Appeal, Parts, Timeouts, create};
@@ -52,7 +53,7 @@ pub struct ExecRequest {
 }
 
 /// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitStatus {
     /// Exit code, 128 + signal, or 255 when it is unknown.
     pub code: u32,

@@ -32,7 +32,7 @@ pub(super) fn absolute(bundle: &Path) -> Result<PathBuf> {
 }
 
 /// The specification of a bundle.
-pub(super) fn specification(bundle: &Path, site: &Site) -> Result<Spec> {
+pub(crate) fn specification(bundle: &Path, site: &Site) -> Result<Spec> {
     let path = bundle.join("config.json");
     site.at(&path)?;
     let json = read(&path, MAX_CONFIG)?;

@@ -38,6 +38,7 @@ use oci_spec::runtime::Spec;
 use slog::{Logger, o, warn};
 use tokio::net::TcpListener;
 
+pub(crate) use bundle::specification;
 use daemon::Daemon;
 use home::Home;
 pub(crate) use home::is_owned;

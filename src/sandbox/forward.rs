@@ -10,13 +10,13 @@ use agent_client::Agent;
 use agent_protocol as p;
 use rustix::net::sockopt::set_socket_linger;
 use slog::{Logger, debug, warn};
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream, tcp, unix};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::deadlines;
+use crate::error::{Error, ErrorKind};
 use crate::io::CHUNK;
 
 /// Connections carried at a time by one listener; the next ones wait until one ends.
@@ -98,7 +98,8 @@ async fn carry(mut stream: TcpStream, way: Way) {
     };
     let carried = match way.agent.open_connection(request, Some(way.deadline)).await {
         Ok(opened) => {
-            let carried = way.exchange(&mut stream, opened.connection).await;
+            let (caller, to_caller) = stream.split();
+            let carried = way.exchange(&caller, to_caller, opened.connection).await;
             way.close(opened.connection).await;
             carried
         }
@@ -113,21 +114,99 @@ async fn carry(mut stream: TcpStream, way: Way) {
     }
 }
 
+/// Carries one connection of a caller's to a port of the guest's localhost, until both ends have said all.
+///
+/// # Errors
+/// Nobody listens there; the connection breaks.
+pub(super) async fn port(
+    mut stream: UnixStream,
+    port: u16,
+    agent: Arc<dyn Agent>,
+    deadline: Duration,
+    log: Logger,
+) -> Result<(), Error> {
+    let request = p::OpenConnectionRequest {
+        port: port.into(),
+        ..Default::default()
+    };
+    let way = Way { agent, deadline, log };
+    let opening = way.clone();
+    // On its own: what is opened when nobody waits for this any more is closed as well.
+    let opened = tokio::spawn(async move {
+        let opened = opening.agent.open_connection(request, Some(deadline)).await?;
+        Ok::<_, Error>(Open(opening, opened.connection))
+    });
+    let opened = opened
+        .await
+        .map_err(|cause| Error::caused(ErrorKind::Internal, "the connection was cut off", cause))??;
+    let (caller, to_caller) = stream.split();
+    way.exchange(&caller, to_caller, opened.1)
+        .await
+        .map_err(|Broken| {
+            Error::new(
+                ErrorKind::Unavailable,
+                format!("the connection to port {port} of the pod is broken"),
+            )
+        })
+}
+
+/// A connection in the guest, which is closed with this: now, or when nobody is there who would take it.
+struct Open(Way, u64);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let (way, connection) = (self.0.clone(), self.1);
+        tokio::spawn(async move { way.close(connection).await });
+    }
+}
+
+/// What a caller says.
+trait Says: Sync {
+    /// Waits until it says something.
+    fn readable(&self) -> impl Future<Output = std::io::Result<()>> + Send;
+    /// Takes what is there.
+    fn take(&self, data: &mut Vec<u8>) -> std::io::Result<usize>;
+}
+
+impl Says for tcp::ReadHalf<'_> {
+    async fn readable(&self) -> std::io::Result<()> {
+        Self::readable(self).await
+    }
+
+    fn take(&self, data: &mut Vec<u8>) -> std::io::Result<usize> {
+        self.try_read_buf(data)
+    }
+}
+
+impl Says for unix::ReadHalf<'_> {
+    async fn readable(&self) -> std::io::Result<()> {
+        Self::readable(self).await
+    }
+
+    fn take(&self, data: &mut Vec<u8>) -> std::io::Result<usize> {
+        self.try_read_buf(data)
+    }
+}
+
 impl Way {
     /// Moves data both ways until both ends have said all.
-    async fn exchange(&self, stream: &mut TcpStream, connection: u64) -> Result<(), Broken> {
-        let (caller, mut to_caller) = stream.split();
-        let inwards = self.inwards(&caller, connection);
+    async fn exchange(
+        &self,
+        caller: &impl Says,
+        mut to_caller: impl AsyncWrite + Unpin + Send,
+        connection: u64,
+    ) -> Result<(), Broken> {
+        let inwards = self.inwards(caller, connection);
         let outwards = self.outwards(&mut to_caller, connection);
         tokio::try_join!(inwards, outwards).map(drop)
     }
 
-    async fn inwards(&self, caller: &ReadHalf<'_>, connection: u64) -> Result<(), Broken> {
+    async fn inwards(&self, caller: &impl Says, connection: u64) -> Result<(), Broken> {
         loop {
             // Nothing is held while there is nothing to hold.
             caller.readable().await.map_err(|_| Broken)?;
             let mut data = Vec::with_capacity(CHUNK);
-            match caller.try_read_buf(&mut data) {
+            match caller.take(&mut data) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
@@ -151,7 +230,11 @@ impl Way {
         finished.await.map(drop).map_err(|_| Broken)
     }
 
-    async fn outwards(&self, caller: &mut WriteHalf<'_>, connection: u64) -> Result<(), Broken> {
+    async fn outwards(
+        &self,
+        caller: &mut (impl AsyncWrite + Unpin + Send),
+        connection: u64,
+    ) -> Result<(), Broken> {
         loop {
             let request = p::ReadConnectionRequest {
                 connection,

@@ -24,7 +24,9 @@ use std::time::{Duration, Instant};
 
 use configuration::Config;
 use hypervisor::{Hypervisor, VmReport};
+use serde::{Deserialize, Serialize};
 use slog::{o, warn};
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look, ToAdd};
@@ -61,7 +63,7 @@ pub struct SandboxRequest {
 }
 
 /// A mount that makes a container's root file system, as the snapshotter gave it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootfsMount {
     /// "overlay", "bind", "ext4" …
     pub fs_type: String,
@@ -185,6 +187,16 @@ impl Sandbox {
         self.ask(|owner, reply| drop(reply.send(Ok(owner.ids()))))
             .await
             .unwrap_or_default()
+    }
+
+    /// Carries a connection to a port of the pod's localhost, until both ends have said all. It is closed, at both ends, when
+    /// nobody waits for it any more.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] and others of the agent's: nobody listens there, or the connection breaks.
+    pub async fn port_forward(&self, port: u16, stream: UnixStream) -> Result<()> {
+        let carrying = self.ask(move |owner, reply| owner.forward(stream, port, reply));
+        carrying.await?.await
     }
 
     /// Ends everything: containers, VM, daemons, mounts, directories. Idempotent; other calls fail with

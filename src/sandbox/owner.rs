@@ -13,11 +13,12 @@ use futures::stream::FuturesUnordered;
 use hypervisor::Size;
 use oci_spec::runtime::LinuxResources;
 use slog::{Logger, debug, info, warn};
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::custody::Custody;
-use super::forward::Forward;
+use super::forward::{self, Forward};
 use super::ground::{Added, Look, ToAdd};
 use super::growth::Growth;
 use super::late;
@@ -34,6 +35,8 @@ use crate::{ContainerId, Event, SandboxId, deadlines};
 pub(super) type Command = Box<dyn FnOnce(&mut Owner) + Send>;
 /// Where an answer goes; nobody may be there any more.
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
+/// A connection that is carried into the guest as long as somebody waits for it.
+pub(super) type Carrying = BoxFuture<'static, Result<()>>;
 
 /// Work on the side.
 type Jobs = FuturesUnordered<BoxFuture<'static, Command>>;
@@ -182,6 +185,13 @@ impl Owner {
             ErrorKind::Unavailable,
             format!("sandbox {}: {reason}", self.id),
         ))
+    }
+
+    /// The way into the guest for a connection of a caller's.
+    pub(super) fn forward(&self, stream: UnixStream, port: u16, reply: Reply<Carrying>) {
+        let agent = Arc::clone(&self.agent);
+        let carrying = forward::port(stream, port, agent, self.timeouts.request, self.log.clone());
+        drop(reply.send(self.serves().map(|()| Box::pin(carrying) as Carrying)));
     }
 
     fn watch_vm(&self) {

@@ -45,6 +45,12 @@ async fn a_sandbox_tells_of_itself_as_long_as_it_is_there() {
         metrics.contains("kata_guest_meminfo{item=\"memtotal\"}"),
         "{metrics}"
     );
+    assert!(
+        metrics.contains(
+            "kata_shim_agent_rpc_durations_histogram_milliseconds_count{action=\"create_sandbox\"} 1"
+        ),
+        "{metrics}"
+    );
     for (method, path, kind) in [
         ("GET", "/iptables", ErrorKind::Unsupported),
         ("PUT", "/policy", ErrorKind::Unsupported),

@@ -15,16 +15,26 @@ macro_rules! agent_rpcs {
         #[async_trait]
         pub trait Agent: Send + Sync {
             $($(#[$doc])* async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error>;)*
+
+            /// How long the calls of each RPC took so far, by its name; nothing where nobody measures.
+            fn durations(&self) -> Vec<(&'static str, crate::Durations)> {
+                Vec::new()
+            }
         }
 
         #[async_trait]
         impl Agent for crate::TtrpcAgent {
             $(async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error> {
+                let _measured = self.durations.measure(stringify!($name));
                 let call = self.call(move |client| async move {
                     client.$name(crate::ttrpc_agent::context(), &request).await
                 });
                 crate::ttrpc_agent::answer(stringify!($name), call, deadline).await
             })*
+
+            fn durations(&self) -> Vec<(&'static str, crate::Durations)> {
+                self.durations.list()
+            }
         }
     };
 }

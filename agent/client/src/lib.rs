@@ -6,6 +6,7 @@
 //! This crate must not know about containers, virtual machines or configuration: only the protocol and its channels.
 
 mod agent;
+mod durations;
 mod error;
 mod fake;
 mod frames;
@@ -13,6 +14,7 @@ mod listener;
 mod ttrpc_agent;
 
 pub use agent::Agent;
+pub use durations::{BUCKETS_MS, Durations};
 pub use error::{Error, ErrorKind};
 pub use fake::FakeAgent;
 pub use listener::{Channel, Listener};

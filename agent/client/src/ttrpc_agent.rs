@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use ttrpc::asynchronous::{Client, transport::Socket};
 
+use crate::durations::Books;
 use crate::frames::Checked;
 use crate::{Error, ErrorKind};
 
@@ -18,6 +19,7 @@ pub struct TtrpcAgent {
     client: AgentClient,
     /// Dropped with the last handle, which ends the connection whatever calls are under way.
     open: Arc<watch::Sender<()>>,
+    pub(crate) durations: Arc<Books>,
 }
 
 impl std::fmt::Debug for TtrpcAgent {
@@ -32,6 +34,7 @@ impl TtrpcAgent {
         Self {
             client: AgentClient::new(Client::new(Socket::new(Checked::new(stream)))),
             open: Arc::default(),
+            durations: Arc::default(),
         }
     }
 

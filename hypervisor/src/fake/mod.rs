@@ -1,7 +1,7 @@
 //! A driver without virtual machine: the guest's agent runs as an ordinary process of the host. It isolates nothing; it
 //! lets everything above this crate be tested in milliseconds, against the real agent.
 //!
-//! It knows the agent's command line (`--connect`, `--root`, `--share`) and nothing of its protocol.
+//! It knows the agent's command line (`--connect`, `--root`, `--share`, `--network`) and nothing of its protocol.
 
 use std::ffi::OsString;
 use std::fs;
@@ -76,7 +76,11 @@ impl Hypervisor for Fake {
             return Err(no_snapshots());
         }
         let root = spec.run_dir.join("root");
-        let args = args(&spec.devices, &root)?;
+        let mut args = args(&spec.devices, &root)?;
+        if spec.network_namespace.is_some() {
+            // Whoever forwards a port means the pod's localhost, and never the host's.
+            args.extend(["--network".into(), "own".into()]);
+        }
         fs::create_dir_all(&root).map_err(|source| {
             Error::caused(
                 ErrorKind::Internal,

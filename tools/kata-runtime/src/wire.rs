@@ -156,7 +156,7 @@ impl From<ErrorKind> for Kind {
         match kind {
             ErrorKind::NotFound => Self::NotFound,
             ErrorKind::AlreadyExists => Self::AlreadyExists,
-            ErrorKind::InvalidArgument => Self::InvalidArgument,
+            ErrorKind::InvalidArgument | ErrorKind::Ambiguous => Self::InvalidArgument,
             ErrorKind::FailedPrecondition => Self::FailedPrecondition,
             ErrorKind::Unsupported => Self::Unsupported,
             ErrorKind::Unavailable => Self::Unavailable,

@@ -42,6 +42,7 @@ const SLEEPS: &[&str] = &[
     "src/sandbox/owner.rs",
     // Until descriptors may be free again.
     "src/admin/mod.rs",
+    "src/engine/link.rs",
     "src/sandbox/forward.rs",
     // Between looks at a lock: a thread that waits for one in the kernel would not heed its deadline.
     "src/factory/shelf.rs",

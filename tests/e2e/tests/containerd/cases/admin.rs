@@ -100,6 +100,7 @@ fn every_verb(case: &mut Case<'_>) -> Result<()> {
         "kata_hypervisor_proc_stat{item=\"utime\"} ",
         "kata_hypervisor_proc_status{item=\"vmrss\"} ",
         "kata_hypervisor_io_stat{item=\"rchar\"} ",
+        "kata_shim_agent_rpc_durations_histogram_milliseconds_bucket{action=\"create_container\",le=\"+Inf\"} 1",
         "kata_virtiofsd_fds ",
         "kata_container_memory_usage_bytes{container=",
         "kata_guest_load{item=\"load1\"} ",
