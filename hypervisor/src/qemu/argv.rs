@@ -257,9 +257,9 @@ fn devices(
                     driver,
                     readonly,
                 },
-                Device::Block { file, .. },
+                Device::Block(disk),
             ) => {
-                let fd = line.inherit(file);
+                let fd = line.inherit(&disk.file);
                 line.option("add-fd", format!("fd={fd},set={index}"));
                 line.option(
                     "blockdev",

@@ -8,7 +8,7 @@ use configuration::MachineType;
 use rustix::fs::{FileType, fstat};
 use serde_json::{Value, json};
 
-use crate::{Device, Error, ErrorKind, SerialPort, VirtioFs, Vsock};
+use crate::{Device, Disk, Error, ErrorKind, SerialPort, VirtioFs, Vsock};
 
 /// Bus of the virtio-serial controller, which is there if a machine has a port.
 pub const SERIAL_BUS: &str = "serial";
@@ -58,7 +58,7 @@ pub fn name(device: &Device) -> &str {
         Device::Vsock(_) => "vsock",
         Device::SerialPort(port) => &port.name,
         Device::VirtioFs(fs) => &fs.tag,
-        Device::Net { id, .. } | Device::Block { id, .. } => id,
+        Device::Net { id, .. } | Device::Block(Disk { id, .. }) => id,
     }
 }
 
@@ -69,7 +69,7 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
         Device::SerialPort(_) => "port",
         Device::VirtioFs(_) => "fs",
         Device::Net { .. } => "net",
-        Device::Block { .. } => "block",
+        Device::Block(_) => "block",
     };
     let id = format!("{kind}-{}", checked(name(device))?);
     let backend_id = format!("{id}-backend");
@@ -110,7 +110,7 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
             net(&backend_id, taps.len(), mac, machine),
             Backend::Taps { id: backend_id },
         ),
-        Device::Block { id, file, readonly } => (
+        Device::Block(Disk { id, file, readonly }) => (
             json!({"driver": virtio("virtio-blk"), "drive": backend_id, "serial": id}),
             Backend::Node {
                 name: backend_id,

@@ -215,10 +215,10 @@ async fn prepare(
                 driver,
                 readonly,
             },
-            Device::Block { file, .. },
+            Device::Block(disk),
         ) => {
             let added = client
-                .execute_with_fd("add-fd", json!({}), Arc::clone(file))
+                .execute_with_fd("add-fd", json!({}), Arc::clone(&disk.file))
                 .await?;
             let set = added["fdset-id"].as_u64().ok_or_else(|| {
                 Error::new(

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hypervisor::{Boot, Device, ErrorKind, Exit, ExitReason, Vm};
+use hypervisor::{Boot, Device, Disk, ErrorKind, Exit, ExitReason, Vm};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::RwLock;
@@ -329,7 +329,10 @@ pub async fn abilities_are_what_the_capabilities_say(subject: Subject) {
     let place = Place::new(subject);
     let capabilities = place.driver.capabilities();
     let mut vm = place.launch().await;
-    assert_eq!(vm.hotplug().is_some(), capabilities.hotplug);
+    assert_eq!(
+        vm.hotplug().is_some(),
+        capabilities.hotplug || capabilities.block_hotplug
+    );
     assert_eq!(vm.resize().is_some(), capabilities.resize);
     assert_eq!(capabilities.guest_is_process, subject == Subject::Fake);
     vm.stop().await.expect("a stop");
@@ -472,11 +475,11 @@ pub async fn a_disk_is_plugged_and_unplugged(subject: Subject) {
     let mut vm = place.launch().await;
     let _agent = place.greeted().await;
 
-    let device = Device::Block {
+    let device = Device::Block(Disk {
         id: "data".into(),
         file,
         readonly: true,
-    };
+    });
     let hotplug = vm.hotplug().expect("hotplug");
     // Twice, because what the first time leaves behind would be in the way.
     for _ in 0..2 {

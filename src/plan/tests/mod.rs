@@ -79,6 +79,7 @@ fn abilities() -> Capabilities {
         fs_sharing: true,
         block: true,
         hotplug: true,
+        block_hotplug: true,
         resize: false,
         snapshots: false,
         emulated: false,
