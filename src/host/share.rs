@@ -173,6 +173,7 @@ impl Share {
                     self.mount_root(one, &root)?;
                 }
             }
+            RootPlan::Disk => {}
             RootPlan::Directory(source) => {
                 let limits = self.limits(false);
                 steps.at(source)?;

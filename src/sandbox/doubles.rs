@@ -208,6 +208,7 @@ impl Ground for Counted {
         let id = request.id.to_string();
         assert!(self.0.containers.lock().unwrap().insert(id.clone()));
         let added = Added {
+            disks: Vec::new(),
             guest: p::CreateContainerRequest {
                 container_id: id,
                 ..Default::default()

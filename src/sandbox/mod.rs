@@ -50,6 +50,8 @@ pub struct SandboxRequest {
     pub scope: SandboxId,
     /// OCI bundle of its first container; the sandbox's own properties (hostname, resources, network) come from there.
     pub bundle: PathBuf,
+    /// Mounts that make that container's root file system: what cannot be is refused before anything is started.
+    pub rootfs: Vec<RootfsMount>,
     /// Validated configuration.
     pub config: Arc<Config>,
     /// The driver that `config` names.

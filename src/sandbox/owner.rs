@@ -10,7 +10,7 @@ use agent_protocol as p;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
-use hypervisor::Size;
+use hypervisor::{Device, Size};
 use oci_spec::runtime::LinuxResources;
 use slog::{Logger, debug, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -58,6 +58,8 @@ pub(super) struct Owner {
     growth: Option<Growth>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
+    /// Names of disks that are plugged for containers, or may be.
+    disks: BTreeMap<ContainerId, Vec<String>>,
     /// Those of containers whose end has not been told yet.
     hooks: BTreeMap<ContainerId, Hooks>,
     timeouts: Timeouts,
@@ -112,6 +114,7 @@ impl Owner {
             late,
             growth,
             containers: BTreeMap::new(),
+            disks: BTreeMap::new(),
             hooks: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
@@ -333,6 +336,7 @@ impl Owner {
     /// Nothing is left of a container: its hooks are told, then its id is free and whoever waits is told.
     fn forget(&mut self, id: ContainerId, told: impl FnOnce() + Send + 'static) {
         self.told_oom.remove(&id);
+        self.disks.remove(&id);
         if let Some(growth) = &mut self.growth {
             growth.remove(&id);
         }
@@ -392,12 +396,24 @@ impl Owner {
         }
     }
 
+    /// Takes a container's disks and files away, of which the guest has let go. Everything is tried; the first error is told.
     fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
-        match &mut self.holdings {
+        let removing = match &mut self.holdings {
             Some(holdings) => holdings.ground.remove(id),
             // Everything is being released.
-            None => Box::pin(ready(Ok(()))),
-        }
+            None => return Box::pin(ready(Ok(()))),
+        };
+        let disks = self.disks.get(id).cloned().unwrap_or_default();
+        let vm = self.vm.clone();
+        Box::pin(async move {
+            let mut result = Ok(());
+            for disk in disks {
+                let unplugged = vm.unplug(disk).await;
+                result = result.and(unplugged);
+            }
+            let removed = removing.await;
+            result.and(removed)
+        })
     }
 
     pub(super) fn create_container(&mut self, request: ContainerRequest, reply: Reply<Container>) {
@@ -451,7 +467,15 @@ impl Owner {
 
     /// Its files are there, and its streams are open: the guest's part of a creation.
     fn added(&mut self, id: ContainerId, added: Added, streams: Opened, reply: Reply<Container>) {
-        let Added { guest, limits, hooks } = added;
+        let Added {
+            guest,
+            disks,
+            limits,
+            hooks,
+        } = added;
+        // Before they are plugged: one that may be there is unplugged.
+        let names = disks.iter().map(|disk| disk.id.clone()).collect();
+        self.disks.insert(id.clone(), names);
         if let Some(growth) = &mut self.growth {
             growth.add(id.clone(), limits);
         }
@@ -471,13 +495,19 @@ impl Owner {
             pid: self.vm.pid(),
             log: self.log.clone(),
         };
-        let grow = self.grow();
+        let (grow, vm) = (self.grow(), self.vm.clone());
         self.creation(
             async move {
-                match grow.await {
-                    Ok(grown) => (grown, container::create(parts).await),
-                    Err(error) => (None, Err(error)),
+                let grown = match grow.await {
+                    Ok(grown) => grown,
+                    Err(error) => return (None, Err(error)),
+                };
+                for disk in disks {
+                    if let Err(error) = vm.plug(Device::Block(disk)).await {
+                        return (grown, Err(error));
+                    }
                 }
+                (grown, container::create(parts).await)
             },
             |owner, (grown, created)| {
                 owner.took(grown);
