@@ -93,7 +93,7 @@ impl Containerd {
 
     fn configured_and_started(mut self) -> Result<Self> {
         fs::create_dir_all(STATE).with_context(|| format!("create {STATE}"))?;
-        if self.snapshotter == Snapshotter::Devmapper {
+        if self.snapshotter == Snapshotter::Devmapper || snapshotter::is_possible() {
             self.devmapper = Some(snapshotter::prepare(&self.directory)?);
         }
         let config = self.config();
@@ -176,6 +176,18 @@ impl Containerd {
     /// It can't be imported.
     pub fn import(&self, file: &Path) -> Result<()> {
         self.ctr(["images", "import"])
+            .args([file])
+            .within(deadlines::RUN)
+            .read()
+            .map(drop)
+    }
+
+    /// The same, into another snapshotter than the tests' own.
+    ///
+    /// # Errors
+    /// It can't be imported.
+    pub fn import_for(&self, snapshotter: &str, file: &Path) -> Result<()> {
+        self.ctr(["images", "import", "--snapshotter", snapshotter])
             .args([file])
             .within(deadlines::RUN)
             .read()

@@ -50,6 +50,11 @@ impl Snapshotter {
     }
 }
 
+/// Whether there are the loop devices for volumes.
+pub fn is_possible() -> bool {
+    Path::new("/dev/loop-control").exists()
+}
+
 /// Makes what the devmapper snapshotter stands on, in this cell's directory. Answers with the directory of its `dmsetup` and with
 /// its part of containerd's configuration.
 ///
