@@ -238,7 +238,7 @@ fn check_content(plan: &DiskPlan, file: &File, wanted: DiskFs) -> Result<()> {
 
 /// What the beginning of a disk shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     FileSystem(DiskFs),
     /// Of a format that hypervisors know, and that names other files.
     Image(&'static str),
@@ -246,7 +246,7 @@ enum Content {
 }
 
 /// Pure.
-fn recognise(beginning: &[u8]) -> Content {
+pub(super) fn recognise(beginning: &[u8]) -> Content {
     const IMAGES: [(&[u8], &str); 9] = [
         (b"QFI\xfb", "qcow2"),
         (b"QED\0", "QED"),

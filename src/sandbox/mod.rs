@@ -4,6 +4,8 @@
 mod agent_tests;
 mod custody;
 #[cfg(test)]
+mod disk_tests;
+#[cfg(test)]
 mod doubles;
 mod forward;
 mod ground;
