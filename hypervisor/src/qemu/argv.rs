@@ -138,6 +138,9 @@ pub fn build(
             json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis}).to_string(),
         );
     }
+    if settings.machine == MachineType::Q35 {
+        line.option("device", device::disk_bus().to_string());
+    }
     match life {
         Life::Cold => {}
         // The guest's kernel learns from it that it is another one now, and takes a new seed.

@@ -13,6 +13,12 @@ use crate::{Device, Disk, Error, ErrorKind, SerialPort, VirtioFs, Vsock};
 /// Bus of the virtio-serial controller, which is there if a machine has a port.
 pub const SERIAL_BUS: &str = "serial";
 
+/// Bus of the disks that are plugged.
+pub const DISK_BUS: &str = "disks";
+
+/// Its slots: the first is the bus's own.
+pub const DISK_SLOTS: std::ops::Range<usize> = 1..32;
+
 /// What stands behind a device on the host's side.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Backend {
@@ -131,6 +137,11 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
 /// The virtio controller for `SerialPort`s. Port 0 is reserved for a console, so a machine with one port has two.
 pub fn serial_controller(ports: usize, machine: MachineType) -> Value {
     json!({"driver": virtio_driver("virtio-serial", machine), "id": SERIAL_BUS, "max_ports": ports + 1})
+}
+
+/// Where disks are plugged: one bus has room for the containers and volumes of a pod, where a port is for one device and a boot takes longer with each.
+pub fn disk_bus() -> Value {
+    json!({"driver": "pcie-pci-bridge", "id": DISK_BUS})
 }
 
 /// The guest's source of entropy.
