@@ -5,6 +5,7 @@ mod agent_tests;
 mod custody;
 #[cfg(test)]
 mod disk_tests;
+mod disks;
 #[cfg(test)]
 mod doubles;
 mod forward;

@@ -10,13 +10,14 @@ use agent_protocol as p;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
-use hypervisor::{Device, Size};
+use hypervisor::Size;
 use oci_spec::runtime::LinuxResources;
 use slog::{Logger, debug, info, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::custody::Custody;
+use super::disks::Disks;
 use super::forward::Forward;
 use super::ground::{Added, Look, ToAdd};
 use super::growth::Growth;
@@ -58,8 +59,7 @@ pub(super) struct Owner {
     growth: Option<Growth>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
-    /// Names of disks that are plugged for containers, or may be.
-    disks: BTreeMap<ContainerId, Vec<String>>,
+    disks: Disks,
     /// Those of containers whose end has not been told yet.
     hooks: BTreeMap<ContainerId, Hooks>,
     timeouts: Timeouts,
@@ -114,7 +114,7 @@ impl Owner {
             late,
             growth,
             containers: BTreeMap::new(),
-            disks: BTreeMap::new(),
+            disks: Disks::default(),
             hooks: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
@@ -336,7 +336,7 @@ impl Owner {
     /// Nothing is left of a container: its hooks are told, then its id is free and whoever waits is told.
     fn forget(&mut self, id: ContainerId, told: impl FnOnce() + Send + 'static) {
         self.told_oom.remove(&id);
-        self.disks.remove(&id);
+        self.disks.forget(&id);
         if let Some(growth) = &mut self.growth {
             growth.remove(&id);
         }
@@ -403,16 +403,11 @@ impl Owner {
             // Everything is being released.
             None => return Box::pin(ready(Ok(()))),
         };
-        let disks = self.disks.get(id).cloned().unwrap_or_default();
-        let vm = self.vm.clone();
+        let unplugging = self.disks.unplug(&self.vm, id);
         Box::pin(async move {
-            let mut result = Ok(());
-            for disk in disks {
-                let unplugged = vm.unplug(disk).await;
-                result = result.and(unplugged);
-            }
+            let unplugged = unplugging.await;
             let removed = removing.await;
-            result.and(removed)
+            unplugged.and(removed)
         })
     }
 
@@ -473,9 +468,6 @@ impl Owner {
             limits,
             hooks,
         } = added;
-        // Before they are plugged: one that may be there is unplugged.
-        let names = disks.iter().map(|disk| disk.id.clone()).collect();
-        self.disks.insert(id.clone(), names);
         if let Some(growth) = &mut self.growth {
             growth.add(id.clone(), limits);
         }
@@ -495,17 +487,15 @@ impl Owner {
             pid: self.vm.pid(),
             log: self.log.clone(),
         };
-        let (grow, vm) = (self.grow(), self.vm.clone());
+        let (grow, plug) = (self.grow(), self.disks.plug(&self.vm, &id, disks));
         self.creation(
             async move {
                 let grown = match grow.await {
                     Ok(grown) => grown,
                     Err(error) => return (None, Err(error)),
                 };
-                for disk in disks {
-                    if let Err(error) = vm.plug(Device::Block(disk)).await {
-                        return (grown, Err(error));
-                    }
+                if let Err(error) = plug.await {
+                    return (grown, Err(error));
                 }
                 (grown, container::create(parts).await)
             },

@@ -195,7 +195,7 @@ async fn a_container_whose_root_is_a_disk_has_it_open_and_leaves_nothing_at_any_
     assert_eq!(added.disks.len(), 1);
     let name = &added.disks[0].id;
     assert_eq!(added.guest.storages[0].source, format!("serial:{name}"));
-    let error = host.add(wanted()).await.err().expect("it is in use");
+    let error = host.add(wanted()).await.expect_err("it is in use");
     assert!(error.chain().contains("in use"), "{}", error.chain());
     drop(added);
     host.remove(&ContainerId::new("c").unwrap()).await.unwrap();
