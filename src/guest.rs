@@ -32,6 +32,16 @@ pub(crate) fn shared(directory: &str, name: &str) -> String {
     format!("{GUEST_SHARE}/{directory}/{name}")
 }
 
+/// Guest path at which the file system of a disk is mounted.
+pub(crate) fn disk(id: &str) -> String {
+    format!("{}/disks/{id}", p::GUEST_DIR)
+}
+
+/// How the guest finds a disk with this serial number.
+pub(crate) fn serial(id: &str) -> String {
+    format!("serial:{id}")
+}
+
 /// Guest path of a volume of memory, which stands for a directory of the host with these numbers.
 pub(crate) fn volume(device: u64, inode: u64) -> String {
     format!("{}/volumes/{device:x}-{inode:x}", p::GUEST_DIR)
@@ -69,11 +79,13 @@ pub(crate) fn create_container(
     id: &ContainerId,
     spec: Vec<u8>,
     storages: Vec<p::Storage>,
+    devices: Vec<p::DiskDevice>,
 ) -> p::CreateContainerRequest {
     p::CreateContainerRequest {
         container_id: id.to_string(),
         spec,
         storages,
+        devices,
         ..Default::default()
     }
 }

@@ -10,6 +10,7 @@ pub mod admin;
 mod aside;
 pub mod container;
 mod deadlines;
+pub mod direct;
 pub mod engine;
 pub mod error;
 pub mod events;

@@ -166,6 +166,10 @@ settings! {
         virtio_fs_cache: OneOf<VirtioFsCache> = "auto" => virtio_fs_cache: VirtioFsCache,
             pod "hypervisor.virtio_fs_cache";
 
+        /// Block devices that a snapshotter gives for root file systems (devicemapper, blockfile) do not become disks of the
+        /// guest: the host mounts what is on them, and shares it. Slower, and the host's kernel reads what an image made.
+        disable_block_device_use: Flag = false => disable_block_device_use: bool;
+
         /// Program of the vhost-user vsock daemon, for hosts without `/dev/vhost-vsock`.
         vhost_user_vsock_daemon: HostPathOrNone = "/usr/libexec/kata/vhost-device-vsock" => vhost_user_vsock_daemon: PathBuf;
 

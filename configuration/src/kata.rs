@@ -114,7 +114,6 @@ const KNOWN: &[Known] = &[
             "block_device_physical_sector_size",
             "block_device_num_queues",
             "block_device_queue_size",
-            "disable_block_device_use",
             "enable_iothreads",
             "indep_iothreads",
             "queue_size",

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Capabilities, Device, Error, Size, VmSpec};
+use crate::{Capabilities, Device, Disk, Error, Size, VmSpec};
 
 /// A virtual machine monitor that can start VMs on this host. Cheap to keep; holds no VM.
 #[async_trait]
@@ -32,6 +32,14 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) if VMs cannot be saved; what cannot be read.
     fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error>;
+
+    /// The serial number by which a guest finds this disk, up to 20 ASCII characters.
+    ///
+    /// # Errors
+    /// Where the VMM makes it of the file, and that cannot be examined.
+    fn serial(&self, disk: &Disk) -> Result<String, Error> {
+        Ok(disk.id.clone())
+    }
 
     /// Kills what is left of a VM whose owner died, from its record alone. Nothing left is success.
     async fn reap(&self, record: &VmRecord) -> Result<(), Error>;
@@ -87,7 +95,8 @@ pub trait Vm: Send {
     /// Ends the VMM and reaps it. Idempotent.
     async fn stop(&mut self) -> Result<(), Error>;
 
-    /// Adding and removing devices, if this VM can.
+    /// Adding and removing devices, if this VM can: if its driver says [`Capabilities::hotplug`] or, where only block devices
+    /// can come and go, [`Capabilities::block_hotplug`].
     fn hotplug(&mut self) -> Option<&mut dyn Hotplug>;
 
     /// Adding vCPUs and memory, if this VM can: if its driver says [`Capabilities::resize`].

@@ -23,4 +23,6 @@ pub use driver::{
 };
 pub use error::{Error, ErrorKind};
 pub use probe::{Choice, choose as choose_accelerator};
-pub use spec::{Capabilities, Device, Memory, MemoryBacking, SerialPort, Size, VirtioFs, VmSpec, Vsock};
+pub use spec::{
+    Capabilities, Device, Disk, Memory, MemoryBacking, SerialPort, Size, VirtioFs, VmSpec, Vsock,
+};

@@ -81,15 +81,24 @@ pub enum Device {
         /// MAC address, `aa:bb:cc:dd:ee:ff`.
         mac: String,
     },
-    /// A virtio-blk device; raw only.
-    Block {
-        /// Serial that the guest sees; unique in the VM, up to 20 ASCII characters.
-        id: String,
-        /// The opened device or file (opened read-only where `readonly`).
-        file: Arc<OwnedFd>,
-        /// Enforced at the VMM.
-        readonly: bool,
-    },
+    /// A virtio-blk device.
+    Block(Disk),
+}
+
+/// A virtio-blk device on an open file or block device of the host's, whose bytes it shows as they are: no format is ever
+/// looked for in them.
+///
+/// A driver gives its VMM the descriptor. One whose VMM takes only paths names it by `/proc/self/fd/<number>` or by a bind mount
+/// of it: the path it was opened by may lead elsewhere by now.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// Name for control and logs, unique in the VM: 1 to 20 ASCII letters, digits, `-`, `.` and `_`. The serial number that the
+    /// guest sees, unless the driver says otherwise ([`Hypervisor::serial`](crate::Hypervisor::serial)).
+    pub id: String,
+    /// Opened read-only where `readonly`, else for reading and writing.
+    pub file: Arc<OwnedFd>,
+    /// The VMM refuses what the guest writes.
+    pub readonly: bool,
 }
 
 /// The three forms of vsock.
@@ -149,8 +158,10 @@ pub struct Capabilities {
     pub fs_sharing: bool,
     /// Block devices can be given at start.
     pub block: bool,
-    /// Devices can be added while the VM runs.
+    /// Devices of every kind can be added while the VM runs, and removed.
     pub hotplug: bool,
+    /// Block devices can, if only because there are placeholders for them.
+    pub block_hotplug: bool,
     /// vCPUs and memory can be added while the VM runs.
     pub resize: bool,
     /// Pause, save and restore work.

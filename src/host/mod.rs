@@ -7,6 +7,7 @@ mod bundle;
 mod cgroup;
 mod daemon;
 mod devices;
+mod disk;
 mod home;
 mod hooks;
 mod leftovers;
@@ -33,7 +34,7 @@ use agent_protocol as p;
 use async_trait::async_trait;
 use configuration::Config;
 use futures::future::{BoxFuture, FutureExt, ready, select_all};
-use hypervisor::{Device, Hypervisor, VmRecord, VmSpec};
+use hypervisor::{Device, Disk, Hypervisor, VmRecord, VmSpec};
 use oci_spec::runtime::Spec;
 use slog::{Logger, o, warn};
 use tokio::net::TcpListener;
@@ -55,7 +56,7 @@ use crate::oci::Limits;
 use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
 use crate::store::{CgroupRecord, Record};
-use crate::{ContainerId, SandboxId, admin, deadlines, oci, plan};
+use crate::{ContainerId, SandboxId, admin, deadlines, direct, guest, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
 const VM_DIRECTORY: &str = "vm";
@@ -129,9 +130,12 @@ impl Host {
         let bundle = bundle::absolute(&request.bundle)?;
         // A relative root is the caller's to mount, and may have to be made first.
         let root = spec.root().as_ref().map(|root| root.path().clone());
-        let container = oci::container(&id, spec, bundle, Vec::new())?;
+        let mut container = oci::container(&id, spec, bundle, request.rootfs.clone())?;
+        container.found = sources::look(plan::sources(&container)?, Path::new(direct::PLACE), site)?;
         let container = plan::container(&request.config, plan, &container, &Volumes::default())?;
         share::find_sources(&container, root.is_some_and(|root| root.is_absolute()), site)
+            .and_then(|()| disk::open_all(&container.disks, site))
+            .map(drop)
             .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
 
@@ -365,8 +369,10 @@ impl Ground for Host {
     fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
         let (config, sandbox, shared) = (Arc::clone(&self.config), Arc::clone(&self.plan), self.shared());
         // A guest remembers what it has seen under a name for a while.
-        let directory = format!("{}.{}", request.id, self.added);
+        let number = self.added;
+        let directory = format!("{}.{number}", request.id);
         self.added += 1;
+        let hypervisor = Arc::clone(&self.hypervisor);
         let limit = config.agent.create_container_timeout;
         let id = request.id.clone();
         let work = move |site: &Site| {
@@ -380,13 +386,27 @@ impl Ground for Host {
                 // It has joined another one without a word of a pod: what is the sandbox's is not its own.
                 container.container_type = ContainerType::PodContainer;
             }
-            container.directory = directory;
-            container.found = sources::look(plan::sources(&container)?, site)?;
+            (container.directory, container.number) = (directory, number);
+            container.found = sources::look(plan::sources(&container)?, Path::new(direct::PLACE), site)?;
             let limits = Limits::of(&container.spec)?;
             let planned = |volumes: &Volumes| plan::container(&config, &sandbox, &container, volumes);
-            let plan = share.add(planned, &steps.aside(site))?;
+            let mut plan = share.add(planned, &steps.aside(site))?;
+            let disks = disk::open_all(&plan.disks, site)
+                .and_then(|disks| {
+                    steps.take()?;
+                    tell_serials(&mut plan.guest, &disks, &*hypervisor)?;
+                    Ok(disks)
+                })
+                .map_err(|error| {
+                    let error = error.while_doing(format_args!("container {}", plan.id));
+                    match share.remove(&plan.id) {
+                        Ok(()) => error,
+                        Err(second) => error.and(&second),
+                    }
+                })?;
             Ok(Added {
                 guest: plan.guest,
+                disks,
                 limits,
                 hooks: Hooks::new(&plan.id, plan.hooks),
             })
@@ -434,6 +454,23 @@ impl Drop for Host {
             warn!(self.log, "a sandbox that was dropped is not all released"; "error" => error.chain());
         }
     }
+}
+
+/// Names the disks to the guest as it sees them, where the virtual machine monitor does not name them as the plan does.
+fn tell_serials(
+    guest: &mut p::CreateContainerRequest,
+    disks: &[Disk],
+    hypervisor: &dyn Hypervisor,
+) -> Result<()> {
+    for disk in disks {
+        let (planned, seen) = (guest::serial(&disk.id), guest::serial(&hypervisor.serial(disk)?));
+        let storages = guest.storages.iter_mut().map(|storage| &mut storage.source);
+        let devices = guest.devices.iter_mut().map(|device| &mut device.source);
+        for source in storages.chain(devices).filter(|source| **source == planned) {
+            source.clone_from(&seen);
+        }
+    }
+    Ok(())
 }
 
 /// Whether a path is one of a program.

@@ -175,6 +175,7 @@ impl Share {
                     self.mount_root(one, &root)?;
                 }
             }
+            RootPlan::Disk => {}
             RootPlan::Directory(source) => {
                 let limits = self.limits(false);
                 steps.at(source)?;

@@ -1,22 +1,29 @@
 //! What there is at the paths of the host that a container mounts. Looks, and changes nothing.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, StatxFlags, fstatfs, statx};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags, fstat, fstatfs, open, statx};
+use rustix::io::Errno;
 
 use super::{mount, mountinfo};
 use crate::aside::Site;
-use crate::error::Result;
-use crate::model::{Found, Identity, Medium};
+use crate::direct::{self, MountInfo};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{DirectVolume, Found, Identity, Medium};
 
-/// Looks at each path. What cannot be looked at is left out: it is mounted later, and refused then with a reason.
+/// More than anybody has to say of a volume, bytes.
+const MOST_INFO: u64 = 64 << 10;
+
+/// Looks at each path, and in `volumes` at what was said of it. What cannot be looked at is left out: it is mounted later, and
+/// refused then with a reason.
 ///
 /// # Errors
-/// Nobody waits for it any more.
-pub(super) fn look(paths: Vec<PathBuf>, site: &Site) -> Result<BTreeMap<PathBuf, Found>> {
+/// Nobody waits for it any more; what was said of a path cannot be believed, or understood.
+pub(super) fn look(paths: Vec<PathBuf>, volumes: &Path, site: &Site) -> Result<BTreeMap<PathBuf, Found>> {
     let mut found = BTreeMap::new();
     if paths.is_empty() {
         return Ok(found);
@@ -24,7 +31,8 @@ pub(super) fn look(paths: Vec<PathBuf>, site: &Site) -> Result<BTreeMap<PathBuf,
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     for path in paths {
         site.at(&path)?;
-        if let Ok(Some(seen)) = look_at(&path, &mounts) {
+        if let Ok(Some(mut seen)) = look_at(&path, &mounts) {
+            seen.direct = direct_volume(volumes, &path)?;
             found.insert(path, seen);
         }
     }
@@ -37,7 +45,7 @@ fn look_at(path: &Path, mounts: &[u8]) -> io::Result<Option<Found>> {
         &source,
         c"",
         AtFlags::EMPTY_PATH,
-        StatxFlags::INO | StatxFlags::MNT_ID,
+        StatxFlags::BASIC_STATS | StatxFlags::MNT_ID,
     )?;
     if status.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
         // A kernel before 5.8 does not tell the mounts apart.
@@ -55,7 +63,49 @@ fn look_at(path: &Path, mounts: &[u8]) -> io::Result<Option<Found>> {
         mode: u32::from(status.stx_mode) & 0o7777,
         uid: status.stx_uid,
         gid: status.stx_gid,
+        block: (FileType::from_raw_mode(status.stx_mode.into()) == FileType::BlockDevice)
+            .then_some((status.stx_rdev_major, status.stx_rdev_minor)),
+        direct: None,
     }))
+}
+
+/// What was said of a path by those who may: the superuser, or whoever we are.
+fn direct_volume(volumes: &Path, path: &Path) -> Result<Option<DirectVolume>> {
+    let file = direct::directory(volumes, path).join(direct::FILE);
+    let refused = |why: &str| {
+        Error::new(
+            ErrorKind::FailedPrecondition,
+            format!(
+                "what is said of the volume {} in {}: {why}",
+                path.display(),
+                file.display()
+            ),
+        )
+    };
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = match open(&file, flags, Mode::empty()) {
+        // A path can be too long for a name that is made of it, and nothing was said of that.
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG) => return Ok(None),
+        Err(errno) => return Err(refused(&errno.to_string())),
+        Ok(opened) => File::from(opened),
+    };
+    let status = fstat(&opened).map_err(|errno| refused(&errno.to_string()))?;
+    let is_ours = status.st_uid == 0 || status.st_uid == rustix::process::geteuid().as_raw();
+    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile
+        || !is_ours
+        || status.st_mode & 0o022 != 0
+    {
+        return Err(refused(
+            "it is not a file that only its owner, the superuser, can write",
+        ));
+    }
+    let mut text = String::new();
+    opened
+        .take(MOST_INFO)
+        .read_to_string(&mut text)
+        .map_err(|cause| refused(&cause.to_string()))?;
+    let info: MountInfo = serde_json::from_str(&text).map_err(|cause| refused(&cause.to_string()))?;
+    Ok(Some(info.into()))
 }
 
 fn medium(source: &OwnedFd) -> io::Result<Medium> {
@@ -92,7 +142,7 @@ mod tests {
         }
         symlink("a", path("link")).unwrap();
         let identity = |name: &str| {
-            let found = look(vec![path(name)], &Site::default()).unwrap();
+            let found = look(vec![path(name)], Path::new("/none"), &Site::default()).unwrap();
             found.get(&path(name)).map(|found| found.identity.clone())
         };
         let before = identity("a");
@@ -102,7 +152,9 @@ mod tests {
         assert_ne!(identity("b"), before);
         assert_eq!(identity("missing"), None);
 
-        let medium = |name: &str| look(vec![path(name)], &Site::default()).unwrap()[&path(name)].medium;
+        let medium = |name: &str| {
+            look(vec![path(name)], Path::new("/none"), &Site::default()).unwrap()[&path(name)].medium
+        };
         assert_eq!(
             medium("a/below"),
             Medium::Disk,

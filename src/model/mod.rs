@@ -180,6 +180,8 @@ pub struct ContainerConfig {
     pub rootfs: Vec<RootfsMount>,
     /// What there is at the sources of its mounts, as far as it is known.
     pub found: BTreeMap<PathBuf, Found>,
+    /// How many containers its sandbox has had before it.
+    pub number: u64,
 }
 
 /// What there is at a path of the host.
@@ -195,6 +197,25 @@ pub struct Found {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Major and minor number, if it is a block device.
+    pub block: Option<(u32, u32)>,
+    /// What is to be mounted in its place, as somebody has said with `kata-runtime direct-volume`.
+    pub direct: Option<DirectVolume>,
+}
+
+/// A volume that the guest mounts, and nobody on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectVolume {
+    /// What kind it is, in Kata's words.
+    pub volume_type: String,
+    /// Path of the block device, or of a file with a disk's content.
+    pub device: PathBuf,
+    /// Its file system.
+    pub fs_type: String,
+    /// Mount options.
+    pub options: Vec<String>,
+    /// What else was said of it.
+    pub metadata: BTreeMap<String, String>,
 }
 
 /// What the files of a directory are made of.
@@ -250,6 +271,8 @@ pub struct SandboxPlan {
     pub channel: ChannelPlan,
     /// Directories of the host in the guest.
     pub share: SharePlan,
+    /// Block devices of the host in the guest.
+    pub disks: DisksPlan,
     /// The pod's network namespace, and what of it reaches the guest. `None`: it has the host's, and the guest has no network.
     pub network: Option<NetworkPlan>,
     /// The cgroup of its processes on the host. `None`: they stay where we are.
@@ -311,6 +334,17 @@ pub enum SharePlan {
     Process,
 }
 
+/// How block devices of the host reach the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DisksPlan {
+    /// As disks, plugged in while the virtual machine runs.
+    Plugged,
+    /// Not at all: the host mounts what is on them, and shares that.
+    Mounted,
+    /// Not at all, and it is not wanted that the host mounts what is on them.
+    Impossible,
+}
+
 /// Everything that is decided about a container before anything is acquired.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ContainerPlan {
@@ -322,6 +356,8 @@ pub struct ContainerPlan {
     pub root: RootPlan,
     /// Host files and directories that it mounts.
     pub binds: Vec<BindPlan>,
+    /// Block devices of the host that it has.
+    pub disks: Vec<DiskPlan>,
     /// Programs of the host's that are told of its life.
     pub hooks: HooksPlan,
     /// The agent's part, but for the streams: guest paths name what the share will contain.
@@ -367,6 +403,75 @@ pub enum RootPlan {
     Mounts(Vec<RootfsMount>),
     /// It is in this directory of the host.
     Directory(PathBuf),
+    /// It is on a disk of the container's, which the guest mounts.
+    Disk,
+}
+
+/// A block device, or file with the content of one, that becomes a disk of the guest for one container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskPlan {
+    /// Its name, which no other disk of the sandbox's has, ever.
+    pub id: String,
+    /// What it is.
+    pub source: DiskSource,
+    /// Nobody writes to it, whatever the guest does.
+    pub readonly: bool,
+    /// The file system that has to be on it. `None`: it is the container's business.
+    pub fs_type: Option<DiskFs>,
+}
+
+/// Where a disk's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    /// The block device at this path.
+    Device(PathBuf),
+    /// The file at this path.
+    File(PathBuf),
+    /// Either.
+    DeviceOrFile(PathBuf),
+    /// The block device with these numbers.
+    Numbers(u32, u32),
+}
+
+impl std::fmt::Display for DiskSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Device(path) | Self::File(path) | Self::DeviceOrFile(path) => {
+                write!(f, "{}", path.display())
+            }
+            Self::Numbers(major, minor) => write!(f, "the block device {major}:{minor}"),
+        }
+    }
+}
+
+/// A file system that the guest mounts from a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFs {
+    /// ext4.
+    Ext4,
+    /// XFS.
+    Xfs,
+    /// EROFS, which is never written.
+    Erofs,
+}
+
+impl DiskFs {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ext4, Self::Xfs, Self::Erofs];
+
+    /// The kernel's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+            Self::Erofs => "erofs",
+        }
+    }
+
+    /// The one with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|fs| fs.name() == name)
+    }
 }
 
 /// A file or directory of the host that becomes visible in the guest, for all containers of the sandbox that mount it.

@@ -115,6 +115,7 @@ pub fn container(
         bundle,
         rootfs,
         found: BTreeMap::new(),
+        number: 0,
     })
 }
 

@@ -8,6 +8,7 @@ use oci_spec::runtime::{
 };
 use serde_json::Value;
 
+use super::disks::Disks;
 use super::namespaces::Namespaces;
 use super::volumes::Volumes;
 use super::{devices, hooks, limits, mounts, namespaces, unsupported};
@@ -27,16 +28,27 @@ pub(super) fn plan(
     // A guest that is a process of the host has no kernel to itself.
     let own_kernel = sandbox.share != SharePlan::Process;
     let namespaces = namespaces::plan(spec, container.container_type, own_kernel)?;
-    let mounts = mounts::plan(container, &mounts::given(sandbox), volumes, namespaces.own_user)?;
+    let mut disks = Disks::new(sandbox.disks, container);
+    let on_disk = disks.root(container)?;
+    let given = mounts::given(sandbox);
+    let mut mounts = mounts::plan(container, &given, volumes, &mut disks, namespaces.own_user)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     let guest_root = RootBuilder::default()
-        .path(guest::shared(&container.directory, guest::ROOTFS))
+        .path(match &on_disk {
+            Some(storage) => storage.mount_point.clone(),
+            None => guest::shared(&container.directory, guest::ROOTFS),
+        })
         .readonly(root.readonly().unwrap_or(false))
         .build()
         .map_err(|cause| internal("root", cause))?;
     let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
 
-    let mut linux = linux(config, container)?;
+    let mut linux = linux(config, container, &mut disks)?;
+    if !mounts.nodes.is_empty() {
+        let mut nodes = linux.devices().clone().unwrap_or_default();
+        nodes.append(&mut mounts.nodes);
+        linux.set_devices(Some(nodes));
+    }
     if own_kernel && container.container_type != ContainerType::PodContainer {
         // The sandbox has set them.
         linux.set_sysctl(None);
@@ -56,13 +68,18 @@ pub(super) fn plan(
     linux.set_namespaces(Some(list));
     for_guest.set_linux(Some(linux));
 
+    let storages = on_disk.iter().cloned().chain(mounts.storages).collect();
     Ok(ContainerPlan {
         id: container.id.clone(),
         directory: container.directory.clone(),
-        root: self::root(container, root.path())?,
+        root: match on_disk {
+            Some(_) => RootPlan::Disk,
+            None => self::root(container, root.path())?,
+        },
         binds: mounts.binds,
+        disks: disks.list,
         hooks: hooks::on_host(container)?,
-        guest: guest::create_container(&container.id, json(&for_guest)?, mounts.storages),
+        guest: guest::create_container(&container.id, json(&for_guest)?, storages, disks.devices),
     })
 }
 
@@ -104,7 +121,7 @@ fn process(asked: &Process) -> Result<Process> {
 }
 
 /// Without namespaces and sysctls, which depend on the sandbox.
-fn linux(config: &Config, container: &ContainerConfig) -> Result<Linux> {
+fn linux(config: &Config, container: &ContainerConfig, disks: &mut Disks) -> Result<Linux> {
     let mut linux = match container.spec.linux() {
         Some(asked) => asked.clone(),
         None => {
@@ -156,7 +173,7 @@ fn linux(config: &Config, container: &ContainerConfig) -> Result<Linux> {
         .and_then(|resources| resources.devices().clone())
         .unwrap_or_default();
     if let Some(asked) = linux.devices() {
-        let nodes = devices::nodes(asked, &rules)?;
+        let nodes = devices::nodes(asked, &rules, disks)?;
         linux.set_devices(Some(nodes));
     }
     if let Some(asked) = linux.resources() {

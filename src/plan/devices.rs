@@ -5,8 +5,10 @@
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType as Type};
 
+use super::disks::{self, Disks};
 use super::unsupported;
 use crate::error::Result;
+use crate::model::DisksPlan;
 
 /// Major and minor numbers of character devices (Documentation/admin-guide/devices.txt of Linux); `None` is every minor.
 const VIRTUAL: [(i64, Option<i64>); 12] = [
@@ -32,13 +34,24 @@ fn is_virtual(kind: Type, major: i64, minor: Option<i64>) -> bool {
 }
 
 /// The devices that can be had in the guest. A privileged container asks for all that the host has, and gets those of the
-/// guest that are the same; for any other container, a device that it cannot have is an error.
-pub(super) fn nodes(asked: &[LinuxDevice], rules: &[LinuxDeviceCgroup]) -> Result<Vec<LinuxDevice>> {
+/// guest that are the same; for any other container, a block device becomes a disk, and another device that it cannot have is an error.
+pub(super) fn nodes(
+    asked: &[LinuxDevice],
+    rules: &[LinuxDeviceCgroup],
+    disks: &mut Disks,
+) -> Result<Vec<LinuxDevice>> {
     let is_privileged = rules.iter().any(allows_all);
     let mut nodes = Vec::new();
     for (index, device) in asked.iter().enumerate() {
         if device.typ() == Type::P || is_virtual(device.typ(), device.major(), Some(device.minor())) {
             nodes.push(device.clone());
+        } else if let Some(numbers) =
+            block(device).filter(|_| !is_privileged && disks.how == DisksPlan::Plugged)
+        {
+            disks.device(numbers, device.path().clone(), &access(device, rules));
+            let mode = device.file_mode().unwrap_or(0o660) & 0o7777;
+            let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
+            nodes.push(disks::node(device.path().clone(), mode, uid, gid)?);
         } else if !is_privileged {
             return Err(unsupported(
                 format_args!("linux.devices[{index}]"),
@@ -53,6 +66,36 @@ pub(super) fn nodes(asked: &[LinuxDevice], rules: &[LinuxDeviceCgroup]) -> Resul
         }
     }
     Ok(nodes)
+}
+
+fn block(device: &LinuxDevice) -> Option<(u32, u32)> {
+    match device.typ() {
+        Type::B => Some((
+            u32::try_from(device.major()).ok()?,
+            u32::try_from(device.minor()).ok()?,
+        )),
+        _ => None,
+    }
+}
+
+/// What the rules allow with this device by its numbers: `rwm` where none speaks of it.
+fn access(device: &LinuxDevice, rules: &[LinuxDeviceCgroup]) -> String {
+    let is_about = |rule: &&LinuxDeviceCgroup| {
+        rule.allow()
+            && rule.typ() == Some(Type::B)
+            && rule.major() == Some(device.major())
+            && rule.minor() == Some(device.minor())
+    };
+    let allowed: String = rules
+        .iter()
+        .filter(is_about)
+        .filter_map(|rule| rule.access().clone())
+        .collect();
+    let access: String = "rwm".chars().filter(|c| allowed.contains(*c)).collect();
+    match access.is_empty() {
+        true => "rwm".to_owned(),
+        false => access,
+    }
 }
 
 fn allows_all(rule: &LinuxDeviceCgroup) -> bool {

@@ -90,6 +90,8 @@ mod tests {
             mode: 0o2777,
             uid: 0,
             gid: 1234,
+            block: None,
+            direct: None,
         }
     }
 

@@ -5,6 +5,7 @@ mod cgroup;
 mod channel;
 mod container;
 mod devices;
+mod disks;
 mod hooks;
 mod limits;
 mod memory;
@@ -73,6 +74,7 @@ pub fn sandbox(
         template,
         channel,
         share,
+        disks: disks::choose(hypervisor, abilities),
         network: network(config, sandbox, abilities, started.vcpus)?,
         cgroup: cgroup::choose(config, sandbox),
         is_alone: sandbox.is_alone,
@@ -151,8 +153,7 @@ pub fn container(
 /// # Errors
 /// Mounts that cannot be planned whatever is there.
 pub fn sources(container: &ContainerConfig) -> Result<Vec<PathBuf>> {
-    let mounts = mounts::plan(container, &[], &Volumes::default(), false)?;
-    Ok(mounts.binds.into_iter().map(|bind| bind.source).collect())
+    mounts::sources(container)
 }
 
 /// What a virtual machine is to have for containers with these limits.

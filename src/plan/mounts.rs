@@ -7,12 +7,13 @@
 use std::path::{Component, Path, PathBuf};
 
 use agent_protocol as p;
-use oci_spec::runtime::Mount;
+use oci_spec::runtime::{LinuxDevice, Mount};
 
+use super::disks::{self, Disks};
 use super::{memory, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
-use crate::model::{BindPlan, ContainerConfig, SandboxPlan};
+use crate::model::{BindPlan, ContainerConfig, DisksPlan, SandboxPlan};
 use crate::plan::volumes::{Volumes, Wanted};
 
 /// File systems that the kernel makes out of nothing.
@@ -48,8 +49,10 @@ pub(super) struct Mounts {
     pub(super) guest: Vec<Mount>,
     /// On the host, for the guest.
     pub(super) binds: Vec<BindPlan>,
-    /// In the guest, for the pod.
+    /// In the guest, for the pod or for the container alone.
     pub(super) storages: Vec<p::Storage>,
+    /// What is not mounted, but a device in the container.
+    pub(super) nodes: Vec<LinuxDevice>,
 }
 
 /// A file or directory of the pod's in the guest, and where every container has it that has nothing else there.
@@ -99,6 +102,7 @@ pub(super) fn plan(
     container: &ContainerConfig,
     given: &[Given],
     volumes: &Volumes,
+    disks: &mut Disks,
     own_user: bool,
 ) -> Result<Mounts> {
     let mut mounts = Mounts::default();
@@ -115,7 +119,14 @@ pub(super) fn plan(
         if options.remount {
             mount.set_source(None);
         } else if options.bind {
-            bind(index, &mut mount, &options, container, volumes, &mut mounts)?;
+            let place = Place {
+                index,
+                container,
+                volumes,
+            };
+            if !bind(&place, &mut mount, &options, disks, &mut mounts)? {
+                continue;
+            }
         } else {
             new(index, &mut mount, own_user)?;
         }
@@ -180,24 +191,34 @@ impl Options {
     }
 }
 
-fn bind(
+/// Where a mount is asked for.
+struct Place<'a> {
     index: usize,
+    container: &'a ContainerConfig,
+    volumes: &'a Volumes,
+}
+
+/// Whether it is a mount in the container.
+fn bind(
+    place: &Place<'_>,
     mount: &mut Mount,
     options: &Options,
-    container: &ContainerConfig,
-    volumes: &Volumes,
+    disks: &mut Disks,
     mounts: &mut Mounts,
-) -> Result<()> {
-    let source = match mount.source() {
-        Some(source) if !source.as_os_str().is_empty() => container.bundle.join(source),
-        _ => {
-            return Err(Error::new(
-                ErrorKind::InvalidArgument,
-                format!("config.json: mounts[{index}].source: is missing"),
-            ));
-        }
-    };
+) -> Result<bool> {
+    let Place {
+        index,
+        container,
+        volumes,
+    } = *place;
+    let source = source(mount, &container.bundle).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("config.json: mounts[{index}].source: is missing"),
+        )
+    })?;
     let clean = clean(&source);
+    let found = container.found.get(&source);
     if clean == Path::new("/sys/fs/cgroup") {
         // The host's tree would not show the container's processes.
         let is_binding = |option: &String| {
@@ -214,6 +235,30 @@ fn bind(
     } else if mount.destination() == Path::new(SHM) || clean.starts_with(SHM) {
         // Memory that processes share must be memory of their own kernel.
         mount.set_source(Some(p::GUEST_SHM.into()));
+    } else if let Some(volume) = found.and_then(|found| found.direct.as_ref()) {
+        let storage = disks.volume(index, volume, options.readonly)?;
+        mount.set_source(Some(storage.mount_point.clone().into()));
+        mounts.storages.push(storage);
+    } else if let Some((found, numbers)) = found.and_then(|found| Some((found, found.block?)))
+        && disks.how != DisksPlan::Mounted
+    {
+        let path = mount.destination().clone();
+        if disks.how == DisksPlan::Impossible {
+            return Err(unsupported(
+                format_args!("mounts[{index}].source"),
+                format!(
+                    "{} is a block device, and this virtual machine can be given none while it runs; use machine_type = \
+                     \"q35\"",
+                    source.display()
+                ),
+            ));
+        }
+        let access = if options.readonly { "rm" } else { "rwm" };
+        disks.device(numbers, path.clone(), access);
+        mounts
+            .nodes
+            .push(disks::node(path, found.mode, found.uid, found.gid)?);
+        return Ok(false);
     } else if ["/sys", "/proc", "/dev"]
         .iter()
         .any(|kernel| clean.starts_with(kernel))
@@ -228,7 +273,27 @@ fn bind(
         let name = share(source, &clean, options, container, volumes, &mut mounts.binds);
         mount.set_source(Some(guest::shared(&name, guest::DATA).into()));
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Absolute path of what a mount binds.
+fn source(mount: &Mount, bundle: &Path) -> Option<PathBuf> {
+    let source = mount.source().as_ref()?;
+    (!source.as_os_str().is_empty()).then(|| bundle.join(source))
+}
+
+/// What of the host a container's mounts name, as far as it matters what is there.
+pub(super) fn sources(container: &ContainerConfig) -> Result<Vec<PathBuf>> {
+    let mut disks = Disks::new(DisksPlan::Mounted, container);
+    let mounts = plan(container, &[], &Volumes::default(), &mut disks, false)?;
+    // Among the host's devices, what is a disk.
+    let devices = container.spec.mounts().iter().flatten().filter_map(|mount| {
+        let source = source(mount, &container.bundle).filter(|_| Options::read(mount).bind)?;
+        let clean = clean(&source);
+        (clean.starts_with("/dev") && !clean.starts_with(SHM)).then_some(source)
+    });
+    let binds = mounts.binds.into_iter().map(|bind| bind.source);
+    Ok(binds.chain(devices).collect())
 }
 
 fn of_memory(source: &Path, clean: &Path, container: &ContainerConfig) -> Option<p::Storage> {

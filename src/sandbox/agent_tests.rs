@@ -126,6 +126,7 @@ impl Ground for Bare {
         };
         let hooks = Hooks::new(&request.id, HooksPlan::default());
         Box::pin(ready(Ok(Added {
+            disks: Vec::new(),
             guest,
             limits: Default::default(),
             hooks,
@@ -208,6 +209,7 @@ async fn sandbox(script: &str) -> Stand {
         id: SandboxId::new("s").unwrap(),
         scope: SandboxId::new("test").unwrap(),
         bundle: PathBuf::new(),
+        rootfs: Vec::new(),
         config: Arc::new(config),
         hypervisor,
         events: sender,

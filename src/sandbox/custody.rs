@@ -6,10 +6,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What the custodian is asked, and where the answer goes.
+/// What the custodian is asked, and where the answer goes. A stop is no order: it does not wait for one.
 enum Order {
-    Stop(oneshot::Sender<Result<()>>),
     Plug(Device, oneshot::Sender<Result<()>>),
+    Unplug(String, oneshot::Sender<Result<()>>),
     Grow(Size, oneshot::Sender<Result<Size>>),
 }
 
@@ -17,6 +17,7 @@ enum Order {
 #[derive(Debug, Clone)]
 pub(super) struct Custody {
     orders: mpsc::Sender<Order>,
+    stops: mpsc::Sender<oneshot::Sender<Result<()>>>,
     exited: watch::Receiver<Option<Exit>>,
     pid: u32,
     record: VmRecord,
@@ -26,19 +27,30 @@ impl Custody {
     /// Takes a virtual machine over.
     pub(super) fn new(mut vm: Box<dyn Vm>) -> Self {
         let (orders, mut asked) = mpsc::channel::<Order>(1);
+        let (stops, mut to_stop) = mpsc::channel::<oneshot::Sender<Result<()>>>(1);
         let custody = Self {
             orders,
+            stops,
             exited: vm.exited(),
             pid: vm.pid(),
             record: vm.record(),
         };
         tokio::spawn(async move {
-            while let Some(order) = asked.recv().await {
-                match order {
+            loop {
+                // An order that is under way is given up for a stop: the guest may hold it up as long as it can.
+                let stop = tokio::select! {
+                    biased;
+                    stop = to_stop.recv() => stop,
+                    Some(order) = asked.recv() => tokio::select! {
+                        biased;
+                        stop = to_stop.recv() => stop,
+                        () = carry_out(&mut *vm, order) => continue,
+                    },
+                };
+                match stop {
                     // Stopping is idempotent.
-                    Order::Stop(reply) => drop(reply.send(vm.stop().await.map_err(Into::into))),
-                    Order::Plug(device, reply) => drop(reply.send(plug(&mut *vm, device).await)),
-                    Order::Grow(to, reply) => drop(reply.send(grow(&mut *vm, to).await)),
+                    Some(reply) => drop(reply.send(vm.stop().await.map_err(Into::into))),
+                    None => return,
                 }
             }
         });
@@ -49,7 +61,7 @@ impl Custody {
     pub(super) async fn stop(&self) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         // The custodian lives as long as its handles.
-        match self.orders.send(Order::Stop(reply)).await {
+        match self.stops.send(reply).await {
             Ok(()) => answer.await.unwrap_or(Ok(())),
             Err(_) => Ok(()),
         }
@@ -62,6 +74,20 @@ impl Custody {
         let order = Order::Plug(device, reply);
         self.orders.send(order).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Takes a device out, of which the guest has to let go. One that is not there, or whose virtual machine is not, is success.
+    pub(super) async fn unplug(&self, name: String) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let unplugged = match self.orders.send(Order::Unplug(name, reply)).await {
+            // No answer: a stop has come between.
+            Ok(()) => answer.await.unwrap_or(Ok(())),
+            Err(_) => Ok(()),
+        };
+        match unplugged {
+            Err(_) if self.exited.borrow().is_some() => Ok(()),
+            unplugged => unplugged,
+        }
     }
 
     /// Adds vCPUs and memory until there is this much. Answers with what there is, for the guest to take into use.
@@ -89,13 +115,31 @@ impl Custody {
     }
 }
 
+async fn carry_out(vm: &mut dyn Vm, order: Order) {
+    // Whoever does not wait for the answer any more does not need it.
+    match order {
+        Order::Plug(device, reply) => drop(reply.send(plug(vm, device).await)),
+        Order::Unplug(name, reply) => drop(reply.send(unplug(vm, &name).await)),
+        Order::Grow(to, reply) => drop(reply.send(grow(vm, to).await)),
+    }
+}
+
+async fn unplug(vm: &mut dyn Vm, name: &str) -> Result<()> {
+    let Some(hotplug) = vm.hotplug() else {
+        return Ok(());
+    };
+    match hotplug.unplug(name).await {
+        Err(error) if error.kind == hypervisor::ErrorKind::NotFound => Ok(()),
+        unplugged => Ok(unplugged?),
+    }
+}
+
 async fn plug(vm: &mut dyn Vm, device: Device) -> Result<()> {
     match vm.hotplug() {
         Some(hotplug) => Ok(hotplug.plug(device).await?),
         None => Err(Error::new(
             ErrorKind::Unsupported,
-            "a device for the virtual machine has appeared after its start, and it can be given none while it runs; use a \
-             machine with hotplug (machine_type = \"q35\")",
+            "the virtual machine can be given no devices while it runs; use a machine with hotplug (machine_type = \"q35\")",
         )),
     }
 }

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use hypervisor::{
-    Boot, Capabilities, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize, SaveTo, Size,
-    Vm, VmRecord, VmReport, VmSpec,
+    Boot, Capabilities, Device, Disk, Exit, ExitReason, Hotplug, Hypervisor, Memory, MemoryBacking, Resize,
+    SaveTo, Size, Vm, VmRecord, VmReport, VmSpec,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -76,6 +76,14 @@ pub(super) struct World {
     /// How it grows, and what each container may use.
     pub(super) growth: Option<GrowthPlan>,
     pub(super) limits: Mutex<Limits>,
+    /// Disks that each container has.
+    pub(super) disks: AtomicU32,
+    /// Those that are plugged.
+    pub(super) plugged: Mutex<BTreeSet<String>>,
+    /// So many more can be plugged.
+    pub(super) ports: AtomicU32,
+    /// The guest does not let go of any.
+    pub(super) clings: AtomicBool,
 }
 
 impl World {
@@ -109,6 +117,10 @@ impl World {
             size: Mutex::new(growth.map_or(smallest, |growth| growth.started)),
             growth,
             limits: Mutex::default(),
+            disks: AtomicU32::new(0),
+            plugged: Mutex::default(),
+            ports: AtomicU32::new(4),
+            clings: AtomicBool::new(false),
         })
     }
 
@@ -207,7 +219,13 @@ impl Ground for Counted {
     fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
         let id = request.id.to_string();
         assert!(self.0.containers.lock().unwrap().insert(id.clone()));
+        let disks = (0..self.0.disks.load(Ordering::SeqCst)).map(|index| Disk {
+            id: format!("{id}{index}"),
+            file: Arc::new(std::fs::File::open("/dev/null").unwrap().into()),
+            readonly: true,
+        });
         let added = Added {
+            disks: disks.collect(),
             guest: p::CreateContainerRequest {
                 container_id: id,
                 ..Default::default()
@@ -330,11 +348,44 @@ impl Vm for PlayedVm {
     }
 
     fn hotplug(&mut self) -> Option<&mut dyn Hotplug> {
-        None
+        Some(self)
     }
 
     fn resize(&mut self) -> Option<&mut dyn Resize> {
         Some(self)
+    }
+}
+
+#[async_trait]
+impl Hotplug for PlayedVm {
+    async fn plug(&mut self, device: Device) -> Result<(), hypervisor::Error> {
+        let Device::Block(disk) = device else {
+            unreachable!("only disks are plugged");
+        };
+        let left = self.0.ports.load(Ordering::SeqCst);
+        if left == 0 {
+            let kind = hypervisor::ErrorKind::FailedPrecondition;
+            return Err(hypervisor::Error::new(kind, "all ports are in use"));
+        }
+        self.0.ports.store(left - 1, Ordering::SeqCst);
+        assert!(self.0.plugged.lock().unwrap().insert(disk.id));
+        Ok(())
+    }
+
+    async fn unplug(&mut self, id: &str) -> Result<(), hypervisor::Error> {
+        if self.0.clings.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        match self.0.plugged.lock().unwrap().remove(id) {
+            true => {
+                self.0.ports.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+            false => Err(hypervisor::Error::new(
+                hypervisor::ErrorKind::NotFound,
+                "not there",
+            )),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use agent_client::Listener;
 use agent_protocol as p;
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use hypervisor::{Device, VmRecord, VmSpec};
+use hypervisor::{Device, Disk, VmRecord, VmSpec};
 use tokio::net::TcpListener;
 
 use super::RootfsMount;
@@ -56,6 +56,8 @@ pub(crate) struct ToAdd {
 pub(crate) struct Added {
     /// The agent's part, but for the streams.
     pub(crate) guest: p::CreateContainerRequest,
+    /// To be plugged before, and unplugged after: nobody else has them as long as they are open.
+    pub(crate) disks: Vec<Disk>,
     /// What it may use.
     pub(crate) limits: Limits,
     /// The host's hooks.

@@ -4,6 +4,9 @@
 mod agent_tests;
 mod custody;
 #[cfg(test)]
+mod disk_tests;
+mod disks;
+#[cfg(test)]
 mod doubles;
 mod forward;
 mod ground;
@@ -52,6 +55,8 @@ pub struct SandboxRequest {
     pub scope: SandboxId,
     /// OCI bundle of its first container; the sandbox's own properties (hostname, resources, network) come from there.
     pub bundle: PathBuf,
+    /// Mounts that make that container's root file system: what cannot be is refused before anything is started.
+    pub rootfs: Vec<RootfsMount>,
     /// Validated configuration.
     pub config: Arc<Config>,
     /// The driver that `config` names.

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::custody::Custody;
+use super::disks::Disks;
 use super::forward::{self, Forward};
 use super::ground::{Added, Look, ToAdd};
 use super::growth::Growth;
@@ -61,6 +62,7 @@ pub(super) struct Owner {
     growth: Option<Growth>,
     /// `None`: being created.
     containers: BTreeMap<ContainerId, Option<Container>>,
+    disks: Disks,
     /// Those of containers whose end has not been told yet.
     hooks: BTreeMap<ContainerId, Hooks>,
     timeouts: Timeouts,
@@ -115,6 +117,7 @@ impl Owner {
             late,
             growth,
             containers: BTreeMap::new(),
+            disks: Disks::default(),
             hooks: BTreeMap::new(),
             timeouts: estate.timeouts,
             end: watch::Sender::new(None),
@@ -343,6 +346,7 @@ impl Owner {
     /// Nothing is left of a container: its hooks are told, then its id is free and whoever waits is told.
     fn forget(&mut self, id: ContainerId, told: impl FnOnce() + Send + 'static) {
         self.told_oom.remove(&id);
+        self.disks.forget(&id);
         if let Some(growth) = &mut self.growth {
             growth.remove(&id);
         }
@@ -402,12 +406,19 @@ impl Owner {
         }
     }
 
+    /// Takes a container's disks and files away, of which the guest has let go. Everything is tried; the first error is told.
     fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
-        match &mut self.holdings {
+        let removing = match &mut self.holdings {
             Some(holdings) => holdings.ground.remove(id),
             // Everything is being released.
-            None => Box::pin(ready(Ok(()))),
-        }
+            None => return Box::pin(ready(Ok(()))),
+        };
+        let unplugging = self.disks.unplug(&self.vm, id);
+        Box::pin(async move {
+            let unplugged = unplugging.await;
+            let removed = removing.await;
+            unplugged.and(removed)
+        })
     }
 
     pub(super) fn create_container(&mut self, request: ContainerRequest, reply: Reply<Container>) {
@@ -461,7 +472,12 @@ impl Owner {
 
     /// Its files are there, and its streams are open: the guest's part of a creation.
     fn added(&mut self, id: ContainerId, added: Added, streams: Opened, reply: Reply<Container>) {
-        let Added { guest, limits, hooks } = added;
+        let Added {
+            guest,
+            disks,
+            limits,
+            hooks,
+        } = added;
         if let Some(growth) = &mut self.growth {
             growth.add(id.clone(), limits);
         }
@@ -481,13 +497,17 @@ impl Owner {
             pid: self.vm.pid(),
             log: self.log.clone(),
         };
-        let grow = self.grow();
+        let (grow, plug) = (self.grow(), self.disks.plug(&self.vm, &id, disks));
         self.creation(
             async move {
-                match grow.await {
-                    Ok(grown) => (grown, container::create(parts).await),
-                    Err(error) => (None, Err(error)),
+                let grown = match grow.await {
+                    Ok(grown) => grown,
+                    Err(error) => return (None, Err(error)),
+                };
+                if let Err(error) = plug.await {
+                    return (grown, Err(error));
                 }
+                (grown, container::create(parts).await)
             },
             |owner, (grown, created)| {
                 owner.took(grown);

@@ -1,16 +1,20 @@
 //! Loads the kernel's modules. Which ones, and in which order, was decided when the guest's image was made.
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
+use flate2::read::GzDecoder;
 use nix::errno::Errno;
-use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::kmod::{ModuleInitFlags, finit_module, init_module};
 
 use crate::error::{Error, Result};
 
 /// Paths of the modules that every guest needs, one per line, in the order to load them. A guest without it needs none.
 pub const LIST: &str = "/etc/kata/modules";
+
+/// More than any module has, bytes.
+const MAX_MODULE: u64 = 64 << 20;
 
 /// Loads all modules of a list.
 ///
@@ -30,7 +34,19 @@ pub fn load(list: &str) -> Result<()> {
 
 fn load_one(path: &Path) -> Result<()> {
     let file = File::open(path).map_err(Error::file("open", path))?;
-    match finit_module(file, c"", ModuleInitFlags::empty()) {
+    // What few guests load is packed, because every guest's kernel unpacks the image.
+    let loaded = match path.extension().is_some_and(|extension| extension == "gz") {
+        true => {
+            let mut module = Vec::new();
+            GzDecoder::new(file)
+                .take(MAX_MODULE)
+                .read_to_end(&mut module)
+                .map_err(Error::file("unpack", path))?;
+            init_module(&module, c"")
+        }
+        false => finit_module(file, c"", ModuleInitFlags::empty()),
+    };
+    match loaded {
         // EEXIST: loaded already, or built in.
         Ok(()) | Err(Errno::EEXIST) => Ok(()),
         Err(error) => Err(Error::file("load module", path)(error)),

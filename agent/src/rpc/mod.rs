@@ -90,6 +90,7 @@ impl Agent for Rpc {
     ) -> Answer<p::ProcessResponse> {
         let request = ContainerRequest {
             storages: translate::storages(&request.storages).map_err(status)?,
+            devices: translate::devices(&request.devices).map_err(status)?,
             stdio: translate::stdio(&request.stdio).map_err(status)?,
             id: request.container_id,
             spec: request.spec,

@@ -10,7 +10,7 @@ use crate::identity::{Dns, Identity};
 use crate::network::{self, AddressWords, Interface, Network, RouteWords, RuleWords};
 use crate::process::stdio::Wanted;
 use crate::sandbox::Stream;
-use crate::storage::Storage;
+use crate::storage::{DiskDevice, Storage};
 
 /// Abilities of this agent that are not a matter of course.
 const FEATURES: [&str; 2] = ["seccomp", "cgroup2"];
@@ -62,6 +62,12 @@ pub fn storages(storages: &[p::Storage]) -> Result<Vec<Storage>> {
         }
     };
     storages.iter().map(parse).collect()
+}
+
+/// Checked disks that a container has as devices.
+pub fn devices(devices: &[p::DiskDevice]) -> Result<Vec<DiskDevice>> {
+    let parse = |d: &p::DiskDevice| DiskDevice::parse(&d.source, &d.path, &d.access);
+    devices.iter().map(parse).collect()
 }
 
 /// Checked settings of the network; no message: none.

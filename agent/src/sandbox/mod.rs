@@ -41,7 +41,7 @@ use crate::network::Network;
 use crate::process::stdio::Wanted;
 use crate::process::{Process, Signal};
 use crate::reaper::{self, Exited, Reaper};
-use crate::storage::{self, Mounted, Mounter, Storage};
+use crate::storage::{self, DiskDevice, Mounted, Mounter, Storage};
 use entry::Entry;
 pub use handle::{Handle, Stream};
 use shares::Shares;
@@ -87,6 +87,8 @@ pub struct ContainerRequest {
     pub spec: Vec<u8>,
     /// Mounted as long as the container exists.
     pub storages: Vec<Storage>,
+    /// Disks that it has as devices.
+    pub devices: Vec<DiskDevice>,
     /// Streams of its init process.
     pub stdio: Wanted,
 }

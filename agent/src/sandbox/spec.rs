@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use agent_protocol::{GUEST_DIR, MAX_SPEC};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxDeviceType, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
-use crate::storage::GuestPath;
+use crate::storage::{DiskDevice, GuestPath};
 
 /// Longest id, in bytes (containerd allows 76).
 const MAX_ID: usize = 128;
@@ -58,6 +58,41 @@ pub fn container(json: &[u8], agent_dir: &Path) -> Result<Spec> {
         mount.set_source(located);
     }
     Ok(spec)
+}
+
+/// Gives a disk's entry among the devices its numbers, and lets the container use it.
+///
+/// # Errors
+/// [`Error::Invalid`] without such an entry.
+pub fn number_disk(spec: &mut Spec, disk: &DiskDevice, (major, minor): (u32, u32)) -> Result<()> {
+    let linux = spec.linux_mut().as_mut();
+    let entry = |linux: &mut Linux| {
+        let devices = linux.devices_mut().iter_mut().flatten();
+        let mut disks = devices.filter(|device| device.typ() == LinuxDeviceType::B);
+        let entry = disks.find(|device| *device.path() == disk.path)?;
+        entry.set_major(major.into());
+        entry.set_minor(minor.into());
+        Some(())
+    };
+    let Some((linux, ())) = linux.and_then(|linux| entry(linux).map(|()| (linux, ()))) else {
+        return Err(Error::invalid(
+            "device.path",
+            format!("spec.linux.devices has no block device {}", disk.path.display()),
+        ));
+    };
+    let resources = linux.resources_mut().as_mut();
+    let rules = resources.and_then(|resources| resources.devices_mut().as_mut());
+    // Without rules there is no limit, and one more rule would be the first.
+    if let Some(rules) = rules.filter(|rules| !rules.is_empty()) {
+        let mut rule = LinuxDeviceCgroup::default();
+        rule.set_allow(true)
+            .set_typ(Some(LinuxDeviceType::B))
+            .set_major(Some(major.into()))
+            .set_minor(Some(minor.into()))
+            .set_access(Some(disk.access.clone()));
+        rules.push(rule);
+    }
+    Ok(())
 }
 
 /// Reads the description of one more process.
@@ -153,6 +188,36 @@ mod tests {
             .filter_map(|m| m.source().as_deref())
             .collect();
         assert_eq!(sources, [Path::new("proc"), Path::new("/tmp/x/shm")]);
+    }
+
+    #[test]
+    fn a_disk_gets_its_numbers_and_a_rule_where_there_are_rules() {
+        let mut json: serde_json::Value = serde_json::from_slice(&spec("/run/kata/disks/c1")).unwrap();
+        json["linux"] = json!({
+            "devices": [{"path": "/dev/xvda", "type": "b", "major": 0, "minor": 0, "uid": 7}],
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+        });
+        let disk = |path: &str| DiskDevice::parse("serial:c0d1", path, "rm").unwrap();
+        let parse =
+            |json: &serde_json::Value| container(json.to_string().as_bytes(), Path::new("/x")).unwrap();
+        let mut limited = parse(&json);
+        number_disk(&mut limited, &disk("/dev/xvda"), (254, 3)).unwrap();
+        let told = serde_json::to_value(limited.linux().as_ref().unwrap()).unwrap();
+        assert_eq!(told["devices"][0]["major"], 254);
+        assert_eq!(told["devices"][0]["minor"], 3);
+        assert_eq!(told["devices"][0]["uid"], 7);
+        let rules = &told["resources"]["devices"];
+        assert_eq!(
+            rules[1],
+            json!({"allow": true, "type": "b", "major": 254, "minor": 3, "access": "rm"})
+        );
+        assert!(number_disk(&mut limited, &disk("/dev/xvdb"), (254, 3)).is_err());
+
+        json["linux"]["resources"] = json!({"devices": []});
+        let mut free = parse(&json);
+        number_disk(&mut free, &disk("/dev/xvda"), (254, 3)).unwrap();
+        let told = serde_json::to_value(free.linux().as_ref().unwrap()).unwrap();
+        assert_eq!(told["resources"]["devices"], json!([]), "no limit stays no limit");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Makes containers and takes them apart, beside the sandbox's task: both may wait for storage or for the kernel, and the
 //! other containers must not wait with them.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -55,7 +56,11 @@ impl Workshop {
             .cloned()
             .collect();
         let mounts = self.mounter.mount_all(&own).await?;
-        match self.create_init(request, spec).await {
+        let created = match self.with_disks(request, spec).await {
+            Ok(spec) => self.create_init(request, &spec).await,
+            Err(error) => Err(error),
+        };
+        match created {
             Ok((container, init)) => Ok(Entry::new(container, init, mounts)),
             Err(error) => {
                 if let Err(leftover) = self.mounter.unmount_all(mounts) {
@@ -64,6 +69,16 @@ impl Workshop {
                 Err(error)
             }
         }
+    }
+
+    /// The specification with the numbers of the disks that the container has as devices.
+    async fn with_disks<'a>(&self, request: &ContainerRequest, spec: &'a Spec) -> Result<Cow<'a, Spec>> {
+        let mut spec = Cow::Borrowed(spec);
+        for disk in &request.devices {
+            let numbers = disk.numbers().await?;
+            spec::number_disk(spec.to_mut(), disk, numbers)?;
+        }
+        Ok(spec)
     }
 
     async fn create_init(&self, request: &ContainerRequest, spec: &Spec) -> Result<(Container, Process)> {
@@ -93,8 +108,9 @@ impl Workshop {
     /// The first failure.
     pub async fn delete(&self, entry: Entry) -> Result<()> {
         let deleted = entry.container.delete().await;
+        let flushed = self.mounter.flush(&entry.mounts).await;
         let unmounted = self.mounter.unmount_all(entry.mounts);
         deleted?;
-        unmounted
+        flushed.and(unmounted)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Must not know who asks: a sandbox and a container own what was mounted for them.
 
+mod disk;
 mod options;
 mod pages;
 mod path;
@@ -11,23 +12,22 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, fstat, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, fstat, open, statx, syncfs};
 use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
 
 use crate::container;
 use crate::error::{Error, Result};
+use crate::init::modules;
 use crate::uevent;
+pub use disk::DiskDevice;
+use disk::{DEVICE_DEADLINE, Disk};
 use options::Options;
 use pages::Pages;
 pub use path::{GuestPath, Root};
 use path::{Make, name_of};
-
-/// How long a disk may take to appear after the host plugged it in.
-const DEVICE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A mount that the host asked for, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ enum Driver {
         recursive: bool,
     },
     Block {
-        device: Device,
+        disk: Disk,
         fstype: String,
     },
     Overlay {
@@ -58,15 +58,6 @@ enum Driver {
         upper: Option<GuestPath>,
         work: Option<GuestPath>,
     },
-}
-
-/// A disk, as the host names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Device {
-    /// Name below /dev.
-    Node(String),
-    /// Serial number that the VMM gave it.
-    Serial(String),
 }
 
 impl Storage {
@@ -95,7 +86,7 @@ impl Storage {
                 recursive,
             },
             "block" => Driver::Block {
-                device: Device::parse(source)?,
+                disk: Disk::parse("storage.source", source)?,
                 fstype: name("storage.fstype", fstype)?,
             },
             "overlay" => overlay(&mut options)?,
@@ -128,6 +119,11 @@ impl Storage {
         self.of_pod
     }
 
+    /// Whether what is written in it is for a disk.
+    fn writes(&self) -> bool {
+        matches!(self.driver, Driver::Block { .. }) && !self.options.flags.0.contains(MountFlags::RDONLY)
+    }
+
     /// Where it is mounted.
     pub fn mount_point(&self) -> PathBuf {
         self.mount_point.in_guest()
@@ -144,34 +140,6 @@ fn name(field: &'static str, text: &str) -> Result<String> {
         ));
     }
     Ok(text.to_owned())
-}
-
-impl Device {
-    fn parse(source: &str) -> Result<Self> {
-        const FIELD: &str = "storage.source";
-        if let Some(serial) = source.strip_prefix("serial:") {
-            return name(FIELD, serial).map(Self::Serial);
-        }
-        match source.strip_prefix("/dev/") {
-            Some(node) => name(FIELD, node).map(Self::Node),
-            None => Err(Error::invalid(
-                FIELD,
-                format!("{source:?} is neither /dev/<name> nor serial:<id>"),
-            )),
-        }
-    }
-
-    /// Its node, when it is there.
-    fn find(&self) -> Option<PathBuf> {
-        let node = match self {
-            Self::Node(node) => node.clone(),
-            Self::Serial(serial) => std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|disk| {
-                let text = std::fs::read_to_string(disk.path().join("serial")).ok()?;
-                (text.trim() == serial).then(|| disk.file_name().into_string().ok())?
-            })?,
-        };
-        Some(Path::new("/dev").join(node)).filter(|path| path.exists())
-    }
 }
 
 /// Takes the directories out of an overlay's options; the rest stays.
@@ -205,6 +173,8 @@ pub struct Mounted {
     mount_point: GuestPath,
     make: Make,
     made: bool,
+    /// There may be something in memory that belongs on a disk.
+    writes: bool,
 }
 
 /// Mounts below the agent's directory.
@@ -257,9 +227,7 @@ impl Mounter {
 
     async fn mount(&self, storage: &Storage) -> Result<Mounted> {
         let device = match &storage.driver {
-            Driver::Block { device, .. } => {
-                Some(uevent::wait_for(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
-            }
+            Driver::Block { disk, .. } => Some(disk.appeared().await?),
             // The device of a share may have to appear as well; until then its tag is as wrong as any other.
             Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
                 let look = || match self.mount_now(storage, None) {
@@ -299,6 +267,7 @@ impl Mounter {
             mount_point: storage.mount_point.clone(),
             make,
             made,
+            writes: storage.writes(),
         };
         let target = name_of(&target).into_os_string();
         let path = storage.mount_point.in_guest();
@@ -319,6 +288,7 @@ impl Mounter {
                 bind.map_err(Error::file("bind", path))
             }
             Driver::Block { fstype, .. } => {
+                modules::load(&format!("{}.{fstype}", modules::LIST))?;
                 self.mount_new(device.unwrap_or_default(), fstype, storage, &[], &target)
             }
             Driver::Overlay { lower, upper, work } => {
@@ -397,6 +367,29 @@ impl Mounter {
         let mounted = self.root.resolve(&storage.mount_point)?;
         mount_remount(name_of(&mounted), storage.options.flags.0 | MountFlags::BIND, "")
             .map_err(Error::file("remount", storage.mount_point.in_guest()))
+    }
+
+    /// Has the kernel write to the disks what belongs on them: with the last mount of a disk it would as well, but nobody could
+    /// wait for that, nor be told of it. In another process, because it may take its time.
+    ///
+    /// # Errors
+    /// [`container::Error::Late`](crate::container::Error::Late): it may yet be done.
+    pub async fn flush(&self, mounted: &[Mounted]) -> Result<()> {
+        let disks: Vec<PathBuf> = mounted
+            .iter()
+            .filter(|one| one.writes)
+            .map(|one| self.root.locate(&one.mount_point))
+            .collect();
+        if disks.is_empty() {
+            return Ok(());
+        }
+        let flushing = container::apart(|| {
+            for disk in &disks {
+                // An error is the disk's, and what can be done about it is the host's to know.
+                let _ = open(disk, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(syncfs);
+            }
+        })?;
+        Ok(flushing.done("the writing of disks").await?)
     }
 
     /// Unmounts in reverse order; goes on after a failure and answers with the first.

@@ -32,6 +32,7 @@ fn an_empty_file_is_the_defaults() {
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: "/usr/libexec/kata/virtiofsd".into(),
             virtio_fs_cache: VirtioFsCache::Auto,
+            disable_block_device_use: false,
             vhost_user_vsock_daemon: "/usr/libexec/kata/vhost-device-vsock".into(),
             seccomp_sandbox: true,
             enable_debug: false,

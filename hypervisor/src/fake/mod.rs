@@ -48,6 +48,7 @@ impl Hypervisor for Fake {
             fs_sharing: true,
             block: false,
             hotplug: false,
+            block_hotplug: false,
             // Nothing of it is real: its containers have what the host has.
             resize: true,
             snapshots: false,
@@ -143,7 +144,7 @@ fn args(devices: &[Device], root: &Path) -> Result<Vec<OsString>, Error> {
                 args.push("--share".into());
                 args.push(joined(&format!("{tag}="), directory));
             }
-            Device::Vsock(_) | Device::Net { .. } | Device::Block { .. } => {
+            Device::Vsock(_) | Device::Net { .. } | Device::Block(_) => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
                     "the fake hypervisor has no vsock, network or block devices",

@@ -138,6 +138,9 @@ pub fn build(
             json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis}).to_string(),
         );
     }
+    if settings.machine == MachineType::Q35 {
+        line.option("device", device::disk_bus().to_string());
+    }
     match life {
         Life::Cold => {}
         // The guest's kernel learns from it that it is another one now, and takes a new seed.
@@ -257,9 +260,9 @@ fn devices(
                     driver,
                     readonly,
                 },
-                Device::Block { file, .. },
+                Device::Block(disk),
             ) => {
-                let fd = line.inherit(file);
+                let fd = line.inherit(&disk.file);
                 line.option("add-fd", format!("fd={fd},set={index}"));
                 line.option(
                     "blockdev",

@@ -9,7 +9,7 @@ use configuration::MachineType;
 use rustix::io::fcntl_dupfd_cloexec;
 
 use super::argv::{Channels, Life, Settings, build};
-use crate::{Device, ErrorKind, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};
+use crate::{Device, Disk, ErrorKind, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};
 
 /// A descriptor with this number or, if it is taken, the next one: what is in the files must not depend on what else
 /// the test's process has open.
@@ -92,16 +92,16 @@ fn command_lines_are_as_they_were() {
             taps: vec![numbered(&null, 602), numbered(&null, 603)],
             mac: "02:00:00:00:00:01".into(),
         },
-        Device::Block {
+        Device::Block(Disk {
             id: "rootfs".into(),
             file: numbered(&disk, 604),
             readonly: true,
-        },
-        Device::Block {
+        }),
+        Device::Block(Disk {
             id: "data".into(),
             file: numbered(&disk, 605),
             readonly: false,
-        },
+        }),
     ];
     let mut plain = spec(vec![Device::Vsock(Vsock::Kernel { cid: 42 })]);
     plain.id = "a,b".into();
@@ -283,11 +283,11 @@ fn what_cannot_be_is_refused() {
         (
             &|spec| {
                 let file = Arc::clone(&null);
-                spec.devices.push(Device::Block {
+                spec.devices.push(Device::Block(Disk {
                     id: "d".into(),
                     file,
                     readonly: true,
-                });
+                }));
             },
             ErrorKind::InvalidArgument,
             "block device",

@@ -8,10 +8,16 @@ use configuration::MachineType;
 use rustix::fs::{FileType, fstat};
 use serde_json::{Value, json};
 
-use crate::{Device, Error, ErrorKind, SerialPort, VirtioFs, Vsock};
+use crate::{Device, Disk, Error, ErrorKind, SerialPort, VirtioFs, Vsock};
 
 /// Bus of the virtio-serial controller, which is there if a machine has a port.
 pub const SERIAL_BUS: &str = "serial";
+
+/// Bus of the disks that are plugged.
+pub const DISK_BUS: &str = "disks";
+
+/// Its slots: the first is the bus's own.
+pub const DISK_SLOTS: std::ops::Range<usize> = 1..32;
 
 /// What stands behind a device on the host's side.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +64,7 @@ pub fn name(device: &Device) -> &str {
         Device::Vsock(_) => "vsock",
         Device::SerialPort(port) => &port.name,
         Device::VirtioFs(fs) => &fs.tag,
-        Device::Net { id, .. } | Device::Block { id, .. } => id,
+        Device::Net { id, .. } | Device::Block(Disk { id, .. }) => id,
     }
 }
 
@@ -69,7 +75,7 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
         Device::SerialPort(_) => "port",
         Device::VirtioFs(_) => "fs",
         Device::Net { .. } => "net",
-        Device::Block { .. } => "block",
+        Device::Block(_) => "block",
     };
     let id = format!("{kind}-{}", checked(name(device))?);
     let backend_id = format!("{id}-backend");
@@ -110,7 +116,7 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
             net(&backend_id, taps.len(), mac, machine),
             Backend::Taps { id: backend_id },
         ),
-        Device::Block { id, file, readonly } => (
+        Device::Block(Disk { id, file, readonly }) => (
             json!({"driver": virtio("virtio-blk"), "drive": backend_id, "serial": id}),
             Backend::Node {
                 name: backend_id,
@@ -131,6 +137,11 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
 /// The virtio controller for `SerialPort`s. Port 0 is reserved for a console, so a machine with one port has two.
 pub fn serial_controller(ports: usize, machine: MachineType) -> Value {
     json!({"driver": virtio_driver("virtio-serial", machine), "id": SERIAL_BUS, "max_ports": ports + 1})
+}
+
+/// Where disks are plugged: one bus has room for the containers and volumes of a pod, where a port is for one device and a boot takes longer with each.
+pub fn disk_bus() -> Value {
+    json!({"driver": "pcie-pci-bridge", "id": DISK_BUS})
 }
 
 /// The guest's source of entropy.

@@ -1,4 +1,4 @@
-//! Devices that come and go on a running q35, each in a root port that waits for it.
+//! Devices that come and go on a running q35: disks on a bus of theirs, any other in a root port that waits for it.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,15 +12,18 @@ use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 use super::argv::port_id;
-use super::device::{self, Backend, Frontend};
+use super::device::{self, Backend, DISK_BUS, DISK_SLOTS, Frontend};
 use super::vhost;
 use crate::qmp::{Client, Events};
 use crate::{Device, Error, ErrorKind, deadlines};
 
-/// The root ports and what is in them.
+/// Where devices can be plugged, and what is there.
 #[derive(Debug)]
 pub struct Slots {
+    /// The root ports.
     ports: Vec<Option<Plugged>>,
+    /// The slots of the bus of disks.
+    disks: Vec<Option<Plugged>>,
     /// Network cards are vhost-net's where that is to be had.
     vhost_net: bool,
     log: Logger,
@@ -48,16 +51,17 @@ pub fn absent() -> Error {
 }
 
 impl Slots {
-    /// So many, and all are empty.
+    /// So many ports, and all are empty.
     pub fn new(ports: usize, vhost_net: bool, log: Logger) -> Self {
         Self {
             ports: std::iter::repeat_with(|| None).take(ports).collect(),
+            disks: DISK_SLOTS.map(|_| None).collect(),
             vhost_net,
             log,
         }
     }
 
-    /// Puts a device into a free port.
+    /// Puts a device into a free place.
     pub async fn plug(&mut self, client: &Client, device: Device) -> Result<(), Error> {
         if let Device::Vsock(_) | Device::SerialPort(_) = device {
             return Err(Error::new(
@@ -66,16 +70,21 @@ impl Slots {
             ));
         }
         let name = device::name(&device).to_owned();
-        if self.ports.iter().flatten().any(|plugged| plugged.name == name) {
+        if self.plugged().any(|plugged| plugged.name == name) {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
                 format!("a device {name:?} is plugged already"),
             ));
         }
-        let Some(port) = self.ports.iter().position(Option::is_none) else {
+        let is_disk = matches!(device, Device::Block(_));
+        let (places, what) = match is_disk {
+            true => (&self.disks, "slots for disks"),
+            false => (&self.ports, "ports for plugged devices"),
+        };
+        let Some(place) = places.iter().position(Option::is_none) else {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
-                format!("all {} ports for plugged devices are in use", self.ports.len()),
+                format!("all {} {what} are in use", places.len()),
             ));
         };
         let Frontend {
@@ -83,18 +92,32 @@ impl Slots {
             mut properties,
             backend,
         } = device::describe(&device, MachineType::Q35)?;
-        properties["bus"] = json!(port_id(port));
+        match is_disk {
+            true => {
+                properties["bus"] = json!(DISK_BUS);
+                properties["addr"] = json!(format!("{:#x}", DISK_SLOTS.start + place));
+            }
+            false => properties["bus"] = json!(port_id(place)),
+        }
         let backend = prepare(client, &device, backend, self.vhost_net).await?;
         if let Err(error) = client.execute("device_add", properties).await {
             self.remove(client, backend).await;
             return Err(error);
         }
-        self.ports[port] = Some(Plugged {
+        let places = match is_disk {
+            true => &mut self.disks,
+            false => &mut self.ports,
+        };
+        places[place] = Some(Plugged {
             name,
             device_id: id,
             backend,
         });
         Ok(())
+    }
+
+    fn plugged(&self) -> impl Iterator<Item = &Plugged> {
+        self.ports.iter().chain(&self.disks).flatten()
     }
 
     /// Takes a device out; returns when the guest has let go of it. If the guest does not, it stays and can be unplugged
@@ -103,6 +126,7 @@ impl Slots {
         let found = self
             .ports
             .iter_mut()
+            .chain(&mut self.disks)
             .find(|port| port.as_ref().is_some_and(|plugged| plugged.name == name));
         let Some(port) = found else {
             return Err(Error::new(
@@ -215,10 +239,10 @@ async fn prepare(
                 driver,
                 readonly,
             },
-            Device::Block { file, .. },
+            Device::Block(disk),
         ) => {
             let added = client
-                .execute_with_fd("add-fd", json!({}), Arc::clone(file))
+                .execute_with_fd("add-fd", json!({}), Arc::clone(&disk.file))
                 .await?;
             let set = added["fdset-id"].as_u64().ok_or_else(|| {
                 Error::new(

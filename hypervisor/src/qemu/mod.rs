@@ -200,6 +200,7 @@ impl Hypervisor for Qemu {
             fs_sharing: true,
             block: true,
             hotplug: self.settings.machine == MachineType::Q35,
+            block_hotplug: self.settings.machine == MachineType::Q35,
             resize: self.settings.machine == MachineType::Q35,
             snapshots: snapshot::is_possible(self.settings.machine),
             emulated: !self.settings.kvm,

@@ -48,11 +48,11 @@ mod tests {
             taps: (0..queues).map(|_| null()).collect(),
             mac: "02:00:00:00:00:01".into(),
         };
-        let disk = Device::Block {
+        let disk = Device::Block(crate::Disk {
             id: "d".into(),
             file: null(),
             readonly: true,
-        };
+        });
         let devices = [card(2), disk, card(1)];
         assert_eq!(open(Path::new("/dev/null"), &devices).unwrap().len(), 3);
         assert!(open(Path::new("/dev/null"), &[]).unwrap().is_empty());

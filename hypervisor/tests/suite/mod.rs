@@ -1,6 +1,7 @@
 //! The promises, one function each.
 
 mod daemons;
+mod disks;
 mod growth;
 mod saving;
 mod subject;
@@ -12,13 +13,14 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hypervisor::{Boot, Device, ErrorKind, Exit, ExitReason, Vm};
+use hypervisor::{Boot, ErrorKind, Exit, ExitReason, Vm};
 use rustix::process::Signal;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::RwLock;
 use tokio::time::timeout;
 
 pub use daemons::daemons_serve_vsock_and_a_directory;
+pub use disks::a_disk_is_plugged_and_unplugged;
 pub use growth::a_machine_grows_up_to_its_limit_and_not_beyond;
 pub use saving::{
     a_copy_grows, a_damaged_vm_is_not_copied, a_fingerprint_is_of_everything_that_matters,
@@ -329,7 +331,10 @@ pub async fn abilities_are_what_the_capabilities_say(subject: Subject) {
     let place = Place::new(subject);
     let capabilities = place.driver.capabilities();
     let mut vm = place.launch().await;
-    assert_eq!(vm.hotplug().is_some(), capabilities.hotplug);
+    assert_eq!(
+        vm.hotplug().is_some(),
+        capabilities.hotplug || capabilities.block_hotplug
+    );
     assert_eq!(vm.resize().is_some(), capabilities.resize);
     assert_eq!(capabilities.guest_is_process, subject == Subject::Fake);
     vm.stop().await.expect("a stop");
@@ -459,35 +464,6 @@ pub async fn a_guest_that_powers_off_is_told(subject: Subject) {
         .clone();
     let Exit { reason, console } = exit.expect("an exit");
     assert_eq!(reason, ExitReason::GuestShutdown, "{console:?}");
-}
-
-pub async fn a_disk_is_plugged_and_unplugged(subject: Subject) {
-    let _shared = PROCESS.read().await;
-    let place = Place::new(subject);
-    let disk = place.run_dir().join("disk");
-    File::create(&disk)
-        .and_then(|file| file.set_len(1 << 20))
-        .expect("a disk");
-    let file: Arc<OwnedFd> = Arc::new(File::open(&disk).expect("a disk").into());
-    let mut vm = place.launch().await;
-    let _agent = place.greeted().await;
-
-    let device = Device::Block {
-        id: "data".into(),
-        file,
-        readonly: true,
-    };
-    let hotplug = vm.hotplug().expect("hotplug");
-    // Twice, because what the first time leaves behind would be in the way.
-    for _ in 0..2 {
-        hotplug.plug(device.clone()).await.expect("a plugged disk");
-        let again = hotplug.plug(device.clone()).await.expect_err("the name is taken");
-        assert_eq!(again.kind, ErrorKind::FailedPrecondition);
-        hotplug.unplug("data").await.expect("an unplugged disk");
-    }
-    let absent = hotplug.unplug("data").await.expect_err("nothing to unplug");
-    assert_eq!(absent.kind, ErrorKind::NotFound);
-    vm.stop().await.expect("a stop");
 }
 
 pub async fn a_flood_of_output_is_bounded(subject: Subject) {

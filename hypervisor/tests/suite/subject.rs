@@ -96,6 +96,7 @@ impl Subject {
             shared_fs: SharedFs::None,
             virtio_fs_daemon: PathBuf::new(),
             virtio_fs_cache: VirtioFsCache::Auto,
+            disable_block_device_use: false,
             vhost_user_vsock_daemon: PathBuf::new(),
             seccomp_sandbox: true,
             enable_debug: false,

@@ -160,7 +160,7 @@ impl Pod {
             biased;
             _ = stop.wait_for(|stop| *stop) => ended("is being stopped"),
             _ = closing.wait_for(|closing| *closing) => ended("was being started when the shim ended"),
-            launched = self.launch(&bundle, config, Some(told)) => launched,
+            launched = self.launch(&bundle, Vec::new(), config, Some(told)) => launched,
         };
         let now = SystemTime::now();
         match launched {

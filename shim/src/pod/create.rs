@@ -147,7 +147,7 @@ impl Pod {
                 ),
             ));
         }
-        let rootfs = order.rootfs.iter().map(rootfs_mount).collect::<Result<_>>()?;
+        let rootfs = rootfs_mounts(&order)?;
         let sandbox = self.sandbox(&order).await?;
         self.write_note(&order.bundle, order.configuration.as_deref(), Some(sandbox.pid()))?;
         let owner = stdio::Owner {
@@ -196,7 +196,8 @@ impl Pod {
         self.books().run_dir = Some(config.runtime.run_dir.clone());
         // Before there is anything to clean up.
         self.write_note(&order.bundle, order.configuration.as_deref(), None)?;
-        let sandbox = self.launch(&order.bundle, Arc::new(config), None).await?;
+        let rootfs = rootfs_mounts(&order)?;
+        let sandbox = self.launch(&order.bundle, rootfs, Arc::new(config), None).await?;
         self.books().sandbox = Slot::Ready(sandbox.clone());
         Ok(sandbox)
     }
@@ -223,6 +224,7 @@ impl Pod {
     pub(super) async fn launch(
         self: &Arc<Self>,
         bundle: &Path,
+        rootfs: Vec<RootfsMount>,
         config: Arc<Config>,
         pod: Option<PodConfig>,
     ) -> Result<Sandbox> {
@@ -238,6 +240,7 @@ impl Pod {
             id: self.setting.sandbox.clone(),
             scope: self.setting.namespace.clone(),
             bundle: bundle.to_owned(),
+            rootfs,
             config,
             hypervisor,
             events,
@@ -312,6 +315,10 @@ fn told(member: &Member, rootfs: Vec<Mount>) -> TaskCreate {
 }
 
 /// A mount as the runtime takes it.
+fn rootfs_mounts(order: &Order) -> Result<Vec<RootfsMount>> {
+    order.rootfs.iter().map(rootfs_mount).collect()
+}
+
 fn rootfs_mount(mount: &Mount) -> Result<RootfsMount> {
     if !mount.target.is_empty() {
         return Err(Error::new(

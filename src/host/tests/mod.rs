@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod dead;
+mod disk;
 mod files;
 mod leak;
 mod stand;

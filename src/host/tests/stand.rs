@@ -14,7 +14,9 @@ use tokio::sync::mpsc;
 
 use super::super::{Host, cgroup, mountinfo};
 use crate::guest::{GUEST_SHARE, SHARE_TAG};
-use crate::model::{BindPlan, CgroupPlan, ChannelPlan, ContainerPlan, RootPlan, SandboxPlan, SharePlan};
+use crate::model::{
+    BindPlan, CgroupPlan, ChannelPlan, ContainerPlan, DisksPlan, RootPlan, SandboxPlan, SharePlan,
+};
 use crate::sandbox::SandboxRequest;
 use crate::sandbox::tests::config;
 use crate::{ContainerId, Event, SandboxId};
@@ -91,6 +93,7 @@ impl Stand {
             id: SandboxId::new(id).unwrap(),
             scope: SandboxId::new("test").unwrap(),
             bundle: PathBuf::new(),
+            rootfs: Vec::new(),
             config: Arc::new(config),
             hypervisor,
             events,
@@ -189,6 +192,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
         template: None,
         channel,
         share,
+        disks: DisksPlan::Mounted,
         network: None,
         cgroup: None,
         is_alone: false,
@@ -212,6 +216,7 @@ pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> Conta
         directory: id.into(),
         root,
         binds,
+        disks: Vec::new(),
         hooks: Default::default(),
         guest: p::CreateContainerRequest {
             container_id: id.into(),

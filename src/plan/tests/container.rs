@@ -22,7 +22,7 @@ fn callers_containers_are_planned_as_the_golden_files_say() {
             .collect();
         let root = match &plan.root {
             RootPlan::Directory(path) => path,
-            RootPlan::Mounts(_) => panic!("no mounts were given"),
+            RootPlan::Mounts(_) | RootPlan::Disk => panic!("no mounts were given"),
         };
         let actual = json!({"root": root, "binds": binds, "guest": guest});
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.plan.json"));
@@ -169,7 +169,7 @@ fn what_no_guest_can_give_is_refused_by_name() {
         ("/linux/namespaces", json!([{"type": "time"}])),
         (
             "/linux/devices",
-            json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
+            json!([{"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232}]),
         ),
         ("/linux/personality", json!({"domain": "LINUX32"})),
         ("/linux/netDevices", json!({"eth0": {"name": "x"}})),
@@ -459,6 +459,8 @@ fn mounting(id: &str, mounts: &[(&str, &str, u64)]) -> ContainerConfig {
             mode: 0o755,
             uid: 0,
             gid: 0,
+            block: None,
+            direct: None,
         };
         container.found.insert(source.into(), found);
     }

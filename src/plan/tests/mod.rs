@@ -2,6 +2,7 @@
 
 mod any;
 mod container;
+mod disks;
 mod sandbox;
 
 use std::time::Duration;
@@ -39,6 +40,7 @@ fn config() -> Config {
             shared_fs: SharedFs::VirtioFs,
             virtio_fs_daemon: VIRTIOFSD.into(),
             virtio_fs_cache: VirtioFsCache::Auto,
+            disable_block_device_use: false,
             vhost_user_vsock_daemon: VSOCK.into(),
             seccomp_sandbox: true,
             enable_debug: false,
@@ -79,6 +81,7 @@ fn abilities() -> Capabilities {
         fs_sharing: true,
         block: true,
         hotplug: true,
+        block_hotplug: true,
         resize: false,
         snapshots: false,
         emulated: false,

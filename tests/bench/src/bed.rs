@@ -179,6 +179,29 @@ impl Bed {
         Ok(begin.elapsed())
     }
 
+    /// The same with ours and another image.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn start_image(&self, image: &str, flags: &[&str], id: &str) -> Result<()> {
+        self.containerd
+            .ctr(["run", "--runtime", Runtime::Kata.id(), "--detach", "--null-io"])
+            .within(limits::RUN)
+            .args(["--runtime-config-path".as_ref(), self.configuration.as_os_str()])
+            .args(flags)
+            .args([image, id, "sleep", "1000000"])
+            .read()
+            .map(drop)
+    }
+
+    /// Imports an image into a snapshotter.
+    ///
+    /// # Errors
+    /// It can't be imported.
+    pub fn import_for(&self, snapshotter: &str, file: &Path) -> Result<()> {
+        self.containerd.import_for(snapshotter, file)
+    }
+
     /// `ctr task exec`.
     pub fn exec(&self, id: &str, command: &[&str]) -> Program {
         self.containerd

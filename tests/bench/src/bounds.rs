@@ -27,6 +27,8 @@ const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
     ("B8.slope", Bounded::Ours, [0.0, 0.0, 0.0]),
     ("B12", Bounded::Ratio, [3.0, 1.5, 1.0]),
     ("B15", Bounded::Ratio, [0.3, 0.3, 0.3]),
+    // One and a half times as fast, twice, three times.
+    ("B17", Bounded::Ratio, [0.667, 0.5, 0.333]),
 ];
 
 /// With fewer samples, resampling says little about what chance does.

@@ -10,6 +10,7 @@ mod bundle;
 mod cold;
 mod copies;
 pub mod deadlines;
+mod disk;
 mod exec;
 pub mod host;
 mod network;
@@ -111,6 +112,11 @@ const ALL: &[Benchmark] = &[
         ids: &["B16"],
         what: "64 MiB of output",
         run: exec::throughput,
+    },
+    Benchmark {
+        ids: &["B17"],
+        what: "files on a disk and by virtio-fs",
+        run: disk::run,
     },
     Benchmark {
         ids: &["N1"],

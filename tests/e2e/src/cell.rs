@@ -22,6 +22,7 @@ use rustix::process::{Pid, WaitOptions, wait};
 use tempfile::TempDir;
 
 use crate::census::cgroups;
+use crate::snapshotter::detach;
 use crate::{deadlines, wait as waiting};
 
 /// Says what this process is in a cell: `first` or `worker`.
@@ -98,6 +99,7 @@ impl Cell {
     /// Something can't be taken away.
     pub fn close(self) -> Result<()> {
         let gone = remove_cgroups(&tag(self.directory.path()));
+        let gone = gone.and(detach(self.directory.path()));
         let removed = self.directory.close().context("remove the cell's directory");
         gone.and(removed)
     }
@@ -116,6 +118,7 @@ fn sweep(below: &Path) -> Result<()> {
             && flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok()
         {
             remove_cgroups(&tag(&path))?;
+            detach(&path)?;
             fs::remove_dir_all(&path).with_context(|| format!("remove {}", path.display()))?;
         }
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 use crate::cell::Inside;
-use crate::{deadlines, wait};
+use crate::{deadlines, snapshotter, wait};
 
 /// What programs make when they first need it, and keep. Directories count only for what is in them.
 const KEPT: &[&str] = &[
@@ -123,6 +123,12 @@ impl Census {
                 things.insert(format!("cgroup {}", path.display()));
             }
         }
+        let devices = snapshotter::loop_devices(&cell.directory)?;
+        things.extend(
+            devices
+                .iter()
+                .map(|device| format!("loop device {}", device.display())),
+        );
         Ok(Self(things))
     }
 

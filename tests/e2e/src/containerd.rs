@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::cell::Inside;
 use crate::program::{Program, Running, search_path};
+use crate::snapshotter::{self, Snapshotter};
 use crate::{deadlines, wait};
 
 /// Where containerd keeps what ends with it.
@@ -41,6 +42,9 @@ pub struct Containerd {
     environment: Vec<(String, String)>,
     /// The CRI's part of the configuration; without it there is no CRI.
     cri: Option<String>,
+    snapshotter: Snapshotter,
+    /// Directory of the programs that it needs, and its part of the configuration.
+    devmapper: Option<(PathBuf, String)>,
     running: Option<Running>,
 }
 
@@ -56,6 +60,8 @@ impl Containerd {
             programs: programs.to_owned(),
             environment,
             cri: None,
+            snapshotter: Snapshotter::wanted()?,
+            devmapper: None,
             running: None,
         }
         .configured_and_started()
@@ -78,6 +84,8 @@ impl Containerd {
             programs: programs.to_owned(),
             environment,
             cri: Some(settings.to_owned()),
+            snapshotter: Snapshotter::wanted()?,
+            devmapper: None,
             running: None,
         }
         .configured_and_started()
@@ -85,6 +93,9 @@ impl Containerd {
 
     fn configured_and_started(mut self) -> Result<Self> {
         fs::create_dir_all(STATE).with_context(|| format!("create {STATE}"))?;
+        if self.snapshotter == Snapshotter::Devmapper || snapshotter::is_possible() {
+            self.devmapper = Some(snapshotter::prepare(&self.directory)?);
+        }
         let config = self.config();
         fs::write(&config, self.settings()).with_context(|| format!("write {}", config.display()))?;
         self.start_again()?;
@@ -98,6 +109,10 @@ impl Containerd {
     pub fn start_again(&mut self) -> Result<()> {
         let mut path = self.programs.clone().into_os_string();
         path.push(":");
+        if let Some((programs, _)) = &self.devmapper {
+            path.push(programs);
+            path.push(":");
+        }
         path.push(search_path());
         let log = File::options()
             .create(true)
@@ -149,6 +164,7 @@ impl Containerd {
     pub fn ctr<A: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Program {
         Program::new("ctr")
             .env("PATH", search_path())
+            .env("CONTAINERD_SNAPSHOTTER", self.snapshotter.name())
             .args(["--address".as_ref(), self.socket().as_os_str()])
             .args(["--namespace", &self.namespace])
             .args(arguments)
@@ -160,6 +176,18 @@ impl Containerd {
     /// It can't be imported.
     pub fn import(&self, file: &Path) -> Result<()> {
         self.ctr(["images", "import"])
+            .args([file])
+            .within(deadlines::RUN)
+            .read()
+            .map(drop)
+    }
+
+    /// The same, into another snapshotter than the tests' own.
+    ///
+    /// # Errors
+    /// It can't be imported.
+    pub fn import_for(&self, snapshotter: &str, file: &Path) -> Result<()> {
+        self.ctr(["images", "import", "--snapshotter", snapshotter])
             .args([file])
             .within(deadlines::RUN)
             .read()
@@ -225,7 +253,9 @@ impl Containerd {
         let disabled: Vec<_> = DISABLED
             .iter()
             .filter(|&&plugin| plugin != CRI || self.cri.is_none())
+            .filter(|plugin| !plugin.ends_with(".devmapper") || self.devmapper.is_none())
             .collect();
+        let devmapper = self.devmapper.as_ref().map_or("", |(_, settings)| settings);
         let cri = self.cri.as_deref().unwrap_or_default();
         format!(
             "version = 2\n\
@@ -236,6 +266,7 @@ impl Containerd {
              address = \"{socket}\"\n\
              [ttrpc]\n\
              address = \"{socket}.ttrpc\"\n\
+             {devmapper}\
              {cri}"
         )
     }

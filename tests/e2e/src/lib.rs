@@ -14,6 +14,7 @@ pub mod image;
 pub mod parts;
 pub mod pause;
 pub mod program;
+pub mod snapshotter;
 pub mod terminal;
 pub mod trace;
 pub mod wait;

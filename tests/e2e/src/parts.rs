@@ -88,6 +88,12 @@ pub enum Part {
     VhostDeviceVsock,
     /// The kernel's own vsock for guests.
     VhostVsock,
+    /// The kernel's, and what makes a file system on them.
+    LoopDevices,
+    /// What makes XFS.
+    Xfsprogs,
+    /// What makes EROFS.
+    ErofsUtils,
 }
 
 impl Part {
@@ -109,6 +115,9 @@ impl Part {
             Self::Virtiofsd => ("virtiofsd", "cargo xtask deps"),
             Self::VhostDeviceVsock => ("vhost-device-vsock", "cargo xtask deps"),
             Self::VhostVsock => ("vhost-vsock", "modprobe vhost_vsock"),
+            Self::LoopDevices => ("loop-devices", "modprobe loop; apt-get install e2fsprogs"),
+            Self::Xfsprogs => ("xfsprogs", "apt-get install xfsprogs"),
+            Self::ErofsUtils => ("erofs-utils", "apt-get install erofs-utils"),
         }
     }
 
@@ -136,6 +145,9 @@ impl Part {
             Self::Virtiofsd => vec![target.tool("virtiofsd")],
             Self::VhostDeviceVsock => vec![target.tool("vhost-device-vsock")],
             Self::VhostVsock => vec!["/dev/vhost-vsock".into()],
+            Self::LoopDevices => vec!["/dev/loop-control".into(), "losetup".into(), "mkfs.ext4".into()],
+            Self::Xfsprogs => vec!["mkfs.xfs".into()],
+            Self::ErofsUtils => vec!["mkfs.erofs".into()],
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a case stands on: containerd in this cell, the runtime under test, and words for what every case does.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,8 @@ pub struct Bed {
     /// What the case that runs may leave: beginnings of a census's lines.
     forgiven: Vec<&'static str>,
     has_debian: bool,
+    /// Others that have the image of busybox.
+    snapshotters: BTreeSet<&'static str>,
 }
 
 impl Bed {
@@ -68,9 +71,7 @@ impl Bed {
             factory::prepare(&target, &configuration(&cell))?;
         }
         let containerd = Containerd::start(&cell, &target.programs(), Vec::new())?;
-        containerd.import(&PathBuf::from(
-            std::env::var_os(pool::IMAGE).context(pool::IMAGE)?,
-        ))?;
+        containerd.import(&busybox()?)?;
         let census = Census::take(&cell, &known(&containerd))?;
         Ok(Self {
             cell,
@@ -79,6 +80,7 @@ impl Bed {
             census,
             forgiven: Vec::new(),
             has_debian: false,
+            snapshotters: BTreeSet::new(),
         })
     }
 
@@ -171,6 +173,11 @@ pub fn resident(process: &Process) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// The file with the image of busybox.
+fn busybox() -> Result<PathBuf> {
+    Ok(std::env::var_os(pool::IMAGE).context(pool::IMAGE)?.into())
+}
+
 /// Processes that belong to the bed.
 fn known(containerd: &Containerd) -> Vec<u32> {
     containerd.pid().into_iter().collect()
@@ -214,6 +221,11 @@ impl<'a> Case<'a> {
     /// What containerd and shims have logged since its log was so long.
     pub fn log_since(&self, from: usize) -> Result<String> {
         self.bed.containerd.log_since(from)
+    }
+
+    /// How long containerd's log is.
+    pub fn log_length(&self) -> Result<usize> {
+        self.bed.log_length()
     }
 
     /// Lets this case leave what begins so in a census. Needs a reason beside it.
@@ -293,6 +305,14 @@ impl<'a> Case<'a> {
             .ctr_run(&configuration, flags)
             .args([debian::NAME, id])
             .args(command))
+    }
+
+    /// Has the image of busybox in a snapshotter that is not the tests' own, from now on.
+    pub fn unpack_for(&mut self, snapshotter: &'static str) -> Result<()> {
+        if self.bed.snapshotters.insert(snapshotter) {
+            self.bed.containerd.import_for(snapshotter, &busybox()?)?;
+        }
+        Ok(())
     }
 
     /// Runs a shell's script in a container that is removed afterwards.

@@ -3,7 +3,6 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,18 +10,11 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use runtime::admin::Survey;
 use runtime::admin::client::Client;
-use serde::{Deserialize, Serialize};
+use runtime::direct::{self, FILE, MountInfo, PLACE};
 use serde_json::json;
-use std::collections::BTreeMap;
 
 use super::{Place, block_on, find, told};
 use crate::place;
-
-/// Where Kata has them.
-const PLACE: &str = "/run/kata-containers/shared/direct-volumes";
-
-/// Name of a volume's file.
-const FILE: &str = "mountInfo.json";
 
 /// Tell about volumes that are to be mounted in the guest and not on the host, as CSI drivers do.
 #[derive(Debug, clap::Args)]
@@ -38,7 +30,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Order {
-    /// Say how a volume is to be mounted. No guest mounts one yet: until then, a container has the directory as it is on the host.
+    /// Say how a volume is to be mounted: containers that mount this path have the file system of a block device there.
     Add {
         /// Where the pod expects it on the host.
         #[arg(long, value_name = "PATH")]
@@ -77,21 +69,6 @@ enum Order {
     },
 }
 
-/// How a volume is to be mounted, as Kata has it.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MountInfo {
-    #[serde(rename = "volume-type")]
-    volume_type: String,
-    device: String,
-    #[serde(rename = "fstype")]
-    fs_type: String,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    metadata: BTreeMap<String, String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    options: Vec<String>,
-}
-
 /// Carries an order out.
 ///
 /// # Errors
@@ -103,9 +80,6 @@ pub fn run(args: &Args, survey: impl FnOnce() -> Result<Survey>) -> Result<ExitC
             mount_info,
         } => {
             add(&args.volumes, volume_path, mount_info)?;
-            eprintln!(
-                "kata-runtime: noted, but no guest mounts such a volume yet: containers have the host's directory"
-            );
         }
         Order::Remove { volume_path } => remove(&args.volumes, volume_path)?,
         Order::Stats { volume_path, sandbox } => {
@@ -202,25 +176,7 @@ fn directory(volumes: &Path, volume: &Path) -> Result<PathBuf> {
         "--volume-path {} is not absolute",
         volume.display()
     );
-    Ok(volumes.join(base64url(volume.as_os_str().as_bytes())))
-}
-
-/// RFC 4648, section 5, with padding: what Go calls `URLEncoding`. Pure.
-fn base64url(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::new();
-    for group in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let digit = usize::try_from(bits >> (18 - 6 * at) & 63).unwrap_or(0);
-            match at <= group.len() {
-                true => text.extend(DIGITS.get(digit).map(|digit| char::from(*digit))),
-                false => text.push('='),
-            }
-        }
-    }
-    text
+    Ok(direct::directory(volumes, volume))
 }
 
 #[cfg(test)]
@@ -228,19 +184,6 @@ mod tests {
     use super::*;
 
     const INFO: &str = r#"{"volume-type":"block","device":"/dev/sda","fstype":"ext4","options":["ro"]}"#;
-
-    #[test]
-    fn a_volumes_directory_is_named_as_kata_names_it() {
-        for (path, name) in [
-            ("/", "Lw=="),
-            ("/a", "L2E="),
-            ("/ab", "L2Fi"),
-            ("/vol?>", "L3ZvbD8-"),
-            ("/\u{ff}\u{ff}", "L8O_w78="),
-        ] {
-            assert_eq!(base64url(path.as_bytes()), name, "{path}");
-        }
-    }
 
     #[test]
     fn a_volume_is_added_replaced_and_removed() {

@@ -1,6 +1,6 @@
-//! Decompression of what kernels and modules are packed with, told by the first bytes. Pure.
+//! Decompression of what kernels and modules are packed with, told by the first bytes; and what we pack ourselves. Pure.
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -38,6 +38,16 @@ pub fn decompress(bytes: &[u8]) -> Result<Vec<u8>> {
         );
     };
     read(bytes).with_context(|| format!("decompress {name}"))
+}
+
+/// Packs `bytes` with gzip, the same for the same ones.
+///
+/// # Errors
+/// None that is known.
+pub fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    writer.write_all(bytes)?;
+    Ok(writer.finish()?)
 }
 
 fn all(mut reader: impl Read) -> Result<Vec<u8>> {

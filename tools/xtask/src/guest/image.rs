@@ -1,6 +1,6 @@
 //! The files of a guest image, and which image is the default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::compression::decompress;
+use super::compression::{decompress, gzip};
 use super::initramfs::Initramfs;
 use super::kernel::{Choice, Kernel};
 use super::{modules, vmlinux};
@@ -19,8 +19,12 @@ const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initrd.img";
 const MANIFEST: &str = "manifest.json";
 
-/// Lists of modules, in our recipes and in the guest: what every guest loads, and what one loads that can grow.
-const LISTS: [&str; 2] = ["modules", "modules.growth"];
+/// Lists of modules, in our recipes and in the guest: what every guest loads, what one loads that can grow, and what one loads that
+/// mounts such a file system from a disk.
+const LISTS: [&str; 4] = ["modules", "modules.growth", "modules.erofs", "modules.xfs"];
+
+/// From this list on, modules are packed: few guests load them, and every guest's kernel unpacks the image.
+const FIRST_PACKED: usize = 2;
 
 /// Link to the directory of the default image.
 const DEFAULT: &str = "default";
@@ -93,7 +97,7 @@ struct Module {
     bytes: Vec<u8>,
 }
 
-/// The modules that the lists' roots need, in load order, uncompressed. A later list goes without what an earlier one has.
+/// The modules that the lists' roots need, in load order. The other lists go without what the first one has.
 fn read_modules(directory: &Path, lists: &[String]) -> Result<Vec<Module>> {
     let [dep, softdep, builtin] =
         ["modules.dep", "modules.softdep", "modules.builtin"].map(|name| read_text(&directory.join(name)));
@@ -113,8 +117,17 @@ fn read_modules(directory: &Path, lists: &[String]) -> Result<Vec<Module>> {
                     (format!("{stem}.ko"), bytes)
                 }
             };
-            if !found.iter().any(|module| module.path == path) {
-                found.push(Module { list, path, bytes });
+            // Every guest has loaded the first list by then; of the others it may be the only one.
+            let is_loaded = |module: &Module| module.path == path && module.list == 0;
+            if !found.iter().any(is_loaded) {
+                found.push(match list >= FIRST_PACKED {
+                    true => Module {
+                        list,
+                        path: format!("{path}.gz"),
+                        bytes: gzip(&bytes)?,
+                    },
+                    false => Module { list, path, bytes },
+                });
             }
         }
     }
@@ -132,12 +145,16 @@ fn initramfs(agent: Vec<u8>, release: &str, modules: Vec<Module>) -> Result<Init
     initramfs.character_device("/dev/null", 0o666, 1, 3)?;
     initramfs.file("/init", 0o755, agent)?;
     let mut lists = LISTS.map(|_| String::new());
+    let mut written = BTreeSet::new();
     for module in modules {
         let path = format!("/lib/modules/{release}/{}", module.path);
         let list = lists.get_mut(module.list).context("a module is in no list")?;
         list.push_str(&path);
         list.push('\n');
-        initramfs.file(&path, 0o644, module.bytes)?;
+        // Several lists may have it.
+        if written.insert(path.clone()) {
+            initramfs.file(&path, 0o644, module.bytes)?;
+        }
     }
     for (name, list) in LISTS.into_iter().zip(lists) {
         if !list.is_empty() {
@@ -226,6 +243,8 @@ mod tests {
             module(0, "kernel/z.ko"),
             module(0, "kernel/a.ko"),
             module(1, "kernel/m.ko"),
+            module(2, "kernel/c.ko.gz"),
+            module(3, "kernel/c.ko.gz"),
         ]
     }
 
@@ -255,6 +274,17 @@ mod tests {
         assert!(
             text.contains("\0/lib/modules/6.1/kernel/m.ko\n"),
             "a list of its own: {text}"
+        );
+        let packed = "/lib/modules/6.1/kernel/c.ko.gz";
+        assert_eq!(
+            text.matches(&format!("\0{packed}\n")).count(),
+            2,
+            "in both lists: {text}"
+        );
+        assert_eq!(
+            text.matches(&format!("{}\0", &packed[1..])).count(),
+            1,
+            "once: {text}"
         );
     }
 

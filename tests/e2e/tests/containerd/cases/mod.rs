@@ -2,6 +2,7 @@
 
 mod admin;
 mod debian;
+mod disks;
 mod events;
 mod faults;
 mod files;
@@ -109,6 +110,7 @@ pub fn all() -> Vec<Entry> {
         ("events", events::CASES),
         ("restart", restart::CASES),
         ("debian", debian::CASES),
+        ("disks", disks::CASES),
         ("machine", machine::CASES),
         ("templates", templates::CASES),
         ("faults", faults::CASES),

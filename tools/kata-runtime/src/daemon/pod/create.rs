@@ -204,6 +204,7 @@ impl Pod {
             id: self.id.clone(),
             scope: self.scope.clone(),
             bundle: bundle.to_owned(),
+            rootfs: Vec::new(),
             config: Arc::new(config),
             hypervisor,
             events,

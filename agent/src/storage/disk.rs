@@ -1,0 +1,135 @@
+//! Disks that the host has plugged in: how it names them, and where they are.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::name;
+use crate::error::{Error, Result};
+use crate::uevent;
+
+/// How long a disk may take to appear after the host plugged it in.
+pub(super) const DEVICE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A disk, as the host names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Disk {
+    /// Name below /dev.
+    Node(String),
+    /// Serial number that the VMM gave it.
+    Serial(String),
+}
+
+impl Disk {
+    pub(super) fn parse(field: &'static str, source: &str) -> Result<Self> {
+        if let Some(serial) = source.strip_prefix("serial:") {
+            return name(field, serial).map(Self::Serial);
+        }
+        match source.strip_prefix("/dev/") {
+            Some(node) => name(field, node).map(Self::Node),
+            None => Err(Error::invalid(
+                field,
+                format!("{source:?} is neither /dev/<name> nor serial:<id>"),
+            )),
+        }
+    }
+
+    /// Its node, when it is there.
+    fn find(&self) -> Option<PathBuf> {
+        let node = match self {
+            Self::Node(node) => node.clone(),
+            Self::Serial(serial) => std::fs::read_dir("/sys/block").ok()?.flatten().find_map(|disk| {
+                let text = std::fs::read_to_string(disk.path().join("serial")).ok()?;
+                (text.trim() == serial).then(|| disk.file_name().into_string().ok())?
+            })?,
+        };
+        Some(Path::new("/dev").join(node)).filter(|path| path.exists())
+    }
+
+    /// Its node, which may have to appear yet.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`].
+    pub(super) async fn appeared(&self) -> Result<PathBuf> {
+        uevent::wait_for(&format!("the disk {self}"), DEVICE_DEADLINE, || self.find()).await
+    }
+}
+
+impl std::fmt::Display for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "/dev/{node}"),
+            Self::Serial(serial) => write!(f, "serial:{serial}"),
+        }
+    }
+}
+
+/// A disk that a container has as a device, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskDevice {
+    disk: Disk,
+    /// Of its entry in the specification.
+    pub path: PathBuf,
+    /// As in a rule of the specification: some of `r`, `w` and `m`.
+    pub access: String,
+}
+
+impl DiskDevice {
+    /// Checks a request from the wire; the fields are those of the protocol's `DiskDevice`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with field and reason.
+    pub fn parse(source: &str, path: &str, access: &str) -> Result<Self> {
+        let disk = Disk::parse("device.source", source)?;
+        if !Path::new(path).is_absolute() {
+            return Err(Error::invalid("device.path", format!("{path:?} is not absolute")));
+        }
+        if access.is_empty() || !access.chars().all(|c| matches!(c, 'r' | 'w' | 'm')) {
+            return Err(Error::invalid(
+                "device.access",
+                format!("{access:?} is not made of r, w and m"),
+            ));
+        }
+        Ok(Self {
+            disk,
+            path: path.into(),
+            access: access.to_owned(),
+        })
+    }
+
+    /// Its major and minor number, once it is there.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`]; [`Error::File`] when it is gone again.
+    pub async fn numbers(&self) -> Result<(u32, u32)> {
+        let node = self.disk.appeared().await?;
+        let metadata = std::fs::metadata(&node).map_err(Error::file("examine", &node))?;
+        let number = metadata.rdev();
+        Ok((rustix::fs::major(number), rustix::fs::minor(number)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_for_a_container_has_a_source_a_path_and_some_access() {
+        let disk = DiskDevice::parse("serial:c0d1", "/dev/xvda", "rwm").unwrap();
+        assert_eq!(disk.disk, Disk::Serial("c0d1".into()));
+        for (source, path, access) in [
+            ("c0d1", "/dev/xvda", "r"),
+            ("serial:", "/dev/xvda", "r"),
+            ("serial:a/b", "/dev/xvda", "r"),
+            ("/dev/../vda", "/dev/xvda", "r"),
+            ("serial:a", "dev/xvda", "r"),
+            ("serial:a", "/dev/xvda", ""),
+            ("serial:a", "/dev/xvda", "rx"),
+        ] {
+            assert!(
+                DiskDevice::parse(source, path, access).is_err(),
+                "{source} {path} {access}"
+            );
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Disks that come and go.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hypervisor::{Device, Disk, ErrorKind};
+use rustix::fs::OFlags;
+
+use super::PROCESS;
+use super::subject::{Place, Subject};
+
+pub async fn a_disk_is_plugged_and_unplugged(subject: Subject) {
+    let _shared = PROCESS.read().await;
+    let place = Place::new(subject);
+    let disk = place.run_dir().join("disk");
+    File::create(&disk)
+        .and_then(|file| file.set_len(1 << 20))
+        .expect("a disk");
+    let file: Arc<OwnedFd> = Arc::new(File::open(&disk).expect("a disk").into());
+    // A path is of no use to anybody any more.
+    std::fs::remove_file(&disk).expect("a disk without a name");
+    let mut vm = place.launch().await;
+    let _agent = place.greeted().await;
+
+    let device = Device::Block(Disk {
+        id: "data".into(),
+        file,
+        readonly: true,
+    });
+    let pid = vm.pid();
+    let hotplug = vm.hotplug().expect("hotplug");
+    // Twice, because what the first time leaves behind would be in the way.
+    for _ in 0..2 {
+        hotplug.plug(device.clone()).await.expect("a plugged disk");
+        assert_eq!(opened(pid, &disk), [OFlags::RDONLY], "it cannot be written");
+        let again = hotplug.plug(device.clone()).await.expect_err("the name is taken");
+        assert_eq!(again.kind, ErrorKind::FailedPrecondition);
+        hotplug.unplug("data").await.expect("an unplugged disk");
+        assert_eq!(opened(pid, &disk), [], "nobody holds it any more");
+    }
+    let absent = hotplug.unplug("data").await.expect_err("nothing to unplug");
+    assert_eq!(absent.kind, ErrorKind::NotFound);
+    vm.stop().await.expect("a stop");
+}
+
+/// How a process has opened a file that has no name any more: the ways in which it has.
+fn opened(pid: u32, path: &Path) -> Vec<OFlags> {
+    let held = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("descriptors")
+        .flatten();
+    let name = format!("{} (deleted)", path.display());
+    let is_it = |fd: &std::fs::DirEntry| {
+        std::fs::read_link(fd.path()).is_ok_and(|to| to.as_os_str() == name.as_str())
+    };
+    // A descriptor set and the block node that was opened from it share one description.
+    let mut flags: Vec<u32> = held
+        .filter(is_it)
+        .filter_map(|fd| {
+            let info = PathBuf::from(format!("/proc/{pid}/fdinfo")).join(fd.file_name());
+            let text = std::fs::read_to_string(info).ok()?;
+            let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
+            u32::from_str_radix(flags.trim(), 8).ok()
+        })
+        .map(|flags| flags & OFlags::RWMODE.bits())
+        .collect();
+    flags.dedup();
+    flags.into_iter().map(OFlags::from_bits_retain).collect()
+}

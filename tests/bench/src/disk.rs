@@ -1,0 +1,121 @@
+//! B17: files of a container's root, on a disk of its virtual machine against a directory of the host that is shared with it by
+//! virtio-fs: 4 KiB reads at random places of one file, and a walk through many small files, none of which the guest has cached.
+//!
+//! A program in the container does both and says how long it took: nothing of what is measured is `ctr`'s or the shim's.
+
+use anyhow::{Context as _, Result, ensure};
+use e2e::debian;
+use e2e::parts::Target;
+
+use crate::Amount;
+use crate::bed::Bed;
+use crate::report::{Figure, Results};
+use crate::statistics::Ratio;
+
+/// How a root comes into the guest: as a disk, and by virtio-fs.
+const SNAPSHOTTERS: [&str; 2] = ["devmapper", "overlayfs"];
+
+/// Makes a file of 64 MiB and 4000 small ones.
+const PREPARE: &str = r#"
+import os
+os.makedirs("/bench/many")
+with open("/bench/file", "wb") as f:
+    for i in range(64):
+        f.write(os.urandom(1 << 20))
+for i in range(40):
+    os.mkdir(f"/bench/many/{i}")
+    for j in range(100):
+        open(f"/bench/many/{i}/{j}", "w").write("x")
+os.sync()
+"#;
+
+/// Reads 4 KiB at 1000 places, past the guest's cache.
+const READ: &str = r#"
+import mmap, os, random, time
+fd = os.open("/bench/file", os.O_RDONLY | os.O_DIRECT)
+page = mmap.mmap(-1, 4096)
+places = [i * 4096 for i in random.sample(range(16384), 1000)]
+begin = time.monotonic()
+for place in places:
+    assert os.preadv(fd, [page], place) == 4096
+print(time.monotonic() - begin)
+"#;
+
+/// Looks at every file, none of which the guest's kernel knows any more.
+const WALK: &str = r#"
+import os, time
+os.sync()
+open("/proc/sys/vm/drop_caches", "w").write("3")
+os.stat("/bench")
+begin = time.monotonic()
+found = sum(1 for top, dirs, files in os.walk("/bench/many") for f in files if os.stat(f"{top}/{f}").st_size == 1)
+print(time.monotonic() - begin)
+assert found == 4000, found
+"#;
+
+/// Measures both.
+///
+/// # Errors
+/// There is no image, or a container does not do its work.
+pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
+    let image = debian::image(&Target::here())?;
+    let mut ids = Vec::new();
+    for snapshotter in SNAPSHOTTERS {
+        bed.import_for(snapshotter, &image)?;
+        let id = bed.name("disk");
+        // Privileged, so that it can have its kernel forget what it has cached.
+        bed.start_image(debian::NAME, &["--privileged", "--snapshotter", snapshotter], &id)?;
+        python(bed, &id, PREPARE)?;
+        ids.push(id);
+    }
+    let [disk, shared] = ids.as_slice() else {
+        return Ok(());
+    };
+    let is_disk =
+        |id: &str| Ok::<_, anyhow::Error>(bed.exec(id, &["cat", "/proc/mounts"]).read()?.contains("/dev/vd"));
+    ensure!(
+        is_disk(disk)? && !is_disk(shared)?,
+        "the roots are not what they are to be"
+    );
+    for (id, what, script) in [
+        ("B17", "1000 random reads of 4 KiB", READ),
+        ("B17.walk", "a walk through 4000 files", WALK),
+    ] {
+        let mut took = [Vec::new(), Vec::new()];
+        for round in 0..=amount.output {
+            for (container, took) in ids.iter().zip(&mut took) {
+                let seconds = python(bed, container, script)?;
+                if round > 0 {
+                    took.push(seconds.context("a time")? * 1000.0);
+                }
+            }
+        }
+        let [ours, other] = &took;
+        results.measured(&format!("{what}, disk"), "ms", ours);
+        results.measured(&format!("{what}, virtio-fs"), "ms", other);
+        let figure = Figure::new(
+            id,
+            &format!("{what}, on a disk / by virtio-fs"),
+            "ms",
+            ours,
+            other,
+            Ratio::of(ours, other),
+        );
+        match id {
+            "B17" => results.figures.push(figure),
+            _ => results.details.push(figure),
+        }
+    }
+    ids.iter().try_for_each(|id| bed.remove(id))
+}
+
+/// Runs a script in a container. What it prints is a time, or nothing.
+fn python(bed: &Bed, id: &str, script: &str) -> Result<Option<f64>> {
+    let printed = bed.exec(id, &["python3", "-c", script]).read()?;
+    match printed.trim() {
+        "" => Ok(None),
+        time => Ok(Some(
+            time.parse().with_context(|| format!("understand {time:?}"))?,
+        )),
+    }
+}
