@@ -255,12 +255,18 @@ impl Stand {
         bundle
     }
 
-    /// The mounts of a container's root file system, as the overlay snapshotter names them. Its layers have busybox.
-    pub fn snapshot(&self, name: &str) -> Vec<RootfsMount> {
+    /// A directory with busybox in it.
+    pub fn layer(&self) -> PathBuf {
         let layer = self.path("layer");
         if !layer.exists() {
             busybox(&layer);
         }
+        layer
+    }
+
+    /// The mounts of a container's root file system, as the overlay snapshotter names them. Its layers have busybox.
+    pub fn snapshot(&self, name: &str) -> Vec<RootfsMount> {
+        let layer = self.layer();
         let dir = self.path("snapshots").join(name);
         fs::create_dir_all(dir.join("fs")).unwrap();
         fs::create_dir_all(dir.join("work")).unwrap();
