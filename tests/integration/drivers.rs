@@ -46,7 +46,8 @@ async fn firecracker_runs_a_container_whose_root_is_a_block_device() {
 
 fn config(stand: &Stand, kind: HypervisorKind, variable: &str) -> Config {
     let mut config = stand.config();
-    let program = env::var_os(variable).unwrap_or_else(|| panic!("{variable} has to be the path of the real program"));
+    let program =
+        env::var_os(variable).unwrap_or_else(|| panic!("{variable} has to be the path of the real program"));
     config.hypervisor.kind = kind;
     config.hypervisor.path = program.into();
     let params = env::var("KATA_TEST_KERNEL_PARAMS").unwrap_or_default();
@@ -59,9 +60,16 @@ fn config(stand: &Stand, kind: HypervisorKind, variable: &str) -> Config {
 }
 
 async fn a_container_and_a_second_process(stand: &Stand, config: Config, rootfs: Vec<RootfsMount>) {
-    let bundle = stand.bundle("c", "echo first; until test -e /end; do sleep 1; done; exit 7", |_| {});
+    let bundle = stand.bundle(
+        "c",
+        "echo first; until test -e /end; do sleep 1; done; exit 7",
+        |_| {},
+    );
     let (request, _events) = stand.request(config, &bundle);
-    let sandbox = timeout(PATIENCE, Sandbox::create(request)).await.unwrap().unwrap();
+    let sandbox = timeout(PATIENCE, Sandbox::create(request))
+        .await
+        .unwrap()
+        .unwrap();
     let request = stand.container("c", &bundle, rootfs);
     let container = sandbox.create_container(request).await.unwrap();
     container.start().await.unwrap();
@@ -85,8 +93,14 @@ async fn a_container_and_a_second_process(stand: &Stand, config: Config, rootfs:
     };
     container.exec(request).await.unwrap();
     container.start_exec(&second).await.unwrap();
-    let ended = timeout(PATIENCE, container.wait(Some(&second))).await.unwrap().unwrap();
-    assert_eq!((ended.code, fs::read_to_string(&out).unwrap().as_str()), (0, "sh\n"));
+    let ended = timeout(PATIENCE, container.wait(Some(&second)))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (ended.code, fs::read_to_string(&out).unwrap().as_str()),
+        (0, "sh\n")
+    );
     let ended = timeout(PATIENCE, container.wait(None)).await.unwrap().unwrap();
     assert_eq!(ended.code, 7);
     container.delete().await.unwrap();
@@ -102,9 +116,16 @@ impl Loop {
     fn new(image: &Path, directory: &Path) -> Self {
         let file = fs::File::create(image).unwrap();
         file.set_len(64 << 20).unwrap();
-        let made = Command::new("mkfs.ext4").args(["-q", "-d"]).args([directory, image]).status();
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-d"])
+            .args([directory, image])
+            .status();
         assert!(made.unwrap().success(), "this test needs mkfs.ext4 (e2fsprogs)");
-        let device = Command::new("losetup").args(["--find", "--show"]).arg(image).output().unwrap();
+        let device = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(image)
+            .output()
+            .unwrap();
         assert!(device.status.success(), "a loop device (is this root?)");
         Self(String::from_utf8(device.stdout).unwrap().trim().to_owned())
     }
