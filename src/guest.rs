@@ -22,6 +22,14 @@ pub const DATA: &str = "data";
 /// Kernel parameter that has the agent log everything.
 pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
 
+/// Guest CID where only the VMM or its daemon knows it.
+pub(crate) const LOCAL_CID: u32 = 3;
+
+/// Kernel parameter that has the agent dial the usual port over vsock.
+pub(crate) fn vsock_channel() -> String {
+    format!("{}=vsock:{}", p::CHANNEL_PARAM, p::PORT)
+}
+
 /// Kernel parameter that has the agent dial over a serial port.
 pub(crate) fn serial_channel() -> String {
     format!("{}=serial", p::CHANNEL_PARAM)

@@ -12,8 +12,10 @@ pub(crate) const TABLE: &str = "agent.kata";
 /// The byte stream between host and agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AgentChannel {
-    /// The best one that the host has: kernel vsock, else vhost-user vsock, else virtio-serial.
+    /// The best one that there is: the VMM's own hybrid vsock, else kernel vsock, else vhost-user vsock, else virtio-serial.
     Auto,
+    /// The VMM's own vsock, which is unix sockets on the host.
+    HybridVsock,
     /// Kernel vhost-vsock (`/dev/vhost-vsock`).
     Vsock,
     /// vsock by the `vhost-device-vsock` daemon; needs shared guest memory.
@@ -25,6 +27,7 @@ pub enum AgentChannel {
 impl Word for AgentChannel {
     const WORDS: &'static [(&'static str, Self)] = &[
         ("auto", Self::Auto),
+        ("hybrid-vsock", Self::HybridVsock),
         ("vsock", Self::Vsock),
         ("vhost-user-vsock", Self::VhostUserVsock),
         ("virtio-serial", Self::VirtioSerial),
@@ -34,9 +37,9 @@ impl Word for AgentChannel {
 settings! {
     /// `[agent.kata]`, validated.
     pub struct AgentConfig() {
-        /// The byte stream between host and agent. `vsock`: the kernel's (`/dev/vhost-vsock`). `vhost-user-vsock`: by the
-        /// program `vhost_user_vsock_daemon`. `virtio-serial`: a port, needs nothing of the host. `auto`: the first of
-        /// these that the host has.
+        /// The byte stream between host and agent. `hybrid-vsock`: that of `clh` and `firecracker`. `vsock`: the kernel's
+        /// (`/dev/vhost-vsock`). `vhost-user-vsock`: by the program `vhost_user_vsock_daemon`. `virtio-serial`: a port, needs
+        /// nothing of the host. `auto`: the first of these that there is.
         channel: OneOf<AgentChannel> = "auto" => channel: AgentChannel;
 
         /// How long the guest may take from the VMM's start to the agent's greeting, in seconds. 0: 45 with KVM, and 180

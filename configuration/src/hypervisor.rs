@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::kinds::{
-    AnnotationNames, CpuFeatures, Flag, HostPath, HostPathOrNone, HostPaths, KernelParams, Memory,
-    MostMemory, MostVcpus, Not, OneOf, Vcpus, Word,
+    AnnotationNames, CpuFeatures, Flag, HostPath, HostPathOrNone, HostPaths, KernelParams, MOST_VCPUS,
+    Memory, MostMemory, MostVcpus, Not, OneOf, Rate, Vcpus, Word,
 };
 use crate::settings::settings;
 
@@ -13,12 +13,21 @@ use crate::settings::settings;
 pub enum HypervisorKind {
     /// QEMU (`[hypervisor.qemu]`).
     Qemu,
+    /// Cloud Hypervisor (`[hypervisor.clh]`), 50 or later.
+    CloudHypervisor,
+    /// Firecracker (`[hypervisor.firecracker]`), 1.7 or later.
+    Firecracker,
     /// No virtual machine: the agent runs as a process on the host (`[hypervisor.fake]`; for tests only, isolates nothing).
     Fake,
 }
 
 impl Word for HypervisorKind {
-    const WORDS: &'static [(&'static str, Self)] = &[("qemu", Self::Qemu), ("fake", Self::Fake)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("qemu", Self::Qemu),
+        ("clh", Self::CloudHypervisor),
+        ("firecracker", Self::Firecracker),
+        ("fake", Self::Fake),
+    ];
 }
 
 impl HypervisorKind {
@@ -26,6 +35,8 @@ impl HypervisorKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Qemu => "qemu",
+            Self::CloudHypervisor => "clh",
+            Self::Firecracker => "firecracker",
             Self::Fake => "fake",
         }
     }
@@ -34,15 +45,30 @@ impl HypervisorKind {
     pub(crate) fn table(self) -> &'static str {
         match self {
             Self::Qemu => "hypervisor.qemu",
+            Self::CloudHypervisor => "hypervisor.clh",
+            Self::Firecracker => "hypervisor.firecracker",
             Self::Fake => "hypervisor.fake",
         }
     }
 
-    /// Keys whose default is QEMU's alone, and which have to be set for another one.
-    pub(crate) fn required(self) -> &'static [&'static str] {
+    /// Keys whose default is QEMU's alone, and what it is here, in TOML; `None` where it has to be set.
+    pub(crate) fn own_defaults(self) -> &'static [(&'static str, Option<&'static str>)] {
         match self {
             Self::Qemu => &[],
-            Self::Fake => &["path"],
+            Self::CloudHypervisor => &[("path", Some("\"/usr/bin/cloud-hypervisor\""))],
+            Self::Firecracker => &[
+                ("path", Some("\"/usr/bin/firecracker\"")),
+                ("shared_fs", Some("\"none\"")),
+            ],
+            Self::Fake => &[("path", None)],
+        }
+    }
+
+    /// Most vCPUs of a machine.
+    pub(crate) fn most_vcpus(self) -> u32 {
+        match self {
+            Self::Firecracker => 32,
+            Self::Qemu | Self::CloudHypervisor | Self::Fake => MOST_VCPUS,
         }
     }
 }
@@ -117,8 +143,12 @@ settings! {
         /// Which one.
         kind: HypervisorKind
     ) {
-        /// The VMM's program (for `fake`: the agent's program).
+        /// The VMM's program (for `fake`: the agent's program). Without it `clh` is `/usr/bin/cloud-hypervisor` and
+        /// `firecracker` is `/usr/bin/firecracker`.
         path: HostPath = "/usr/bin/qemu-system-x86_64" => path: PathBuf, pod "hypervisor.path";
+
+        /// Firecracker's jailer: with it Firecracker sees no other files than the virtual machine's. Empty: none.
+        jailer_path: HostPathOrNone = "" => jailer_path: PathBuf;
 
         /// Guest kernel: an uncompressed PVH `vmlinux`, which boots faster, or a bzImage.
         kernel: HostPath = "/usr/share/kata/vmlinux" => kernel: PathBuf;
@@ -135,6 +165,7 @@ settings! {
 
         /// How guest code is executed. `kvm`: hardware virtualization, an error where it does not work. `tcg`: QEMU's
         /// translator, works everywhere, slower. `auto`: KVM if a probe shows that it really runs guest code, else TCG.
+        /// `clh` and `firecracker` have only KVM, and with `auto` they take it as it is.
         accelerator: OneOf<Accelerator> = "auto" => accelerator: Accelerator;
 
         /// Features that are appended to QEMU's CPU model, separated by commas.
@@ -154,7 +185,7 @@ settings! {
         default_maxmemory: MostMemory = 0 => default_maxmemory_mib: u64;
 
         /// How directories of the host reach the guest. `virtio-fs`: by a virtiofsd process per sandbox. `none`: nothing
-        /// is shared.
+        /// is shared. `firecracker` has only `none`, which it is there without being set.
         shared_fs: OneOf<SharedFs> = "virtio-fs" => shared_fs: SharedFs, pod "hypervisor.shared_fs";
 
         /// virtiofsd's program.
@@ -172,6 +203,30 @@ settings! {
 
         /// Program of the vhost-user vsock daemon, for hosts without `/dev/vhost-vsock`.
         vhost_user_vsock_daemon: HostPathOrNone = "/usr/libexec/kata/vhost-device-vsock" => vhost_user_vsock_daemon: PathBuf;
+
+        /// Bits per second that each block device may move, with `clh` and `firecracker`. 0: any number.
+        disk_rate_limiter_bw_max_rate: Rate = 0 => disk_rate_limiter_bw_max_rate: u64;
+
+        /// Bits that it may move on top of that, once.
+        disk_rate_limiter_bw_one_time_burst: Rate = 0 => disk_rate_limiter_bw_one_time_burst: u64;
+
+        /// Operations per second of each block device, with `clh` and `firecracker`. 0: any number.
+        disk_rate_limiter_ops_max_rate: Rate = 0 => disk_rate_limiter_ops_max_rate: u64;
+
+        /// Operations that it may do on top of that, once.
+        disk_rate_limiter_ops_one_time_burst: Rate = 0 => disk_rate_limiter_ops_one_time_burst: u64;
+
+        /// Bits per second that each network device may move in each direction, with `clh` and `firecracker`. 0: any number.
+        net_rate_limiter_bw_max_rate: Rate = 0 => net_rate_limiter_bw_max_rate: u64;
+
+        /// Bits that it may move on top of that, once.
+        net_rate_limiter_bw_one_time_burst: Rate = 0 => net_rate_limiter_bw_one_time_burst: u64;
+
+        /// Packets per second of each network device in each direction, with `clh` and `firecracker`. 0: any number.
+        net_rate_limiter_ops_max_rate: Rate = 0 => net_rate_limiter_ops_max_rate: u64;
+
+        /// Packets that it may move on top of that, once.
+        net_rate_limiter_ops_one_time_burst: Rate = 0 => net_rate_limiter_ops_one_time_burst: u64;
 
         /// Run the VMM without its own seccomp filter (QEMU's `-sandbox`). Only for finding out whether the filter is
         /// what stops it.

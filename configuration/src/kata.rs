@@ -49,8 +49,8 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: QEMU,
-        keys: &["jailer_path", "valid_jailer_paths"],
-        reason: "QEMU has no jailer; remove it",
+        keys: &["valid_jailer_paths"],
+        reason: "a pod cannot choose the jailer; remove it, and set jailer_path",
     },
     Known {
         table: QEMU,
@@ -118,26 +118,18 @@ const KNOWN: &[Known] = &[
             "indep_iothreads",
             "queue_size",
             "num_queues",
-            "disk_rate_limiter_bw_max_rate",
-            "disk_rate_limiter_bw_one_time_burst",
-            "disk_rate_limiter_ops_max_rate",
-            "disk_rate_limiter_ops_one_time_burst",
         ],
         reason: "block devices are virtio-blk with our settings; remove it",
     },
     Known {
         table: QEMU,
-        keys: &[
-            "network_queues",
-            "disable_vhost_net",
-            "rx_rate_limiter_max_rate",
-            "tx_rate_limiter_max_rate",
-            "net_rate_limiter_bw_max_rate",
-            "net_rate_limiter_bw_one_time_burst",
-            "net_rate_limiter_ops_max_rate",
-            "net_rate_limiter_ops_one_time_burst",
-        ],
-        reason: "network devices are virtio-net with our settings, without rate limits; remove it",
+        keys: &["network_queues", "disable_vhost_net"],
+        reason: "network devices are virtio-net with our settings; remove it",
+    },
+    Known {
+        table: QEMU,
+        keys: &["rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"],
+        reason: "both directions have the same limit; remove it, and set net_rate_limiter_bw_max_rate",
     },
     Known {
         table: QEMU,
@@ -352,16 +344,7 @@ const TABLES: &[(&str, &str)] = &[
 ];
 
 /// Hypervisors that only Kata has.
-const HYPERVISORS: &[&str] = &[
-    "acrn",
-    "clh",
-    "cloud-hypervisor",
-    "dragonball",
-    "firecracker",
-    "openvmm",
-    "remote",
-    "stratovirt",
-];
+const HYPERVISORS: &[&str] = &["acrn", "dragonball", "openvmm", "remote", "stratovirt"];
 
 /// Annotations of Kata's, without the prefix, that have no key or another name than their key.
 const ANNOTATIONS: &[(&str, &str)] = &[

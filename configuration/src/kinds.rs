@@ -181,6 +181,9 @@ pub(crate) type Memory = Number<LEAST_MEMORY, MOST_MEMORY, u64>;
 /// MiB. 0 stays, until the host is known.
 pub(crate) type MostMemory = Number<0, MOST_MEMORY, u64>;
 
+/// Of anything a second, up to 10^15. 0: any number.
+pub(crate) type Rate = Number<0, 1_000_000_000_000_000, u64>;
+
 /// Whole seconds, at most a day.
 pub(crate) struct Seconds;
 

@@ -6,13 +6,13 @@ use crate::error::{Error, ErrorKind, Problems, shown};
 use crate::host::Host;
 use crate::hypervisor::HypervisorKind;
 use crate::keys::{self, closest};
-use crate::kinds::{MOST_VCPUS, Word};
+use crate::kinds::Word;
 use crate::runtime::Selection;
 use crate::settings::{Section, Setting};
 use crate::tree::{self, Item, Place, Table, Value};
 use crate::{
-    AgentChannel, AgentConfig, Config, FactoryConfig, HypervisorConfig, MachineType, RuntimeConfig, SharedFs,
-    agent, factory, kata, runtime,
+    Accelerator, AgentChannel, AgentConfig, Config, FactoryConfig, HypervisorConfig, MachineType,
+    RuntimeConfig, SharedFs, agent, factory, kata, runtime,
 };
 
 /// Validates what the files say, `given`. Answers also with the tree that it came from, defaults included.
@@ -77,11 +77,14 @@ fn tables<const N: usize>(all: [(&str, &[Setting]); N]) -> Result<Table, Error> 
     Ok(whole)
 }
 
-/// A table with its default values, but for the keys `without`.
-fn defaults(table: &str, settings: &[Setting], without: &[&str]) -> Result<Table, Error> {
+/// A table with its default values: those of `own`, which may be none, before those of all tables of its kind.
+fn defaults(table: &str, settings: &[Setting], own: &[(&str, Option<&str>)]) -> Result<Table, Error> {
     let mut text = format!("[{table}]\n");
-    for setting in settings.iter().filter(|setting| !without.contains(&setting.key)) {
-        text += &format!("{} = {}\n", setting.key, setting.default);
+    for setting in settings {
+        let own = own.iter().find(|(key, _)| *key == setting.key);
+        if let Some(default) = own.map_or(Some(setting.default), |(_, default)| *default) {
+            text += &format!("{} = {default}\n", setting.key);
+        }
     }
     tree::parse(&text, &|_| Place::BuiltIn).map_err(|error| {
         let line = text.lines().nth(error.line.saturating_sub(1)).unwrap_or_default();
@@ -203,7 +206,7 @@ fn hypervisor(
     let mut config = None;
     for (_, kind) in HypervisorKind::WORDS {
         if *kind == selected || given.iter().any(|(_, other)| other == kind) {
-            let mut with_defaults = defaults(kind.table(), HypervisorConfig::SETTINGS, kind.required())?;
+            let mut with_defaults = defaults(kind.table(), HypervisorConfig::SETTINGS, kind.own_defaults())?;
             tree::merge(&mut with_defaults, std::mem::take(whole));
             *whole = with_defaults;
             let read = section(whole, kind.table(), problems).and_then(|mut section| {
@@ -223,9 +226,18 @@ fn hypervisor(
     Ok(config)
 }
 
+/// Names that hypervisors have elsewhere.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("cloud-hypervisor", "clh"),
+    ("cloud_hypervisor", "clh"),
+    ("fc", "firecracker"),
+];
+
 fn no_hypervisor(name: &str, item: &Item) -> String {
     let names = || HypervisorKind::WORDS.iter().map(|(word, _)| *word);
-    let problem = if kata::has_hypervisor(name) {
+    let problem = if let Some((_, here)) = OTHER_NAMES.iter().find(|(other, _)| *other == name) {
+        format!("has another name here: write [hypervisor.{here}]")
+    } else if kata::has_hypervisor(name) {
         "is known to Kata but not supported here: use [hypervisor.qemu]".to_owned()
     } else if !matches!(item.value, Value::Table(_)) && keys::is_key(HypervisorKind::Qemu.table(), name) {
         "is in the wrong table: move it below [hypervisor.qemu]".to_owned()
@@ -263,7 +275,7 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
     let (hypervisor, agent, runtime) = (&config.hypervisor, &config.agent, &config.runtime);
     let vmm = |key: &str| format!("{}.{key}", hypervisor.kind.table());
     let is_vm = hypervisor.kind != HypervisorKind::Fake;
-    let mut found = Vec::new();
+    let mut found = of_kind(hypervisor, runtime);
     let mut add = |keys, reason: String| found.push(Conflict { keys, reason });
 
     let (vcpus, most) = (hypervisor.default_vcpus, hypervisor.default_maxvcpus);
@@ -285,6 +297,7 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
         );
     }
     if is_vm
+        && hypervisor.kind != HypervisorKind::Firecracker
         && hypervisor.shared_fs == SharedFs::VirtioFs
         && hypervisor.virtio_fs_daemon.as_os_str().is_empty()
     {
@@ -301,22 +314,19 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
             "vhost-user-vsock needs its daemon; set the daemon's path, or channel = \"auto\"".to_owned(),
         );
     }
-    if hypervisor.machine_type == MachineType::Microvm && !runtime.static_sandbox_resource_mgmt {
-        add(
-            [
-                vmm("machine_type"),
-                "runtime.static_sandbox_resource_mgmt".to_owned(),
-            ],
-            "a microvm cannot grow; set machine_type = \"q35\", or static_sandbox_resource_mgmt = true"
-                .to_owned(),
-        );
-    }
     if config.factory.enable_template {
         let enabled = || "factory.enable_template".to_owned();
         if !is_vm {
             add(
                 ["runtime.hypervisor_name".to_owned(), enabled()],
                 "there is no virtual machine to be copied; set enable_template = false".to_owned(),
+            );
+        } else if hypervisor.kind == HypervisorKind::Firecracker {
+            add(
+                ["runtime.hypervisor_name".to_owned(), enabled()],
+                "copies of a Firecracker could be given no network; set enable_template = false, or use \
+                 hypervisor_name = \"qemu\" or \"clh\""
+                    .to_owned(),
             );
         } else if hypervisor.machine_type == MachineType::Microvm {
             add(
@@ -336,10 +346,93 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
     found
 }
 
+/// What one kind of hypervisor has, and another has not.
+fn of_kind(hypervisor: &HypervisorConfig, runtime: &RuntimeConfig) -> Vec<Conflict> {
+    use HypervisorKind::{CloudHypervisor, Fake, Firecracker, Qemu};
+
+    let kind = hypervisor.kind;
+    let vmm = |key: &str| format!("{}.{key}", kind.table());
+    let selected = || "runtime.hypervisor_name".to_owned();
+    let mut found = Vec::new();
+    let mut add = |keys, reason: &str| {
+        let reason = reason.to_owned();
+        found.push(Conflict { keys, reason });
+    };
+
+    let is_microvm = hypervisor.machine_type == MachineType::Microvm;
+    if is_microvm && !matches!(kind, Qemu | Fake) {
+        add(
+            [vmm("machine_type"), selected()],
+            "machines of this kind are QEMU's; remove machine_type, or set hypervisor_name = \"qemu\"",
+        );
+    }
+    if !runtime.static_sandbox_resource_mgmt {
+        let static_size = || "runtime.static_sandbox_resource_mgmt".to_owned();
+        if kind == Firecracker {
+            add(
+                [selected(), static_size()],
+                "a Firecracker cannot grow; set static_sandbox_resource_mgmt = true, or hypervisor_name = \"qemu\" or \"clh\"",
+            );
+        } else if is_microvm {
+            add(
+                [vmm("machine_type"), static_size()],
+                "a microvm cannot grow; set machine_type = \"q35\", or static_sandbox_resource_mgmt = true",
+            );
+        }
+    }
+    if hypervisor.accelerator == Accelerator::Tcg && matches!(kind, CloudHypervisor | Firecracker) {
+        add(
+            [vmm("accelerator"), selected()],
+            "it has no translator; set accelerator = \"auto\", or hypervisor_name = \"qemu\"",
+        );
+    }
+    if kind == Firecracker && hypervisor.shared_fs == SharedFs::VirtioFs {
+        add(
+            [vmm("shared_fs"), selected()],
+            "Firecracker has no shared file systems; set shared_fs = \"none\" and use a snapshotter that gives block devices \
+             (devmapper, blockfile), or set hypervisor_name = \"qemu\" or \"clh\"",
+        );
+    }
+    if kind != Firecracker && !hypervisor.jailer_path.as_os_str().is_empty() {
+        add(
+            [vmm("jailer_path"), selected()],
+            "only Firecracker has a jailer; remove jailer_path, or set hypervisor_name = \"firecracker\"",
+        );
+    }
+    let limits = [
+        (
+            "disk_rate_limiter_bw_max_rate",
+            hypervisor.disk_rate_limiter_bw_max_rate,
+        ),
+        (
+            "disk_rate_limiter_ops_max_rate",
+            hypervisor.disk_rate_limiter_ops_max_rate,
+        ),
+        (
+            "net_rate_limiter_bw_max_rate",
+            hypervisor.net_rate_limiter_bw_max_rate,
+        ),
+        (
+            "net_rate_limiter_ops_max_rate",
+            hypervisor.net_rate_limiter_ops_max_rate,
+        ),
+    ];
+    for (key, _) in limits
+        .iter()
+        .filter(|(_, rate)| *rate > 0 && matches!(kind, Qemu | Fake))
+    {
+        add(
+            [vmm(key), selected()],
+            "this hypervisor limits no devices; set it to 0, or hypervisor_name = \"clh\" or \"firecracker\"",
+        );
+    }
+    found
+}
+
 /// Puts the host's numbers where none, or more than the host has, were given.
 pub(crate) fn resolve(config: &mut Config, host: Host) {
     let hypervisor = &mut config.hypervisor;
-    let cpus = host.cpus.min(MOST_VCPUS);
+    let cpus = host.cpus.min(hypervisor.kind.most_vcpus());
     hypervisor.default_maxvcpus = match hypervisor.default_maxvcpus {
         0 => cpus,
         most => most.min(cpus),

@@ -30,3 +30,6 @@ pub const SETTLED: Duration = Duration::from_secs(20);
 
 /// For the state of a VM's devices to be written, or read: milliseconds, unless others want the processor.
 pub const MIGRATION: Duration = Duration::from_secs(20);
+
+/// For a request during which a monitor reads or writes the guest's kernel or all of its memory.
+pub const WHOLE_MEMORY: Duration = Duration::from_secs(60);

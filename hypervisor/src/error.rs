@@ -54,4 +54,12 @@ impl Error {
             source: Some(source.into()),
         }
     }
+
+    /// The error of a VM that is to grow beyond its limit.
+    pub(crate) fn no_room(asked: impl std::fmt::Display, most: impl std::fmt::Display) -> Self {
+        Self::new(
+            ErrorKind::InvalidArgument,
+            format!("the VM cannot have {asked}: it was started with room for {most}"),
+        )
+    }
 }

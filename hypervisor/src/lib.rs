@@ -4,17 +4,21 @@
 //! ([`Vm::exited`]). An ability that a driver lacks is absent ([`Vm::hotplug`] answers `None`), never an `Ok(())` that
 //! does nothing. This crate knows nothing of containers, of the agent's protocol or of the runtime above it.
 
+mod cloud_hypervisor;
 pub mod console;
 mod deadlines;
 mod driver;
 mod error;
 mod fake;
+mod files;
+mod firecracker;
 mod pages;
 mod probe;
 pub mod process;
 mod qemu;
 mod qmp;
 pub mod registry;
+mod rest;
 mod spec;
 mod supervisor;
 

@@ -1,8 +1,10 @@
 //! What a virtual machine is to be: plain data that every driver understands. No driver's words, no side effects.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use crate::{Error, ErrorKind};
 
 /// A virtual machine before it exists.
 #[derive(Debug, Clone)]
@@ -34,6 +36,36 @@ pub struct VmSpec {
     pub cgroups: Vec<Arc<OwnedFd>>,
 }
 
+impl VmSpec {
+    /// Checks what no machine can have. Pure.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`], with what it is.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let refuse = |problem: String| Err(Error::new(ErrorKind::InvalidArgument, problem));
+        if self.vcpus == 0 {
+            return refuse("a VM needs at least one vCPU".into());
+        }
+        // The bound keeps the size in bytes within a monitor's 63 bits.
+        if self.memory.size_mib == 0 || self.memory.size_mib > 1 << 40 {
+            return refuse(format!("a VM cannot have {} MiB of memory", self.memory.size_mib));
+        }
+        if self.memory.max_mib > 1 << 40 {
+            return refuse(format!(
+                "a VM cannot grow to {} MiB of memory",
+                self.memory.max_mib
+            ));
+        }
+        // Monitors run in `/`.
+        for path in [&self.kernel, &self.initrd] {
+            if !path.is_absolute() {
+                return refuse(format!("the path {} is not absolute", path.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Guest memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Memory {
@@ -43,6 +75,27 @@ pub struct Memory {
     pub max_mib: u64,
     /// Who else maps it.
     pub backing: MemoryBacking,
+}
+
+impl Memory {
+    /// Memory is added in multiples of this, MiB: Linux' blocks, which it announces as it takes them.
+    pub(crate) fn grain(&self) -> u64 {
+        /// From this size on, MiB, Linux counts memory in larger blocks.
+        const LARGE_MIB: u64 = 64 << 10;
+        if self.size_mib < LARGE_MIB { 128 } else { 2048 }
+    }
+
+    /// What can be added, MiB: whole blocks up to the limit.
+    pub(crate) fn addable(&self) -> u64 {
+        let addable = self.max_mib.saturating_sub(self.size_mib);
+        addable.next_multiple_of(self.grain())
+    }
+
+    /// What is there when at least `mib` MiB are to be: whole blocks are added. `None` beyond the limit.
+    pub(crate) fn grown_to(&self, mib: u64) -> Option<u64> {
+        let added = mib.saturating_sub(self.size_mib).next_multiple_of(self.grain());
+        (mib <= self.max_mib).then_some(self.size_mib + added)
+    }
 }
 
 /// vCPUs and memory of a VM that runs.
@@ -83,6 +136,41 @@ pub enum Device {
     },
     /// A virtio-blk device.
     Block(Disk),
+}
+
+impl Device {
+    /// The name by which `unplug` finds it again.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Vsock(_) => "vsock",
+            Self::SerialPort(port) => &port.name,
+            Self::VirtioFs(fs) => &fs.tag,
+            Self::Net { id, .. } => id,
+            Self::Block(disk) => &disk.id,
+        }
+    }
+}
+
+/// A name as every monitor takes it for an id.
+pub(crate) fn checked(name: &str) -> Result<&str, Error> {
+    let fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    if !name.is_empty() && name.len() <= 64 && name.bytes().all(fine) {
+        return Ok(name);
+    }
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("{name:?} cannot name a device: 1 to 64 letters, digits, '-', '.' and '_' are possible"),
+    ))
+}
+
+/// A path as text: JSON knows nothing else.
+pub(crate) fn text(path: &Path) -> Result<String, Error> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::new(
+            ErrorKind::InvalidArgument,
+            format!("the path {} is not UTF-8", path.display()),
+        )
+    })
 }
 
 /// A virtio-blk device on an open file or block device of the host's, whose bytes it shows as they are: no format is ever
@@ -162,6 +250,8 @@ pub struct Capabilities {
     pub hotplug: bool,
     /// Block devices can, if only because there are placeholders for them.
     pub block_hotplug: bool,
+    /// A network card can have a tap for each queue.
+    pub multiqueue: bool,
     /// vCPUs and memory can be added while the VM runs.
     pub resize: bool,
     /// Pause, save and restore work.

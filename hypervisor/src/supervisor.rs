@@ -3,8 +3,8 @@
 //! One task per VMM owns all of this. It must not know which VMM it watches.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use slog::{Logger, debug, info, warn};
@@ -14,7 +14,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::console::{Alarms, Limit, Lines, Tail, Verdict, is_alarming};
+use crate::console::{self, Alarms, Limit, Lines, Tail, is_alarming};
 use crate::process::{Process, Status};
 use crate::{Error, ErrorKind, Exit, ExitReason, deadlines};
 
@@ -41,6 +41,24 @@ pub struct Sources {
     pub console: Option<UnixStream>,
     /// Why it is about to end; the sender is dropped when nothing more can come.
     pub announcement: Option<watch::Receiver<Option<Announcement>>>,
+    /// What its end says of the guest where it announces nothing: by its status and its last lines.
+    pub verdict: Option<Verdict>,
+}
+
+/// See [`Sources::verdict`].
+pub type Verdict = fn(Status, &[String]) -> Option<Announcement>;
+
+/// Ends a VMM that nobody can do anything with any more, without keeping it in being.
+#[derive(Debug, Clone)]
+pub struct Killer(Weak<Process>);
+
+impl Killer {
+    /// Kills it, if it is still there.
+    pub fn kill(&self) {
+        if let Some(process) = self.0.upgrade() {
+            process.kill();
+        }
+    }
 }
 
 /// A VMM that is being watched. Dropping it kills the VMM.
@@ -98,6 +116,35 @@ impl Supervised {
     pub fn terminate(&self) {
         self.expect_end();
         self.process.terminate();
+    }
+
+    /// Something to kill the VMM with, however it is held.
+    pub fn killer(&self) -> Killer {
+        Killer(Arc::downgrade(&self.process))
+    }
+
+    /// The error of a VMM that is of no use, and is ended: what it said goes along, because that mostly tells why.
+    pub async fn failed_early(&mut self, vmm: &str, error: Error) -> Error {
+        let ended = match error.kind {
+            // It closed its socket because it is ending; what it said is worth waiting for.
+            ErrorKind::Unavailable => self.end_within(deadlines::QUIT).await,
+            _ => None,
+        };
+        if let Some(exit) = ended {
+            let words = exit.console.join("; ");
+            return Error::new(
+                ErrorKind::Unavailable,
+                format!("{vmm} did not start, {}: {words}", exit.reason),
+            );
+        }
+        match self.kill().await {
+            Ok(exit) if !exit.console.is_empty() => Error {
+                context: format!("{} ({})", error.context, exit.console.join("; ")),
+                ..error
+            },
+            Ok(_) => error,
+            Err(worse) => worse,
+        }
     }
 
     /// From now on the VMM's end is what we want.
@@ -174,11 +221,14 @@ impl Watch {
             warn!(self.journal.log, "the VMM's exit status is lost"; "error" => %error);
             Status::Exited(-1)
         });
+        let lines = self.journal.tail.to_vec();
+        let announcement =
+            announcement.or_else(|| sources.verdict.and_then(|verdict| verdict(status, &lines)));
         let reason = reason(self.stopping.load(Ordering::Relaxed), announcement, status);
         info!(self.journal.log, "{}", reason; "pid" => self.process.id());
         Exit {
             reason,
-            console: self.journal.tail.to_vec(),
+            console: lines,
         }
     }
 }
@@ -213,7 +263,7 @@ impl Journal {
     fn line(&mut self, source: &'static str, line: String) {
         let second = self.begun.elapsed().as_secs();
         match self.limit.judge(second) {
-            Verdict::Pass { dropped } => {
+            console::Verdict::Pass { dropped } => {
                 if dropped > 0 {
                     warn!(self.log, "lines of the guest's console were dropped"; "count" => dropped);
                 }
@@ -223,7 +273,7 @@ impl Journal {
                     debug!(self.log, "{}", line; "source" => source);
                 }
             }
-            Verdict::Drop => {}
+            console::Verdict::Drop => {}
         }
         self.tail.push(line);
     }

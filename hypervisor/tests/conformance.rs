@@ -12,6 +12,11 @@
 // Tests may fail loudly; clippy's exception for tests does not reach functions that tests share.
 #![allow(clippy::expect_used, clippy::panic)]
 
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the rest of it is tried with other drivers"
+)]
 mod suite;
 
 /// Runs the suite for one subject.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use hypervisor::{Device, Hypervisor, Memory, MemoryBacking, SerialPort, VmSpec};
+use hypervisor::{Device, Hypervisor, Memory, MemoryBacking, SerialPort, VmSpec, Vsock};
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
@@ -42,6 +42,10 @@ pub(super) fn template(spec: &VmSpec, plan: &TemplatePlan) -> VmSpec {
         Device::SerialPort(port) => Some(Device::SerialPort(SerialPort {
             name: port.name.clone(),
             socket: PathBuf::from("/"),
+        })),
+        Device::Vsock(Vsock::Hybrid { cid, .. }) => Some(Device::Vsock(Vsock::Hybrid {
+            cid: *cid,
+            uds: PathBuf::from("/"),
         })),
         _ => None,
     });

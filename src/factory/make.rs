@@ -7,12 +7,15 @@ use std::time::Duration;
 use agent_client::{Channel, Listener};
 use agent_protocol as p;
 use configuration::Config;
-use hypervisor::{Boot, Device, Hypervisor, Memory, MemoryBacking, SaveTo, SerialPort, Vm, VmSpec};
+use hypervisor::{
+    Boot, Capabilities, Device, Hypervisor, Memory, MemoryBacking, SaveTo, SerialPort, Vm, VmSpec, Vsock,
+};
 use slog::{Logger, info};
 
 use super::key;
 use super::shelf::{Shelf, Unfinished};
 use crate::error::{Error, ErrorKind, Result};
+use crate::guest::LOCAL_CID;
 use crate::{deadlines, guest, plan};
 
 /// What came of the wish for a template.
@@ -33,10 +36,27 @@ pub enum Made {
 }
 
 /// The virtual machine that sandboxes of this configuration are copies of. Pure.
-pub(super) fn spec(config: &Config) -> VmSpec {
+pub(super) fn spec(config: &Config, abilities: &Capabilities) -> VmSpec {
     let template = plan::template(config);
     let mut kernel_params = plan::kernel_params(config);
-    kernel_params.push(guest::serial_channel());
+    // As sandboxes have it (`plan::channel`): what can be saved.
+    let (channel, device) = match abilities.vsock_hybrid {
+        true => (
+            guest::vsock_channel(),
+            Device::Vsock(Vsock::Hybrid {
+                cid: LOCAL_CID,
+                uds: Default::default(),
+            }),
+        ),
+        false => (
+            guest::serial_channel(),
+            Device::SerialPort(SerialPort {
+                name: p::SERIAL_PORT_NAME.to_owned(),
+                socket: Default::default(),
+            }),
+        ),
+    };
+    kernel_params.push(channel);
     let sandbox = VmSpec {
         id: String::new(),
         run_dir: Default::default(),
@@ -50,10 +70,7 @@ pub(super) fn spec(config: &Config) -> VmSpec {
             max_mib: template.most.memory_mib,
             backing: MemoryBacking::Shared,
         },
-        devices: vec![Device::SerialPort(SerialPort {
-            name: p::SERIAL_PORT_NAME.to_owned(),
-            socket: Default::default(),
-        })],
+        devices: vec![device],
         network_namespace: None,
         cgroups: Vec::new(),
     };
@@ -73,7 +90,7 @@ pub async fn init(config: &Config, hypervisor: &Arc<dyn Hypervisor>, log: &Logge
         ));
     }
     hypervisor.check_host()?;
-    let template = spec(config);
+    let template = spec(config, &hypervisor.capabilities());
     let key = key::of(&**hypervisor, &template)?;
     let shelf = Shelf::new(&config.factory.template_path);
     let locked = shelf.lock().await?;
@@ -103,17 +120,20 @@ async fn fill(
     unfinished: &Unfinished,
 ) -> Result<()> {
     let socket = unfinished.dir().join("agent.sock");
-    let listener = Listener::bind(&Channel::Unix { path: socket.clone() })?;
+    let listener = Listener::bind(&match hypervisor.capabilities().vsock_hybrid {
+        true => Channel::HybridVsock { uds: socket.clone() },
+        false => Channel::Unix { path: socket.clone() },
+    })?;
     template.run_dir = unfinished.dir().to_owned();
     template.devices = with_socket(template.devices, &socket);
     let mut vm = hypervisor.launch(template, Boot::ToSave).await?;
     let limit = deadlines::dial(&config.agent, || hypervisor.capabilities().emulated);
-    let saved = save(limit, &mut *vm, &listener, unfinished).await;
+    let saved = save(limit, &mut *vm, listener, unfinished).await;
     let stopped = vm.stop().await.map_err(Error::from);
     saved.and(stopped)
 }
 
-async fn save(limit: Duration, vm: &mut dyn Vm, listener: &Listener, unfinished: &Unfinished) -> Result<()> {
+async fn save(limit: Duration, vm: &mut dyn Vm, listener: Listener, unfinished: &Unfinished) -> Result<()> {
     let mut exited = vm.exited();
     tokio::select! {
         away = listener.turn_away(limit) => away?,
@@ -128,6 +148,8 @@ async fn save(limit: Duration, vm: &mut dyn Vm, listener: &Listener, unfinished:
             ));
         }
     }
+    // Who dials again over vsock finds nobody, and is saved as one who dials. A connection would be lost in the copies.
+    drop(listener);
     let (memory, state) = unfinished.files()?;
     let to = SaveTo {
         memory,
@@ -141,6 +163,10 @@ fn with_socket(devices: Vec<Device>, socket: &Path) -> Vec<Device> {
         Device::SerialPort(port) => Device::SerialPort(SerialPort {
             socket: socket.to_owned(),
             ..port
+        }),
+        Device::Vsock(Vsock::Hybrid { cid, .. }) => Device::Vsock(Vsock::Hybrid {
+            cid,
+            uds: socket.to_owned(),
         }),
         other => other,
     };

@@ -75,7 +75,7 @@ pub struct Status {
 /// What this configuration wants cannot be saved at all; the directory cannot be read or is not to be trusted.
 pub fn status(config: &Config, hypervisor: &dyn Hypervisor) -> Result<Status> {
     let shelf = Shelf::new(&config.factory.template_path);
-    let key = key::of(hypervisor, &make::spec(config))?;
+    let key = key::of(hypervisor, &make::spec(config, &hypervisor.capabilities()))?;
     Ok(Status {
         key,
         kept: shelf.list()?,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use hypervisor::{Boot, Device, Hypervisor, Saved, VmSpec};
+use hypervisor::{Boot, Device, Hypervisor, Saved, VmSpec, Vsock};
 use slog::{Logger, info, warn};
 
 use super::direct::Direct;
@@ -45,11 +45,12 @@ impl Template {
                 ));
             }
         };
-        let (ports, devices) = spec
-            .devices
-            .iter()
-            .cloned()
-            .partition(|device| matches!(device, Device::SerialPort(_)));
+        let (ports, devices) = spec.devices.iter().cloned().partition(|device| {
+            matches!(
+                device,
+                Device::SerialPort(_) | Device::Vsock(Vsock::Hybrid { .. })
+            )
+        });
         let mut copy = VmSpec {
             devices: ports,
             vcpus: template.vcpus,

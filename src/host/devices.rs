@@ -19,7 +19,7 @@ use super::daemon::Daemon;
 use super::ready::Awaited;
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::{SHARE_TAG, serial_channel};
+use crate::guest::{self, LOCAL_CID, SHARE_TAG, serial_channel};
 use crate::model::ChannelPlan;
 
 /// The agent's socket, where it comes over a serial port.
@@ -30,9 +30,6 @@ const VSOCK: &str = "vsock";
 const VHOST_SOCKET: &str = "vhost.sock";
 /// Socket of virtiofsd.
 const FS_SOCKET: &str = "fs.sock";
-
-/// Guest CID where only the daemon knows it.
-const LOCAL_CID: u32 = 3;
 
 /// Attempts to find a free port.
 const PORTS: usize = 16;
@@ -51,6 +48,14 @@ pub(super) struct Agents {
 /// A channel without a daemon, or the part of one that comes before it.
 pub(super) fn listen(dir: &Path, plan: &ChannelPlan) -> Result<Agents> {
     match plan {
+        ChannelPlan::HybridVsock => {
+            let uds = dir.join(VSOCK);
+            Ok(Agents {
+                listener: Listener::bind(&Channel::HybridVsock { uds: uds.clone() })?,
+                device: Device::Vsock(Vsock::Hybrid { cid: LOCAL_CID, uds }),
+                kernel_param: guest::vsock_channel(),
+            })
+        }
         ChannelPlan::KernelVsock => kernel_vsock(),
         ChannelPlan::DaemonVsock(_) => {
             let uds = dir.join(VSOCK);
@@ -59,7 +64,7 @@ pub(super) fn listen(dir: &Path, plan: &ChannelPlan) -> Result<Agents> {
                 device: Device::Vsock(Vsock::VhostUser {
                     socket: dir.join(VHOST_SOCKET),
                 }),
-                kernel_param: format!("{}=vsock:{}", p::CHANNEL_PARAM, p::PORT),
+                kernel_param: guest::vsock_channel(),
             })
         }
         ChannelPlan::Serial => {

@@ -312,6 +312,8 @@ pub struct NetworkPlan {
 /// The byte stream to the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChannelPlan {
+    /// The VMM's own hybrid vsock.
+    HybridVsock,
     /// Kernel vhost-vsock.
     KernelVsock,
     /// vsock by this vhost-user daemon.

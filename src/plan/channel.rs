@@ -23,6 +23,13 @@ pub(super) fn choose(
         ))
     };
     match config.agent.channel {
+        AgentChannel::Auto | AgentChannel::HybridVsock if abilities.vsock_hybrid => {
+            Ok(ChannelPlan::HybridVsock)
+        }
+        AgentChannel::HybridVsock => missing(
+            "hybrid-vsock",
+            "this hypervisor has no vsock of its own, as \"clh\" and \"firecracker\" have",
+        ),
         // Of all devices for it only a port can be saved.
         AgentChannel::Auto if config.factory.enable_template && abilities.serial_port => {
             Ok(ChannelPlan::Serial)
@@ -39,6 +46,10 @@ pub(super) fn choose(
             ),
         )),
         AgentChannel::Vsock if abilities.vsock_kernel => Ok(ChannelPlan::KernelVsock),
+        AgentChannel::Vsock if abilities.vsock_hybrid => missing(
+            "vsock",
+            "this hypervisor has its own vsock, and not the kernel's; use channel = \"hybrid-vsock\"",
+        ),
         AgentChannel::Vsock => missing(
             "vsock",
             "/dev/vhost-vsock cannot be used by this hypervisor on this host; load the module vhost_vsock",

@@ -128,7 +128,7 @@ fn network(
         } else {
             config.runtime.internetworking_model
         },
-        queues: vcpus,
+        queues: if abilities.multiqueue { vcpus } else { 1 },
         localhost: !abilities.guest_is_process,
         // Nobody else puts interfaces into a namespace that is there already once its pod is created.
         late: is_new || sandbox.network_may_change,

@@ -14,6 +14,7 @@
 mod admin;
 mod bad;
 mod death;
+mod drivers;
 mod life;
 mod network;
 mod pod;

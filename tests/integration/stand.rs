@@ -168,6 +168,7 @@ impl Stand {
             hypervisor: HypervisorConfig {
                 kind,
                 path,
+                jailer_path: Default::default(),
                 kernel,
                 initrd,
                 kernel_params: vec![],
@@ -183,6 +184,14 @@ impl Stand {
                 virtio_fs_cache: VirtioFsCache::Auto,
                 disable_block_device_use: false,
                 vhost_user_vsock_daemon: daemons.1,
+                disk_rate_limiter_bw_max_rate: 0,
+                disk_rate_limiter_bw_one_time_burst: 0,
+                disk_rate_limiter_ops_max_rate: 0,
+                disk_rate_limiter_ops_one_time_burst: 0,
+                net_rate_limiter_bw_max_rate: 0,
+                net_rate_limiter_bw_one_time_burst: 0,
+                net_rate_limiter_ops_max_rate: 0,
+                net_rate_limiter_ops_one_time_burst: 0,
                 seccomp_sandbox: true,
                 enable_debug: false,
                 enable_annotations: vec![],
@@ -248,12 +257,18 @@ impl Stand {
         bundle
     }
 
-    /// The mounts of a container's root file system, as the overlay snapshotter names them. Its layers have busybox.
-    pub fn snapshot(&self, name: &str) -> Vec<RootfsMount> {
+    /// A directory with busybox in it.
+    pub fn layer(&self) -> PathBuf {
         let layer = self.path("layer");
         if !layer.exists() {
             busybox(&layer);
         }
+        layer
+    }
+
+    /// The mounts of a container's root file system, as the overlay snapshotter names them. Its layers have busybox.
+    pub fn snapshot(&self, name: &str) -> Vec<RootfsMount> {
+        let layer = self.layer();
         let dir = self.path("snapshots").join(name);
         fs::create_dir_all(dir.join("fs")).unwrap();
         fs::create_dir_all(dir.join("work")).unwrap();

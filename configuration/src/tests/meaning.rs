@@ -19,6 +19,7 @@ fn an_empty_file_is_the_defaults() {
         HypervisorConfig {
             kind: HypervisorKind::Qemu,
             path: "/usr/bin/qemu-system-x86_64".into(),
+            jailer_path: Default::default(),
             kernel: "/usr/share/kata/vmlinux".into(),
             initrd: "/usr/share/kata/initrd.img".into(),
             kernel_params: vec![],
@@ -34,6 +35,14 @@ fn an_empty_file_is_the_defaults() {
             virtio_fs_cache: VirtioFsCache::Auto,
             disable_block_device_use: false,
             vhost_user_vsock_daemon: "/usr/libexec/kata/vhost-device-vsock".into(),
+            disk_rate_limiter_bw_max_rate: 0,
+            disk_rate_limiter_bw_one_time_burst: 0,
+            disk_rate_limiter_ops_max_rate: 0,
+            disk_rate_limiter_ops_one_time_burst: 0,
+            net_rate_limiter_bw_max_rate: 0,
+            net_rate_limiter_bw_one_time_burst: 0,
+            net_rate_limiter_ops_max_rate: 0,
+            net_rate_limiter_ops_one_time_burst: 0,
             seccomp_sandbox: true,
             enable_debug: false,
             enable_annotations: ["default_memory", "default_vcpus"].map(String::from).into(),
@@ -162,6 +171,7 @@ fn every_word_has_its_meaning() {
         ["pmu=off", "+pcid"]
     );
     for (word, channel) in [
+        ("hybrid-vsock", AgentChannel::HybridVsock),
         ("vsock", AgentChannel::Vsock),
         ("vhost-user-vsock", AgentChannel::VhostUserVsock),
         ("virtio-serial", AgentChannel::VirtioSerial),
@@ -182,6 +192,8 @@ fn the_hypervisor_is_the_one_with_a_table_or_the_one_that_is_named() {
         ("", HypervisorKind::Qemu),
         ("[hypervisor.qemu]", HypervisorKind::Qemu),
         ("[runtime]\nhypervisor_name = \"qemu\"", HypervisorKind::Qemu),
+        ("[hypervisor.clh]", HypervisorKind::CloudHypervisor),
+        ("[hypervisor.firecracker]", HypervisorKind::Firecracker),
         (fake, HypervisorKind::Fake),
         (
             &format!("{fake}[hypervisor.qemu]\n[runtime]\nhypervisor_name = \"fake\""),
@@ -257,4 +269,30 @@ fn keys_explain_themselves() {
     for each in &keys {
         key(each.table, each.name);
     }
+}
+
+#[test]
+fn hypervisors_have_defaults_of_their_own() {
+    for (name, path, shared_fs) in [
+        ("qemu", "/usr/bin/qemu-system-x86_64", SharedFs::VirtioFs),
+        ("clh", "/usr/bin/cloud-hypervisor", SharedFs::VirtioFs),
+        ("firecracker", "/usr/bin/firecracker", SharedFs::None),
+    ] {
+        let config = load(&[&format!("[hypervisor.{name}]")]).unwrap().hypervisor;
+        assert_eq!(
+            (config.path, config.shared_fs),
+            (path.into(), shared_fs),
+            "{name}"
+        );
+        assert_eq!(config.kernel, Path::new("/usr/share/kata/vmlinux"), "{name}");
+    }
+    let set = load(&[
+        "[hypervisor.firecracker]\npath = \"/opt/fc\"\njailer_path = \"/opt/jailer\"\ndisk_rate_limiter_bw_max_rate = 8",
+    ]);
+    let set = set.unwrap().hypervisor;
+    assert_eq!(
+        (set.path, set.jailer_path),
+        ("/opt/fc".into(), "/opt/jailer".into())
+    );
+    assert_eq!(set.disk_rate_limiter_bw_max_rate, 8);
 }

@@ -114,8 +114,8 @@ fn a_value_out_of_range_is_told_with_the_range() {
         ),
         (
             "runtime",
-            "hypervisor_name = \"clh\"",
-            "main:2: runtime.hypervisor_name is \"clh\": it takes \"qemu\" or \"fake\"",
+            "hypervisor_name = \"dragonball\"",
+            "main:2: runtime.hypervisor_name is \"dragonball\": it takes \"qemu\", \"clh\", \"firecracker\" or \"fake\"",
         ),
     ] {
         assert_eq!(refused(line(table, text)), expected);
@@ -297,7 +297,7 @@ fn what_only_kata_has_is_told_with_the_reason() {
         assert_eq!(refused(line(table, text)), format!("main:2: {expected}"));
     }
     for (table, expected) in [
-        ("hypervisor.clh", "use [hypervisor.qemu]"),
+        ("hypervisor.dragonball", "use [hypervisor.qemu]"),
         ("netmon", "Kata itself has removed it; remove the table"),
     ] {
         assert_eq!(
@@ -433,6 +433,42 @@ fn values_that_do_not_fit_together_are_told_with_both_keys() {
             "[runtime]\nstatic_sandbox_resource_mgmt = false\n[hypervisor.qemu]\nmachine_type = \"microvm\"",
             "main:4: hypervisor.qemu.machine_type does not fit with runtime.static_sandbox_resource_mgmt: a microvm \
              cannot grow; set machine_type = \"q35\", or static_sandbox_resource_mgmt = true",
+        ),
+        (
+            "[hypervisor.firecracker]\nshared_fs = \"virtio-fs\"",
+            "main:2: hypervisor.firecracker.shared_fs does not fit with runtime.hypervisor_name: Firecracker has no shared \
+             file systems; set shared_fs = \"none\" and use a snapshotter that gives block devices (devmapper, blockfile), \
+             or set hypervisor_name = \"qemu\" or \"clh\"",
+        ),
+        (
+            "[hypervisor.firecracker]\n[runtime]\nstatic_sandbox_resource_mgmt = false",
+            "main:3: runtime.static_sandbox_resource_mgmt does not fit with runtime.hypervisor_name: a Firecracker cannot \
+             grow; set static_sandbox_resource_mgmt = true, or hypervisor_name = \"qemu\" or \"clh\"",
+        ),
+        (
+            "[hypervisor.firecracker]\n[factory]\nenable_template = true",
+            "main:3: factory.enable_template does not fit with runtime.hypervisor_name: copies of a Firecracker could be \
+             given no network; set enable_template = false, or use hypervisor_name = \"qemu\" or \"clh\"",
+        ),
+        (
+            "[hypervisor.clh]\naccelerator = \"tcg\"",
+            "main:2: hypervisor.clh.accelerator does not fit with runtime.hypervisor_name: it has no translator; set \
+             accelerator = \"auto\", or hypervisor_name = \"qemu\"",
+        ),
+        (
+            "[hypervisor.clh]\nmachine_type = \"microvm\"",
+            "main:2: hypervisor.clh.machine_type does not fit with runtime.hypervisor_name: machines of this kind are \
+             QEMU's; remove machine_type, or set hypervisor_name = \"qemu\"",
+        ),
+        (
+            "[hypervisor.clh]\njailer_path = \"/usr/bin/jailer\"",
+            "main:2: hypervisor.clh.jailer_path does not fit with runtime.hypervisor_name: only Firecracker has a jailer; \
+             remove jailer_path, or set hypervisor_name = \"firecracker\"",
+        ),
+        (
+            "[hypervisor.qemu]\nnet_rate_limiter_bw_max_rate = 8",
+            "main:2: hypervisor.qemu.net_rate_limiter_bw_max_rate does not fit with runtime.hypervisor_name: this \
+             hypervisor limits no devices; set it to 0, or hypervisor_name = \"clh\" or \"firecracker\"",
         ),
         (
             "[hypervisor.qemu]\n[hypervisor.fake]\npath = \"/agent\"",

@@ -49,6 +49,7 @@ impl Hypervisor for Fake {
             block: false,
             hotplug: false,
             block_hotplug: false,
+            multiqueue: false,
             // Nothing of it is real: its containers have what the host has.
             resize: true,
             snapshots: false,
@@ -102,6 +103,7 @@ impl Hypervisor for Fake {
             output,
             console: None,
             announcement: None,
+            verdict: None,
         };
         let log = self.log.new(slog::o!("vm" => spec.id.clone()));
         Ok(Box::new(FakeVm {

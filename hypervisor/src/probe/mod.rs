@@ -66,6 +66,19 @@ pub fn choose(wanted: Accelerator, run_dir: &Path, log: &Logger) -> Result<Choic
     }
 }
 
+/// The same for a monitor that has nothing but KVM. `kvm: false` says that its guests are emulated all the same, by KVM.
+pub fn only_kvm(vmm: &str, wanted: Accelerator, run_dir: &Path, log: &Logger) -> Result<Choice, Error> {
+    if wanted == Accelerator::Tcg {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{vmm} has no translator; set `accelerator` to \"auto\" or \"kvm\", or use hypervisor_name = \"qemu\""
+            ),
+        ));
+    }
+    choose(wanted, run_dir, log)
+}
+
 /// Whether KVM is worth using, and why.
 fn judge(finding: &Finding) -> (bool, String) {
     match finding {

@@ -23,6 +23,7 @@ use crate::{Error, ErrorKind, pages};
 
 pub use record::reap;
 pub use sys::close_on_exec_from;
+pub(crate) use sys::{landlock_abi, watch};
 
 /// What to start.
 #[derive(Debug)]

@@ -118,7 +118,17 @@ pub fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
     }
 }
 
-/// Registers a pidfd with the runtime; it becomes readable when its process has ended.
+/// The version of Landlock's interface that this kernel has; 0 without.
+pub fn landlock_abi() -> u32 {
+    /// linux/landlock.h, `LANDLOCK_CREATE_RULESET_VERSION`.
+    const VERSION: libc::c_uint = 1;
+    let (attributes, size) = (std::ptr::null::<libc::c_void>(), 0_usize);
+    // SAFETY: with this flag the call makes nothing and looks at no memory.
+    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, attributes, size, VERSION) };
+    u32::try_from(version).unwrap_or(0)
+}
+
+/// Registers a descriptor with the runtime. A pidfd becomes readable when its process has ended.
 pub fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` is open and keeps its number until it is dropped, which is when the `AsyncFd` drops it.
     let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };

@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use configuration::MachineType;
@@ -291,20 +291,8 @@ pub fn port_id(port: usize) -> String {
 }
 
 fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> {
+    spec.check()?;
     let refuse = |problem: String| Err(Error::new(ErrorKind::InvalidArgument, problem));
-    if spec.vcpus == 0 {
-        return refuse("a VM needs at least one vCPU".into());
-    }
-    // The bound keeps the size in bytes within QEMU's 63 bits.
-    if spec.memory.size_mib == 0 || spec.memory.size_mib > 1 << 40 {
-        return refuse(format!("a VM cannot have {} MiB of memory", spec.memory.size_mib));
-    }
-    if spec.memory.max_mib > 1 << 40 {
-        return refuse(format!(
-            "a VM cannot grow to {} MiB of memory",
-            spec.memory.max_mib
-        ));
-    }
     let grows = spec.max_vcpus > spec.vcpus || spec.memory.max_mib > spec.memory.size_mib;
     if grows && machine == MachineType::Microvm {
         return Err(Error::new(
@@ -317,17 +305,15 @@ fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> 
             if let Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. }) = device {
                 return refuse(format!(
                     "the device {:?} is served by another process and needs shared guest memory",
-                    device::name(device)
+                    device.name()
                 ));
             }
         }
     }
     match life {
-        Life::Cold => {}
-        Life::ToSave(_) | Life::Clone(_) => check_saveable(machine, spec)?,
+        Life::Cold => Ok(()),
+        Life::ToSave(_) | Life::Clone(_) => check_saveable(machine, spec),
     }
-    require_absolute(&spec.kernel)?;
-    require_absolute(&spec.initrd)
 }
 
 /// A saved machine has only what can be saved of it; the rest is plugged into its copies, which takes ports.
@@ -345,21 +331,10 @@ fn check_saveable(machine: MachineType, spec: &VmSpec) -> Result<(), Error> {
             ErrorKind::InvalidArgument,
             format!(
                 "the device {:?} cannot be part of a saved VM: it is to be plugged into the copies",
-                device::name(device)
+                device.name()
             ),
         )),
     }
-}
-
-/// QEMU runs in `/`.
-fn require_absolute(path: &Path) -> Result<(), Error> {
-    if path.is_absolute() {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::InvalidArgument,
-        format!("the path {} is not absolute", path.display()),
-    ))
 }
 
 /// A value inside one of QEMU's comma-separated options.

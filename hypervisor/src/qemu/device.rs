@@ -2,12 +2,12 @@
 //! what kind of file a block device's descriptor is.
 
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use configuration::MachineType;
 use rustix::fs::{FileType, fstat};
 use serde_json::{Value, json};
 
+use crate::spec::{checked, text};
 use crate::{Device, Disk, Error, ErrorKind, SerialPort, VirtioFs, Vsock};
 
 /// Bus of the virtio-serial controller, which is there if a machine has a port.
@@ -58,16 +58,6 @@ pub struct Frontend {
     pub backend: Backend,
 }
 
-/// The name by which `unplug` finds a device again.
-pub fn name(device: &Device) -> &str {
-    match device {
-        Device::Vsock(_) => "vsock",
-        Device::SerialPort(port) => &port.name,
-        Device::VirtioFs(fs) => &fs.tag,
-        Device::Net { id, .. } | Device::Block(Disk { id, .. }) => id,
-    }
-}
-
 /// QEMU's description of `device` on `machine`.
 pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error> {
     let kind = match device {
@@ -77,7 +67,7 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
         Device::Net { .. } => "net",
         Device::Block(_) => "block",
     };
-    let id = format!("{kind}-{}", checked(name(device))?);
+    let id = format!("{kind}-{}", checked(device.name())?);
     let backend_id = format!("{id}-backend");
     let virtio = |model: &str| virtio_driver(model, machine);
     let (properties, backend) = match device {
@@ -206,26 +196,4 @@ fn file_driver(file: impl AsFd) -> Result<&'static str, Error> {
             format!("a block device must be a file or a block device of the host, not {other:?}"),
         )),
     }
-}
-
-/// QEMU's ids are letters, digits and `-._`; ours are checked against the same set.
-fn checked(name: &str) -> Result<&str, Error> {
-    let fine = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    if !name.is_empty() && name.len() <= 64 && name.bytes().all(fine) {
-        return Ok(name);
-    }
-    Err(Error::new(
-        ErrorKind::InvalidArgument,
-        format!("{name:?} cannot name a device: 1 to 64 letters, digits, '-', '.' and '_' are possible"),
-    ))
-}
-
-/// A path as text: QEMU's JSON knows nothing else.
-pub fn text(path: &Path) -> Result<String, Error> {
-    path.to_str().map(str::to_owned).ok_or_else(|| {
-        Error::new(
-            ErrorKind::InvalidArgument,
-            format!("the path {} is not UTF-8", path.display()),
-        )
-    })
 }

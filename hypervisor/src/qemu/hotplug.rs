@@ -69,7 +69,7 @@ impl Slots {
                 "only virtio-fs, block and network devices can be plugged",
             ));
         }
-        let name = device::name(&device).to_owned();
+        let name = device.name().to_owned();
         if self.plugged().any(|plugged| plugged.name == name) {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,

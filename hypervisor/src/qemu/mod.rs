@@ -30,11 +30,14 @@ use self::vm::QemuVm;
 use crate::probe::{self, Choice};
 use crate::supervisor::{Sources, Supervised};
 use crate::{
-    Boot, Capabilities, Device, Error, ErrorKind, Exit, Hypervisor, Origin, Vm, VmRecord, VmSpec, deadlines,
-    process, qmp,
+    Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, Origin, Vm, VmRecord, VmSpec, files, process,
+    qmp,
 };
 
 const NAME: &str = "qemu";
+
+/// What people call it.
+const VMM: &str = "QEMU";
 
 /// Starts QEMU.
 #[derive(Debug)]
@@ -126,11 +129,12 @@ impl Qemu {
             output,
             console: Some(console),
             announcement: Some(news.announcement),
+            verdict: None,
         };
         let mut supervised = Supervised::start(process, sources, log.clone());
         let (client, version) = match negotiation.finish().await {
             Ok(negotiated) => negotiated,
-            Err(error) => return Err(failed_early(&mut supervised, error).await),
+            Err(error) => return Err(supervised.failed_early(VMM, error).await),
         };
         let is_q35 = machine == MachineType::Q35;
         Ok(QemuVm {
@@ -159,27 +163,6 @@ impl Qemu {
     }
 }
 
-/// The error of a QEMU that is of no use, and is ended.
-async fn failed_early(supervised: &mut Supervised, error: Error) -> Error {
-    let ended = match error.kind {
-        // It closed its socket because it is ending; what it said is worth waiting for.
-        ErrorKind::Unavailable => supervised.end_within(deadlines::QUIT).await,
-        _ => None,
-    };
-    match ended {
-        Some(exit) => ended_early(&exit),
-        None => match supervised.kill().await {
-            // What it said may tell why.
-            Ok(exit) if !exit.console.is_empty() => Error {
-                context: format!("{} ({})", error.context, exit.console.join("; ")),
-                ..error
-            },
-            Ok(_) => error,
-            Err(worse) => worse,
-        },
-    }
-}
-
 #[async_trait]
 impl Hypervisor for Qemu {
     fn name(&self) -> &'static str {
@@ -201,6 +184,7 @@ impl Hypervisor for Qemu {
             block: true,
             hotplug: self.settings.machine == MachineType::Q35,
             block_hotplug: self.settings.machine == MachineType::Q35,
+            multiqueue: true,
             resize: self.settings.machine == MachineType::Q35,
             snapshots: snapshot::is_possible(self.settings.machine),
             emulated: !self.settings.kvm,
@@ -209,37 +193,15 @@ impl Hypervisor for Qemu {
     }
 
     fn check_host(&self) -> Result<(), Error> {
-        let needed = [
+        files::usable(&[
             (
                 "QEMU",
                 &self.settings.program,
                 "install qemu-system-x86 or set `path`",
             ),
-            (
-                "the guest's kernel",
-                &self.kernel,
-                "build it with `make guest` or set `kernel`",
-            ),
-            (
-                "the guest's initramfs",
-                &self.initrd,
-                "build it with `make guest` or set `initrd`",
-            ),
-        ];
-        for (what, path, remedy) in needed {
-            let problem = match fs::metadata(path) {
-                // With an empty one a guest would start, and panic.
-                Ok(metadata) if metadata.is_file() && metadata.len() > 0 => continue,
-                Ok(metadata) if metadata.is_file() => "the file is empty".to_owned(),
-                Ok(_) => "not a regular file".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("{what} is not usable at {}: {problem}; {remedy}", path.display()),
-            ));
-        }
-        Ok(())
+            files::kernel(&self.kernel),
+            files::initrd(&self.initrd),
+        ])
     }
 
     async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
@@ -256,7 +218,7 @@ impl Hypervisor for Qemu {
         if let Some(revival) = revival
             && let Err(error) = revival.finish(&mut vm).await
         {
-            return Err(failed_early(&mut vm.supervised, error).await);
+            return Err(vm.supervised.failed_early(VMM, error).await);
         }
         Ok(Box::new(vm))
     }
@@ -268,15 +230,6 @@ impl Hypervisor for Qemu {
     async fn reap(&self, record: &VmRecord) -> Result<(), Error> {
         process::reap(record).await
     }
-}
-
-/// QEMU ended before it was ready: mostly it did not like its arguments, and said why.
-fn ended_early(exit: &Exit) -> Error {
-    let words = exit.console.join("; ");
-    Error::new(
-        ErrorKind::Unavailable,
-        format!("QEMU did not start, {}: {words}", exit.reason),
-    )
 }
 
 /// Two connected sockets: ours, in the runtime, and QEMU's.

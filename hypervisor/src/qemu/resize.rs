@@ -15,21 +15,6 @@ use crate::{Error, ErrorKind, Memory, MemoryBacking, Resize, Size};
 const DEVICE: &str = "growth";
 const BACKEND: &str = "growth-ram";
 
-/// From this size on, MiB, Linux counts memory in larger blocks.
-const LARGE_MIB: u64 = 64 << 10;
-
-/// Memory is added in multiples of this, MiB, to a machine that starts with `size_mib` MiB: Linux' blocks, which it announces
-/// as it takes them.
-fn grain(size_mib: u64) -> u64 {
-    if size_mib < LARGE_MIB { 128 } else { 2048 }
-}
-
-/// What can be added to a machine, MiB: whole blocks up to its limit.
-fn addable(memory: &Memory) -> u64 {
-    let addable = memory.max_mib.saturating_sub(memory.size_mib);
-    addable.next_multiple_of(grain(memory.size_mib))
-}
-
 /// What a machine that can grow is told of its memory. Pure.
 #[derive(Debug, PartialEq)]
 pub struct Growth {
@@ -43,7 +28,7 @@ pub struct Growth {
 
 /// How a machine with this memory grows; `None` if it does not.
 pub fn growth(memory: &Memory) -> Option<Growth> {
-    let addable = Some(addable(memory)).filter(|mib| *mib > 0)?;
+    let addable = Some(memory.addable()).filter(|mib| *mib > 0)?;
     let mut backend = backend(BACKEND, addable, memory.backing);
     // It is not the host's to keep before it is offered.
     backend["reserve"] = json!(false);
@@ -105,7 +90,7 @@ impl Resize for Grown {
             return Ok(());
         }
         if vcpus > self.max_vcpus {
-            return Err(beyond(format!("{vcpus} vCPUs"), self.max_vcpus));
+            return Err(Error::no_room(format!("{vcpus} vCPUs"), self.max_vcpus));
         }
         let sockets = self.client.execute("query-hotpluggable-cpus", json!({})).await?;
         let missing = usize::try_from(vcpus - self.size.vcpus).unwrap_or(usize::MAX);
@@ -133,26 +118,22 @@ impl Resize for Grown {
         if mib <= self.size.memory_mib {
             return Ok(());
         }
-        if mib > self.memory.max_mib {
-            return Err(beyond(format!("{mib} MiB of memory"), self.memory.max_mib));
-        }
-        let added = (mib - self.memory.size_mib).next_multiple_of(grain(self.memory.size_mib));
+        let Some(grown) = self.memory.grown_to(mib) else {
+            return Err(Error::no_room(
+                format!("{mib} MiB of memory"),
+                self.memory.max_mib,
+            ));
+        };
+        let added = grown - self.memory.size_mib;
         let wanted = json!({
             "path": format!("/machine/peripheral/{DEVICE}"),
             "property": "requested-size",
             "value": added << 20,
         });
         self.client.execute("qom-set", wanted).await?;
-        self.size.memory_mib = self.memory.size_mib + added;
+        self.size.memory_mib = grown;
         Ok(())
     }
-}
-
-fn beyond(asked: String, most: impl std::fmt::Display) -> Error {
-    Error::new(
-        ErrorKind::InvalidArgument,
-        format!("the VM cannot have {asked}: it was started with room for {most}"),
-    )
 }
 
 /// The empty sockets of QEMU's answer, in the order of their numbers, each as `device_add` wants it. Pure.

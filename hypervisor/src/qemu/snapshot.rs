@@ -4,11 +4,9 @@
 //! a VM is started on, the same one for all copies where nobody but the VMM needs it, else a copy of the pages that were in
 //! use. Devices that have a process at their other end cannot be migrated: they are plugged before the copy runs.
 
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use configuration::MachineType;
@@ -21,7 +19,7 @@ use super::argv::{self, Channels, Life, Settings};
 use super::vm::QemuVm;
 use crate::qmp::{Client, Events};
 use crate::{
-    Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, Vsock, deadlines, pages, process,
+    Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, Vsock, deadlines, files, pages, process,
 };
 
 /// Name under which QEMU is given the file for the state of the devices.
@@ -225,53 +223,13 @@ pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> 
         text.push('\n');
     }
     for path in [&settings.program, &spec.kernel, &spec.initrd] {
-        text.push_str(&identity(path)?);
+        text.push_str(&files::identity(path)?);
         text.push('\n');
     }
     if settings.kvm {
-        text.push_str(&processor()?);
+        text.push_str(&files::processor()?);
     }
     Ok(text)
-}
-
-/// Which file this is, and that nobody has written to it since.
-fn identity(path: &Path) -> Result<String, Error> {
-    let metadata: Metadata = fs::metadata(path).map_err(|cause| {
-        Error::caused(
-            ErrorKind::NotFound,
-            format!("cannot examine {}: {cause}", path.display()),
-            cause,
-        )
-    })?;
-    Ok(format!(
-        "{} {}:{} {} {}.{:09} {}.{:09}",
-        path.display(),
-        metadata.dev(),
-        metadata.ino(),
-        metadata.len(),
-        metadata.mtime(),
-        metadata.mtime_nsec(),
-        metadata.ctime(),
-        metadata.ctime_nsec()
-    ))
-}
-
-/// What a guest sees of the host's processor.
-fn processor() -> Result<String, Error> {
-    let text = fs::read_to_string("/proc/cpuinfo").map_err(failed("cannot read /proc/cpuinfo"))?;
-    let told = [
-        "vendor_id",
-        "cpu family",
-        "model",
-        "stepping",
-        "microcode",
-        "flags",
-    ];
-    let first = text.lines().take_while(|line| !line.is_empty());
-    let lines: Vec<_> = first
-        .filter(|line| told.iter().any(|key| line.starts_with(key)))
-        .collect();
-    Ok(lines.join("\n"))
 }
 
 fn failed(what: &str) -> impl Fn(io::Error) -> Error + '_ {

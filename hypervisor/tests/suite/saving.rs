@@ -52,7 +52,7 @@ impl Shelf {
 
 fn spec(place: &Place, growing: bool) -> VmSpec {
     let mut spec = place.spec();
-    if growing {
+    if growing && place.driver.capabilities().resize {
         spec.max_vcpus = 2;
         spec.memory.max_mib = 512;
     }
@@ -99,7 +99,10 @@ pub async fn copies_go_on_where_the_saved_vm_stopped(subject: Subject) {
     .map(|backing| {
         let place = Place::new(subject);
         let mut spec = spec(&place, true);
-        spec.memory.backing = backing;
+        // Not every one can share its memory.
+        if place.driver.capabilities().vhost_user {
+            spec.memory.backing = backing;
+        }
         (place, spec)
     });
     let mut copies: Vec<Box<dyn Vm>> = Vec::new();

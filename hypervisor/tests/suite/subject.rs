@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use configuration::{Accelerator, HypervisorConfig, HypervisorKind, MachineType, SharedFs, VirtioFsCache};
-use hypervisor::{Boot, Device, Hypervisor, Memory, MemoryBacking, SerialPort, Vm, VmSpec, registry};
+use hypervisor::{Boot, Device, Hypervisor, Memory, MemoryBacking, SerialPort, Vm, VmSpec, Vsock, registry};
 use slog::{Discard, Logger, o};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 
-/// A boot under TCG takes 2 to 4 s on an idle machine.
-pub const BOOT: Duration = Duration::from_secs(60);
+/// A boot under TCG takes 2 to 4 s on an idle machine; one under a KVM that emulates, half a minute.
+pub const BOOT: Duration = Duration::from_secs(180);
 
 /// For what should happen at once.
 pub const SOON: Duration = Duration::from_secs(5);
@@ -33,6 +33,12 @@ pub enum Subject {
     Q35,
     /// QEMU's microvm.
     Microvm,
+    /// Cloud Hypervisor.
+    Clh,
+    /// Firecracker.
+    Firecracker,
+    /// Firecracker in a jail.
+    Jailed,
 }
 
 impl Subject {
@@ -42,6 +48,9 @@ impl Subject {
             b"fake" => Self::Fake,
             b"q35" => Self::Q35,
             b"microvm" => Self::Microvm,
+            b"clh" => Self::Clh,
+            b"firecracker" => Self::Firecracker,
+            b"jailed" => Self::Jailed,
             _ => panic!("no such subject"),
         }
     }
@@ -52,6 +61,9 @@ impl Subject {
             Self::Fake => "fake",
             Self::Q35 => "q35",
             Self::Microvm => "microvm",
+            Self::Clh => "clh",
+            Self::Firecracker => "firecracker",
+            Self::Jailed => "jailed",
         }
     }
 
@@ -59,28 +71,109 @@ impl Subject {
     pub fn present(self) -> bool {
         match self {
             Self::Fake => here("agent", &agent(), "cargo build -p agent"),
+            Self::Clh | Self::Firecracker | Self::Jailed if self.is_real() => image(),
+            Self::Clh | Self::Firecracker | Self::Jailed => {
+                let description = match self {
+                    Self::Clh => "cloud-hypervisor.yaml",
+                    _ => "firecracker.yaml",
+                };
+                here("agent", &agent(), "cargo build -p agent")
+                    && here(
+                        "api-descriptions",
+                        &descriptions().join(description),
+                        "export KATA_API_DIR=<directory of the descriptions>",
+                    )
+            }
             Self::Q35 | Self::Microvm => {
-                let image = ["vmlinux", "initrd.img"].map(|file| guest().join(file));
-                here("qemu", Path::new(QEMU), "apt-get install qemu-system-x86")
-                    && image
-                        .iter()
-                        .all(|file| here("guest-image", file, "cargo xtask guest"))
+                here("qemu", Path::new(QEMU), "apt-get install qemu-system-x86") && image()
             }
         }
     }
 
+    /// Whether it is a real monitor, and not a double.
+    pub fn is_real(self) -> bool {
+        self.real_program().is_some()
+    }
+
+    /// Whether a double plays it.
+    pub fn is_double(self) -> bool {
+        self != Self::Fake && !self.is_real()
+    }
+
+    fn real_program(self) -> Option<PathBuf> {
+        let variable = match self {
+            Self::Fake => return None,
+            Self::Q35 | Self::Microvm => return Some(QEMU.into()),
+            Self::Clh => "KATA_TEST_CLH",
+            Self::Firecracker | Self::Jailed => "KATA_TEST_FIRECRACKER",
+        };
+        std::env::var_os(variable).map(PathBuf::from)
+    }
+
     /// A configuration with which its VMs start.
     pub fn config(self) -> HypervisorConfig {
+        match self.real_program() {
+            Some(program) => self.config_of(
+                program,
+                std::env::var_os("KATA_TEST_JAILER").unwrap_or_default().into(),
+            ),
+            None if self == Self::Fake => self.config_of(agent(), PathBuf::new()),
+            None => self.config_of_double(&doubles(), None, None),
+        }
+    }
+
+    /// The same for a double in a directory of its own, which claims to be of this version, and reports on what it was asked.
+    fn config_of_double(
+        self,
+        directory: &Path,
+        version: Option<&str>,
+        reports: Option<&Path>,
+    ) -> HypervisorConfig {
+        let told = serde_json::json!({
+            "agent": agent(),
+            "descriptions": descriptions(),
+            "version": version.unwrap_or("54.0.0"),
+            "reports": reports,
+        });
+        let this = std::env::current_exe().expect("the test's program");
+        for name in ["cloud-hypervisor", "firecracker", "jailer"] {
+            // One of an earlier run leads to this program as well.
+            let _ = std::os::unix::fs::symlink(&this, directory.join(name));
+        }
+        // Others may be reading it.
+        let file = tempfile::NamedTempFile::new_in(directory).expect("a file");
+        std::fs::write(&file, told.to_string()).expect("what a double is told");
+        file.persist(directory.join("double.json"))
+            .expect("what a double is told");
+        let program = match self {
+            Self::Clh => "cloud-hypervisor",
+            _ => "firecracker",
+        };
+        self.config_of(directory.join(program), directory.join("jailer"))
+    }
+
+    fn config_of(self, path: PathBuf, jailer: PathBuf) -> HypervisorConfig {
         let guest = guest();
-        let (kind, path) = match self {
-            Self::Fake => (HypervisorKind::Fake, agent()),
-            Self::Q35 | Self::Microvm => (HypervisorKind::Qemu, QEMU.into()),
+        let kind = match self {
+            Self::Fake => HypervisorKind::Fake,
+            Self::Q35 | Self::Microvm => HypervisorKind::Qemu,
+            Self::Clh => HypervisorKind::CloudHypervisor,
+            Self::Firecracker | Self::Jailed => HypervisorKind::Firecracker,
+        };
+        // A double's guest has no use for them, but they are looked for.
+        let (kernel, initrd) = match self.is_real() {
+            true => (guest.join("vmlinux"), guest.join("initrd.img")),
+            false => (agent(), agent()),
         };
         HypervisorConfig {
             kind,
             path,
-            kernel: guest.join("vmlinux"),
-            initrd: guest.join("initrd.img"),
+            jailer_path: match self {
+                Self::Jailed => jailer,
+                _ => PathBuf::new(),
+            },
+            kernel,
+            initrd,
             kernel_params: vec![],
             machine_type: if self == Self::Microvm {
                 MachineType::Microvm
@@ -98,6 +191,14 @@ impl Subject {
             virtio_fs_cache: VirtioFsCache::Auto,
             disable_block_device_use: false,
             vhost_user_vsock_daemon: PathBuf::new(),
+            disk_rate_limiter_bw_max_rate: 0,
+            disk_rate_limiter_bw_one_time_burst: 0,
+            disk_rate_limiter_ops_max_rate: 0,
+            disk_rate_limiter_ops_one_time_burst: 0,
+            net_rate_limiter_bw_max_rate: 0,
+            net_rate_limiter_bw_one_time_burst: 0,
+            net_rate_limiter_ops_max_rate: 0,
+            net_rate_limiter_ops_one_time_burst: 0,
             seccomp_sandbox: true,
             enable_debug: false,
             enable_annotations: vec![],
@@ -116,7 +217,12 @@ pub struct Place {
     kernel: PathBuf,
     initrd: PathBuf,
     kernel_params: Vec<String>,
+    /// Of its double, where that is one of its own.
+    _double: Option<TempDir>,
 }
+
+/// The port that the agent of a guest with hybrid vsock is told to dial.
+const PORT: u32 = 1024;
 
 impl Place {
     /// A place for a VM of `subject`.
@@ -129,15 +235,43 @@ impl Place {
         let run_dir = tempfile::tempdir().expect("a temporary directory");
         let log = Logger::root(Discard, o!());
         let driver = registry::driver(&config, run_dir.path(), log).expect("a driver");
-        let listener = UnixListener::bind(run_dir.path().join("agent.sock")).expect("a socket");
-        let kernel_params = vec!["kata.agent=serial".into()];
+        let (socket, param) = match driver.capabilities().vsock_hybrid {
+            true => (format!("agent_{PORT}"), format!("kata.agent=vsock:{PORT}")),
+            false => ("agent.sock".into(), "kata.agent=serial".into()),
+        };
+        let listener = UnixListener::bind(run_dir.path().join(socket)).expect("a socket");
+        let mut kernel_params = vec![param];
+        let more = std::env::var("KATA_TEST_KERNEL_PARAMS").unwrap_or_default();
+        kernel_params.extend(more.split_whitespace().map(String::from));
         Self {
+            _double: None,
             driver,
             run_dir,
             listener,
             kernel: config.kernel,
             initrd: config.initrd,
             kernel_params,
+        }
+    }
+
+    /// A place for a double's VM, which claims to be of this version.
+    pub fn of_version(subject: Subject, version: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let config = subject.config_of_double(directory.path(), Some(version), None);
+        Self {
+            _double: Some(directory),
+            ..Self::with(config)
+        }
+    }
+
+    /// A place for a double's VM, which reports on what it was asked, with another configuration.
+    pub fn reporting(subject: Subject, reports: &Path, change: impl FnOnce(&mut HypervisorConfig)) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut config = subject.config_of_double(directory.path(), None, Some(reports));
+        change(&mut config);
+        Self {
+            _double: Some(directory),
+            ..Self::with(config)
         }
     }
 
@@ -167,10 +301,16 @@ impl Place {
                 max_mib: 256,
                 backing: MemoryBacking::Private,
             },
-            devices: vec![Device::SerialPort(SerialPort {
-                name: "kata.agent.0".into(),
-                socket: self.run_dir.path().join("agent.sock"),
-            })],
+            devices: vec![match self.driver.capabilities().vsock_hybrid {
+                true => Device::Vsock(Vsock::Hybrid {
+                    cid: 3,
+                    uds: self.run_dir.path().join("agent"),
+                }),
+                false => Device::SerialPort(SerialPort {
+                    name: "kata.agent.0".into(),
+                    socket: self.run_dir.path().join("agent.sock"),
+                }),
+            }],
             network_namespace: None,
             cgroups: Vec::new(),
         }
@@ -208,6 +348,29 @@ pub async fn greeted_on(listener: &UnixListener) -> UnixStream {
     timeout(BOOT, greeting)
         .await
         .expect("the agent greets before the deadline")
+}
+
+/// Whether the guest image is here.
+fn image() -> bool {
+    ["vmlinux", "initrd.img"]
+        .iter()
+        .all(|file| here("guest-image", &guest().join(file), "cargo xtask guest"))
+}
+
+/// Descriptions of the monitors' APIs: `$KATA_API_DIR`, else beside the repository.
+fn descriptions() -> PathBuf {
+    match std::env::var_os("KATA_API_DIR") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/api"),
+    }
+}
+
+/// A directory for the doubles of this program.
+fn doubles() -> PathBuf {
+    let this = std::env::current_exe().expect("the test's program");
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(this.file_name().expect("a name"));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    directory
 }
 
 fn guest() -> PathBuf {

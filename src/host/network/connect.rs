@@ -61,11 +61,12 @@ enum Undo {
 }
 
 impl Connection {
-    /// The machine's network card.
-    pub(super) fn device(&self) -> Device {
+    /// The machine's network card, once: its taps are the machine's then, because some monitors open them by name, which nobody
+    /// else may have done.
+    pub(super) fn device(&mut self) -> Device {
         Device::Net {
             id: self.link.to_string(),
-            taps: self.taps.clone(),
+            taps: std::mem::take(&mut self.taps),
             mac: self.mac.to_string(),
         }
     }

@@ -42,6 +42,8 @@ pub(crate) struct Attached {
     model: Option<Model>,
     queues: u32,
     connections: Vec<Connection>,
+    /// Of those that were connected first, until they are asked for.
+    cards: Vec<Device>,
     guest: p::Network,
     left_out: Vec<String>,
     steering: Option<Steering>,
@@ -63,6 +65,7 @@ impl Attached {
             model,
             queues: queues.clamp(1, connect::MAX_QUEUES),
             connections: Vec::new(),
+            cards: Vec::new(),
             guest: p::Network::default(),
             left_out: Vec::new(),
             steering: None,
@@ -88,13 +91,14 @@ impl Attached {
     /// [`ErrorKind::Unsupported`] for an interface that cannot be connected, [`ErrorKind::FailedPrecondition`] when another
     /// machine is. Nothing is connected then, nor when the caller gives up waiting.
     pub(crate) async fn connect(&mut self) -> Result<()> {
-        self.guest = self.look_again().await?.guest;
+        let Appeared { devices, guest } = self.look_again().await?;
+        (self.cards, self.guest) = (devices, guest);
         Ok(())
     }
 
-    /// The network cards of the virtual machine, in the order of the interfaces.
-    pub(crate) fn devices(&self) -> Vec<Device> {
-        self.connections.iter().map(Connection::device).collect()
+    /// The network cards of the virtual machine, in the order of the interfaces. Once.
+    pub(crate) fn devices(&mut self) -> Vec<Device> {
+        std::mem::take(&mut self.cards)
     }
 
     /// What the guest is to be told.
@@ -137,12 +141,12 @@ impl Attached {
                 let _ = connect::undo(&mut kernel, made);
             }
         };
-        let (view, made) = self
+        let (view, mut made) = self
             .namespace
             .run(look, unwanted)
             .await
             .map_err(|error| error.while_doing(&self.namespace))?;
-        let devices = made.iter().map(Connection::device).collect();
+        let devices = made.iter_mut().map(Connection::device).collect();
         self.connections.extend(made);
         self.left_out.extend(view.left_out);
         Ok(Appeared {

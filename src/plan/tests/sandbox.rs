@@ -4,6 +4,58 @@ use super::super::*;
 use super::*;
 use crate::model::{CgroupPlan, Resources};
 
+/// Monitors with a vsock of their own have no other, but for virtio-serial where there is that.
+#[test]
+fn a_monitors_own_vsock_is_the_best_channel() {
+    use AgentChannel as Wanted;
+    let own = Capabilities {
+        vsock_kernel: false,
+        vhost_user: false,
+        vsock_hybrid: true,
+        serial_port: false,
+        ..abilities()
+    };
+    let choose = |wanted, abilities: &Capabilities| {
+        let mut config = config();
+        config.agent.channel = wanted;
+        let chosen = channel::choose(&config, abilities, &|_| true);
+        chosen.map_err(|error| error.to_string())
+    };
+    for wanted in [Wanted::Auto, Wanted::HybridVsock] {
+        assert_eq!(choose(wanted, &own), Ok(ChannelPlan::HybridVsock));
+    }
+    let mut templates = config();
+    templates.factory.enable_template = true;
+    let chosen = channel::choose(&templates, &own, &|_| true).unwrap();
+    assert_eq!(chosen, ChannelPlan::HybridVsock, "it can be saved");
+    for (wanted, abilities, words) in [
+        (Wanted::Vsock, &own, "use channel = \"hybrid-vsock\""),
+        (Wanted::VhostUserVsock, &own, "no vhost-user devices"),
+        (Wanted::VirtioSerial, &own, "no virtio-serial"),
+        (Wanted::HybridVsock, &abilities(), "no vsock of its own"),
+    ] {
+        let refused = choose(wanted, abilities).unwrap_err();
+        assert!(refused.contains(words), "{refused}");
+    }
+}
+
+/// A card with one queue has one tap, however many processors the machine has.
+#[test]
+fn queues_are_as_many_as_the_monitor_can_have() {
+    let mut config = config();
+    config.hypervisor.default_vcpus = 4;
+    let mut pod = sandbox_of(&spec(&[]));
+    pod.network_namespace = NetworkNamespace::Existing("/n".into());
+    for (multiqueue, queues) in [(true, 4), (false, 1)] {
+        let abilities = Capabilities {
+            multiqueue,
+            ..abilities()
+        };
+        let planned = sandbox(&config, &pod, &abilities, &|_| true).unwrap();
+        assert_eq!(planned.network.unwrap().queues, queues);
+    }
+}
+
 #[test]
 fn the_best_channel_is_taken_and_a_forced_one_is_taken_or_refused() {
     use AgentChannel as Wanted;

@@ -36,7 +36,11 @@ pub fn machine(config: &Config) -> Vec<Line> {
         Err(problem) => Line::fail(
             "hypervisor",
             format!("{}: {problem}", hypervisor.path.display()),
-            "install qemu-system-x86, or set `path`",
+            match hypervisor.kind {
+                HypervisorKind::CloudHypervisor => "install cloud-hypervisor, or set `path`",
+                HypervisorKind::Firecracker => "install firecracker, or set `path`",
+                HypervisorKind::Qemu | HypervisorKind::Fake => "install qemu-system-x86, or set `path`",
+            },
         ),
     };
     vec![
@@ -46,7 +50,7 @@ pub fn machine(config: &Config) -> Vec<Line> {
     ]
 }
 
-/// Monitors that this version has no driver for: that they are there or not changes nothing.
+/// Monitors that are there, which is no promise that the configuration has one of them.
 pub fn others() -> Vec<Line> {
     OTHERS
         .iter()
@@ -56,8 +60,8 @@ pub fn others() -> Vec<Line> {
                 .map(|place| Path::new(place).join(program))
                 .find(|path| path.exists());
             let found = found.map(|path| match host::version(&path) {
-                Ok(version) => format!("{} ({version}), not used", path.display()),
-                Err(problem) => format!("{}: {problem}, not used", path.display()),
+                Ok(version) => format!("{} ({version})", path.display()),
+                Err(problem) => format!("{}: {problem}", path.display()),
             });
             Line::pass(
                 part,
@@ -200,7 +204,20 @@ pub fn channels(config: &Config) -> Vec<Line> {
         },
         Line::pass("virtio-serial", "needs nothing of the host"),
     ];
+    let has_own = matches!(
+        config.hypervisor.kind,
+        HypervisorKind::CloudHypervisor | HypervisorKind::Firecracker
+    );
     let taken = match wanted {
+        AgentChannel::Auto | AgentChannel::HybridVsock if has_own => "the monitor's own vsock",
+        AgentChannel::HybridVsock => {
+            lines.push(Line::fail(
+                "agent channel",
+                "channel is \"hybrid-vsock\", which this monitor has not",
+                "set `channel` to \"auto\"",
+            ));
+            return lines;
+        }
         AgentChannel::Vsock => "the kernel's vsock",
         AgentChannel::VhostUserVsock => "vsock by a daemon",
         AgentChannel::VirtioSerial => "virtio-serial",

@@ -1,0 +1,115 @@
+//! Disks that come and go while the machine runs. Firecracker has as many as it starts with: some wait with nothing in them,
+//! and are given a file when one is plugged.
+
+use std::sync::Arc;
+
+use super::place::Place;
+use super::request;
+use crate::rest::{Client, Mounted};
+use crate::{Device, Disk, Error, ErrorKind};
+
+/// Disks that wait, and can be written to: containers' root file systems.
+const WRITABLE: usize = 6;
+
+/// Disks that wait, and cannot.
+const READ_ONLY: usize = 2;
+
+/// The disks that wait, or did.
+#[derive(Debug)]
+pub struct Drives {
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: String,
+    readonly: bool,
+    used: Option<Used>,
+}
+
+#[derive(Debug)]
+struct Used {
+    name: String,
+    _mount: Option<Mounted>,
+    /// Found by its number as long as it is open.
+    _file: Arc<std::os::fd::OwnedFd>,
+}
+
+impl Drives {
+    /// All of them, with nothing in them.
+    pub fn new() -> Self {
+        let slot = |id: String, readonly| Slot {
+            id,
+            readonly,
+            used: None,
+        };
+        let writable = (0..WRITABLE).map(|number| slot(format!("rw{number}"), false));
+        let read_only = (0..READ_ONLY).map(|number| slot(format!("ro{number}"), true));
+        Self {
+            slots: writable.chain(read_only).collect(),
+        }
+    }
+
+    /// Their ids, and whether they cannot be written to.
+    pub fn ids(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.slots.iter().map(|slot| (slot.id.as_str(), slot.readonly))
+    }
+
+    /// The machine is gone, and needs no files any more.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+    }
+
+    /// Puts a disk's file into one of them.
+    pub async fn plug(&mut self, client: &Client, place: &Place, device: Device) -> Result<(), Error> {
+        let Device::Block(disk) = device else {
+            return Err(request::lacking(&device));
+        };
+        let Disk { id, file, readonly } = &disk;
+        let used = |slot: &Slot| slot.used.as_ref().is_some_and(|used| used.name == *id);
+        if self.slots.iter().any(used) {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("a device {id:?} is plugged already"),
+            ));
+        }
+        let free = self
+            .slots
+            .iter_mut()
+            .find(|slot| slot.used.is_none() && slot.readonly == *readonly);
+        let Some(slot) = free else {
+            let (count, kind) = match readonly {
+                true => (READ_ONLY, "read-only"),
+                false => (WRITABLE, "writable"),
+            };
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("all {count} {kind} disks that this Firecracker was started with are in use"),
+            ));
+        };
+        let (path, mount) = place.disk(&slot.id, &disk)?;
+        let body = request::exchange(&slot.id, &path);
+        client.send_for(request::EXCHANGE, &slot.id, body).await?;
+        slot.used = Some(Used {
+            name: id.clone(),
+            _mount: mount,
+            _file: Arc::clone(file),
+        });
+        Ok(())
+    }
+
+    /// Takes a disk's file away. The guest is not asked: it finds a disk of no size.
+    pub async fn unplug(&mut self, client: &Client, place: &Place, name: &str) -> Result<(), Error> {
+        let used = |slot: &&mut Slot| slot.used.as_ref().is_some_and(|used| used.name == name);
+        let Some(slot) = self.slots.iter_mut().find(used) else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("no device {name:?} was plugged"),
+            ));
+        };
+        let body = request::exchange(&slot.id, &place.nothing());
+        client.send_for(request::EXCHANGE, &slot.id, body).await?;
+        slot.used = None;
+        Ok(())
+    }
+}
