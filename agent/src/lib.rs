@@ -19,6 +19,7 @@ mod init;
 mod kernel;
 mod log;
 mod network;
+mod pci;
 mod process;
 mod reaper;
 mod rpc;

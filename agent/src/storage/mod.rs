@@ -11,6 +11,7 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, fstat, statx};
@@ -213,12 +214,22 @@ pub struct Mounter {
     root: Root,
     /// Directories that stand for a virtio-fs share when the agent is an ordinary process.
     shares: HashMap<String, PathBuf>,
+    has_mounted_a_disk: AtomicBool,
 }
 
 impl Mounter {
     /// A mounter below `root`. Tags in `shares` are bind mounts of those directories, not virtio-fs.
     pub fn new(root: Root, shares: HashMap<String, PathBuf>) -> Self {
-        Self { root, shares }
+        Self {
+            root,
+            shares,
+            has_mounted_a_disk: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the file system of a disk was ever mounted.
+    pub fn has_mounted_a_disk(&self) -> bool {
+        self.has_mounted_a_disk.load(Ordering::Relaxed)
     }
 
     /// The agent's directory.
@@ -258,7 +269,8 @@ impl Mounter {
     async fn mount(&self, storage: &Storage) -> Result<Mounted> {
         let device = match &storage.driver {
             Driver::Block { device, .. } => {
-                Some(uevent::wait_for(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
+                self.has_mounted_a_disk.store(true, Ordering::Relaxed);
+                Some(uevent::wait_for_added(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
             }
             // The device of a share may have to appear as well; until then its tag is as wrong as any other.
             Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
@@ -266,8 +278,12 @@ impl Mounter {
                     Err(Error::File { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => None,
                     mounted => Some(mounted),
                 };
-                return uevent::wait_for(&format!("a share with the tag {tag:?}"), DEVICE_DEADLINE, look)
-                    .await?;
+                return uevent::wait_for_added(
+                    &format!("a share with the tag {tag:?}"),
+                    DEVICE_DEADLINE,
+                    look,
+                )
+                .await?;
             }
             _ => None,
         };

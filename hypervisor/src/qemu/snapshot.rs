@@ -213,7 +213,8 @@ pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> 
         vhost_net: Vec::new(),
     };
     let number = null.as_raw_fd();
-    let line = argv::build(settings, spec, &channels, &Life::Clone(null))?;
+    // The one that is saved has all arguments of its copies, and those of its kernel.
+    let line = argv::build(settings, spec, &channels, &Life::ToSave(null))?;
     let mut text = String::new();
     for argument in &line.args {
         let mut argument = argument.to_string_lossy().into_owned();
