@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::configuration::Configuration;
@@ -280,6 +281,9 @@ fn two_that_make_a_template_make_one(case: &mut Case<'_>) -> Result<()> {
 /// Containers that start at the same time.
 const AT_ONCE: usize = 16;
 
+/// So many boots at once share two processors, and others want them as well.
+const AT_ONCE_DEADLINE: Duration = deadlines::RUN.saturating_mul(5);
+
 /// The same container so often, at once: each says a word of its own. Answers when the last one has ended.
 fn run_at_once(case: &Case<'_>, factory: &Factory, count: usize) -> Result<Vec<(String, Running)>> {
     (0..count)
@@ -287,7 +291,7 @@ fn run_at_once(case: &Case<'_>, factory: &Factory, count: usize) -> Result<Vec<(
             let id = case.id();
             let script = format!("echo {id}; exit 7");
             let run = case.run_configured(&factory.configuration, &["--rm"], &id, &["sh", "-c", &script]);
-            Ok((id, run.start()?))
+            Ok((id, run.within(AT_ONCE_DEADLINE).start()?))
         })
         .collect()
 }
@@ -343,6 +347,9 @@ fn a_template_goes_while_copies_start(case: &mut Case<'_>) -> Result<()> {
     factory.call("init").read()?;
     let case = &*case;
     let before = run_at_once(case, &factory, 4)?;
+    wait::until("a copy starts", AT_ONCE_DEADLINE, || {
+        Ok(case.processes(&["qemu-system", "-incoming"])?.first().map(drop))
+    })?;
     let end = factory.call("destroy").start()?;
     let meanwhile = run_at_once(case, &factory, 2)?;
     end.end()?.success()?;
