@@ -11,7 +11,7 @@ use configuration::MachineType;
 use serde_json::json;
 
 use super::device::{self, Backend};
-use super::{resize, vhost};
+use super::{resize, snapshot, vhost};
 use crate::{Device, Error, ErrorKind, Memory, MemoryBacking, VmSpec, Vsock};
 
 /// Root ports of a q35 that wait for a device to be plugged.
@@ -56,16 +56,28 @@ pub enum Life {
     /// New, on this file, from which it can be saved.
     ToSave(Arc<OwnedFd>),
     /// What is in this file. The state of the devices is still to come.
-    Clone(Arc<OwnedFd>),
+    Clone {
+        /// The file.
+        memory: Arc<OwnedFd>,
+        /// Devices that what was saved did not have.
+        devices: Vec<Device>,
+    },
 }
 
 impl Life {
-    /// Whether the guest is told of a device that is plugged. A copy's is plugged before the copy runs, and what a guest does
-    /// when it is told costs an emulated one more than all else that makes it a sandbox: its agent looks for the device instead.
-    fn announces(&self) -> bool {
+    /// Whether it is that of a VM that is saved, or a copy of one.
+    fn is_of_templates(&self) -> bool {
         match self {
-            Self::Cold => true,
-            Self::ToSave(_) | Self::Clone(_) => false,
+            Self::Cold => false,
+            Self::ToSave(_) | Self::Clone { .. } => true,
+        }
+    }
+
+    /// Devices that a copy has in addition.
+    pub fn added(&self) -> &[Device] {
+        match self {
+            Self::Clone { devices, .. } => devices,
+            Self::Cold | Self::ToSave(_) => &[],
         }
     }
 }
@@ -132,7 +144,7 @@ pub fn build(
             line.option("append", kernel_command_line(settings, spec, life));
         }
         // Its kernel runs. To read the file of one would take a quarter of QEMU's start.
-        Life::Clone(_) => {}
+        Life::Clone { .. } => {}
     }
 
     let control = line.inherit(&channels.control);
@@ -147,22 +159,41 @@ pub fn build(
         json!({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}).to_string(),
     );
     line.option("device", device::rng(settings.machine).to_string());
-    devices(settings.machine, &spec.devices, &channels.vhost_net, &mut line)?;
+    let ports = snapshot::ports(spec);
+    if ports > 0 {
+        let controller = device::serial_controller(ports, settings.machine);
+        line.option("device", controller.to_string());
+    }
+    let mut vhost_net = &channels.vhost_net[..];
+    for (index, one) in spec.devices.iter().enumerate() {
+        device_of(settings.machine, one, index, None, &mut vhost_net, &mut line)?;
+    }
     for port in 0..empty_ports(settings.machine, life) {
         let chassis = port + 1;
         let mut root_port = json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis});
-        if !life.announces() {
-            // Else a device is off until the guest, which is told nothing, switches it on.
+        if life.is_of_templates() {
+            // Else the device of a copy is off: what was saved had none there, and had it switched off.
             root_port["power_controller_present"] = json!(false);
         }
         line.option("device", root_port.to_string());
     }
+    for (port, one) in life.added().iter().enumerate() {
+        let index = spec.devices.len() + port;
+        device_of(
+            settings.machine,
+            one,
+            index,
+            Some(port),
+            &mut vhost_net,
+            &mut line,
+        )?;
+    }
     match life {
         Life::Cold => {}
         // The guest's kernel learns from it that it is another one now, and takes a new seed.
-        Life::ToSave(_) | Life::Clone(_) => line.option("device", device::generation().to_string()),
+        Life::ToSave(_) | Life::Clone { .. } => line.option("device", device::generation().to_string()),
     }
-    if let Life::Clone(_) = life {
+    if let Life::Clone { .. } = life {
         line.option("incoming", "defer");
         line.flags(&["S"]);
     }
@@ -176,9 +207,6 @@ fn machine(settings: &Settings, spec: &VmSpec, life: &Life, line: &mut CommandLi
         MachineType::Microvm => "microvm",
     };
     line.option("machine", format!("{model},memory-backend=ram"));
-    if !life.announces() {
-        line.option("global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off");
-    }
     if settings.machine == MachineType::Microvm {
         // virtio-fs and vsock exist only in virtio 1.
         line.option("global", "virtio-mmio.force-legacy=false");
@@ -200,7 +228,7 @@ fn machine(settings: &Settings, spec: &VmSpec, life: &Life, line: &mut CommandLi
     // What is not shared when it is saved is written to the state of the devices, and would be all of it.
     let backing = match life {
         Life::ToSave(_) => MemoryBacking::Shared,
-        Life::Cold | Life::Clone(_) => spec.memory.backing,
+        Life::Cold | Life::Clone { .. } => spec.memory.backing,
     };
     let growth = resize::growth(&Memory {
         backing,
@@ -214,7 +242,7 @@ fn machine(settings: &Settings, spec: &VmSpec, life: &Life, line: &mut CommandLi
     let size_mib = spec.memory.size_mib;
     let backend = match life {
         Life::Cold => resize::backend("ram", size_mib, backing),
-        Life::ToSave(file) | Life::Clone(file) => {
+        Life::ToSave(file) | Life::Clone { memory: file, .. } => {
             let path = format!("/proc/self/fd/{}", line.inherit(file));
             resize::backend_on("ram", size_mib, &path, backing == MemoryBacking::Shared)
         }
@@ -243,8 +271,8 @@ fn kernel_command_line(settings: &Settings, spec: &VmSpec, life: &Life) -> Strin
         let unused = ["mitigations=off", "lsm=landlock,yama", "audit=0", "psi=0"];
         params.extend(unused.map(String::from));
     }
-    if !life.announces() {
-        // The services of the ports would announce devices as well, and the links that they save power on are no links.
+    if life.is_of_templates() {
+        // The links on which a copy would begin to save power are none.
         params.extend(["pcie_ports=compat".into(), "pcie_aspm=off".into()]);
     }
     if let Some(khz) = settings.tsc_khz {
@@ -254,53 +282,49 @@ fn kernel_command_line(settings: &Settings, spec: &VmSpec, life: &Life) -> Strin
     params.join(" ")
 }
 
-fn devices(
+/// A device, which is number `index` of all, and in this port.
+fn device_of(
     machine: MachineType,
-    devices: &[Device],
-    vhost_net: &[Arc<OwnedFd>],
+    device: &Device,
+    index: usize,
+    port: Option<usize>,
+    vhost_net: &mut &[Arc<OwnedFd>],
     line: &mut CommandLine,
 ) -> Result<(), Error> {
-    let mut vhost_net = vhost_net;
-    let ports = devices
-        .iter()
-        .filter(|device| matches!(device, Device::SerialPort(_)))
-        .count();
-    if ports > 0 {
-        line.option("device", device::serial_controller(ports, machine).to_string());
+    let mut described = device::describe(device, machine)?;
+    if let Some(port) = port {
+        described.properties["bus"] = json!(port_id(port));
     }
-    for (index, device) in devices.iter().enumerate() {
-        let described = device::describe(device, machine)?;
-        match (&described.backend, device) {
-            (Backend::Socket { id, path }, _) => {
-                line.option("chardev", format!("socket,id={id},path={}", escaped(path)));
-            }
-            (Backend::Taps { id }, Device::Net { taps, .. }) => {
-                let mut netdev = format!("tap,id={id},fds={}", line.inherit_all(taps));
-                if let Some((ours, others)) = vhost_net.split_at_checked(vhost::queues(device)) {
-                    vhost_net = others;
-                    netdev.push_str(&format!(",vhost=on,vhostfds={}", line.inherit_all(ours)));
-                }
-                line.option("netdev", netdev);
-            }
-            (
-                Backend::Node {
-                    name,
-                    driver,
-                    readonly,
-                },
-                Device::Block { file, .. },
-            ) => {
-                let fd = line.inherit(file);
-                line.option("add-fd", format!("fd={fd},set={index}"));
-                line.option(
-                    "blockdev",
-                    device::block_node(name, driver, *readonly, index as u64).to_string(),
-                );
-            }
-            _ => {}
+    match (&described.backend, device) {
+        (Backend::Socket { id, path }, _) => {
+            line.option("chardev", format!("socket,id={id},path={}", escaped(path)));
         }
-        line.option("device", described.properties.to_string());
+        (Backend::Taps { id }, Device::Net { taps, .. }) => {
+            let mut netdev = format!("tap,id={id},fds={}", line.inherit_all(taps));
+            if let Some((ours, others)) = vhost_net.split_at_checked(vhost::queues(device)) {
+                *vhost_net = others;
+                netdev.push_str(&format!(",vhost=on,vhostfds={}", line.inherit_all(ours)));
+            }
+            line.option("netdev", netdev);
+        }
+        (
+            Backend::Node {
+                name,
+                driver,
+                readonly,
+            },
+            Device::Block { file, .. },
+        ) => {
+            let fd = line.inherit(file);
+            line.option("add-fd", format!("fd={fd},set={index}"));
+            line.option(
+                "blockdev",
+                device::block_node(name, driver, *readonly, index as u64).to_string(),
+            );
+        }
+        _ => {}
     }
+    line.option("device", described.properties.to_string());
     Ok(())
 }
 
@@ -309,7 +333,7 @@ pub fn empty_ports(machine: MachineType, life: &Life) -> usize {
     match (machine, life) {
         (MachineType::Microvm, _) => 0,
         (MachineType::Q35, Life::Cold) => EMPTY_PORTS,
-        (MachineType::Q35, Life::ToSave(_) | Life::Clone(_)) => EMPTY_PORTS_OF_COPIES,
+        (MachineType::Q35, Life::ToSave(_) | Life::Clone { .. }) => EMPTY_PORTS_OF_COPIES,
     }
 }
 
@@ -341,7 +365,7 @@ fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> 
         ));
     }
     if spec.memory.backing == MemoryBacking::Private {
-        for device in &spec.devices {
+        for device in spec.devices.iter().chain(life.added()) {
             if let Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. }) = device {
                 return refuse(format!(
                     "the device {:?} is served by another process and needs shared guest memory",
@@ -352,7 +376,7 @@ fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> 
     }
     match life {
         Life::Cold => {}
-        Life::ToSave(_) | Life::Clone(_) => check_saveable(machine, spec)?,
+        Life::ToSave(_) | Life::Clone { .. } => check_saveable(machine, spec)?,
     }
     require_absolute(&spec.kernel)?;
     require_absolute(&spec.initrd)
