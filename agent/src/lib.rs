@@ -19,7 +19,6 @@ mod init;
 mod kernel;
 mod log;
 mod network;
-mod pci;
 mod process;
 mod reaper;
 mod rpc;

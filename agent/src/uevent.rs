@@ -13,27 +13,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::error::{Error, Result};
-use crate::{pci, sys};
+use crate::sys;
 
 /// Multicast group of the kernel's own announcements (group 2 is udev's).
 const KERNEL_GROUP: u32 = 1;
-
-/// The same for what the host adds to a machine: where it does so while the guest does not run, nobody announces it, so that the
-/// kernel looks for it before it is waited for.
-///
-/// # Errors
-/// As [`wait_for`].
-pub async fn wait_for_added<T>(
-    device: &str,
-    deadline: Duration,
-    mut look: impl FnMut() -> Option<T>,
-) -> Result<T> {
-    if let Some(found) = look() {
-        return Ok(found);
-    }
-    pci::look();
-    wait_for(device, deadline, look).await
-}
 
 /// Looks until something is found, again after every announcement.
 ///

@@ -87,7 +87,7 @@ async fn find(kernel: &mut Socket, interface: &Interface, taken: &BTreeSet<u32>)
         "with the address {mac}, for the network interface {},",
         interface.name
     );
-    uevent::wait_for_added(&device, DEVICE_DEADLINE, look).await?
+    uevent::wait_for(&device, DEVICE_DEADLINE, look).await?
 }
 
 /// Gives the devices their names. What has a wrong one gets a name of our own first, because two may have each other's.

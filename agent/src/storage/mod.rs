@@ -270,7 +270,7 @@ impl Mounter {
         let device = match &storage.driver {
             Driver::Block { device, .. } => {
                 self.has_mounted_a_disk.store(true, Ordering::Relaxed);
-                Some(uevent::wait_for_added(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
+                Some(uevent::wait_for(&format!("{device:?}"), DEVICE_DEADLINE, || device.find()).await?)
             }
             // The device of a share may have to appear as well; until then its tag is as wrong as any other.
             Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
@@ -278,12 +278,8 @@ impl Mounter {
                     Err(Error::File { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => None,
                     mounted => Some(mounted),
                 };
-                return uevent::wait_for_added(
-                    &format!("a share with the tag {tag:?}"),
-                    DEVICE_DEADLINE,
-                    look,
-                )
-                .await?;
+                return uevent::wait_for(&format!("a share with the tag {tag:?}"), DEVICE_DEADLINE, look)
+                    .await?;
             }
             _ => None,
         };

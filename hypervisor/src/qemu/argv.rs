@@ -11,7 +11,7 @@ use configuration::MachineType;
 use serde_json::json;
 
 use super::device::{self, Backend};
-use super::{resize, snapshot, vhost};
+use super::{resize, vhost};
 use crate::{Device, Error, ErrorKind, Memory, MemoryBacking, VmSpec, Vsock};
 
 /// Root ports of a q35 that wait for a device to be plugged.
@@ -56,12 +56,7 @@ pub enum Life {
     /// New, on this file, from which it can be saved.
     ToSave(Arc<OwnedFd>),
     /// What is in this file. The state of the devices is still to come.
-    Clone {
-        /// The file.
-        memory: Arc<OwnedFd>,
-        /// Devices that what was saved did not have.
-        devices: Vec<Device>,
-    },
+    Clone(Arc<OwnedFd>),
 }
 
 impl Life {
@@ -69,15 +64,7 @@ impl Life {
     fn is_of_templates(&self) -> bool {
         match self {
             Self::Cold => false,
-            Self::ToSave(_) | Self::Clone { .. } => true,
-        }
-    }
-
-    /// Devices that a copy has in addition.
-    pub fn added(&self) -> &[Device] {
-        match self {
-            Self::Clone { devices, .. } => devices,
-            Self::Cold | Self::ToSave(_) => &[],
+            Self::ToSave(_) | Self::Clone(_) => true,
         }
     }
 }
@@ -144,7 +131,7 @@ pub fn build(
             line.option("append", kernel_command_line(settings, spec, life));
         }
         // Its kernel runs. To read the file of one would take a quarter of QEMU's start.
-        Life::Clone { .. } => {}
+        Life::Clone(_) => {}
     }
 
     let control = line.inherit(&channels.control);
@@ -159,41 +146,20 @@ pub fn build(
         json!({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}).to_string(),
     );
     line.option("device", device::rng(settings.machine).to_string());
-    let ports = snapshot::ports(spec);
-    if ports > 0 {
-        let controller = device::serial_controller(ports, settings.machine);
-        line.option("device", controller.to_string());
-    }
-    let mut vhost_net = &channels.vhost_net[..];
-    for (index, one) in spec.devices.iter().enumerate() {
-        device_of(settings.machine, one, index, None, &mut vhost_net, &mut line)?;
-    }
+    devices(settings.machine, &spec.devices, &channels.vhost_net, &mut line)?;
     for port in 0..empty_ports(settings.machine, life) {
         let chassis = port + 1;
-        let mut root_port = json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis});
-        if life.is_of_templates() {
-            // Else the device of a copy is off: what was saved had none there, and had it switched off.
-            root_port["power_controller_present"] = json!(false);
-        }
-        line.option("device", root_port.to_string());
-    }
-    for (port, one) in life.added().iter().enumerate() {
-        let index = spec.devices.len() + port;
-        device_of(
-            settings.machine,
-            one,
-            index,
-            Some(port),
-            &mut vhost_net,
-            &mut line,
-        )?;
+        line.option(
+            "device",
+            json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis}).to_string(),
+        );
     }
     match life {
         Life::Cold => {}
         // The guest's kernel learns from it that it is another one now, and takes a new seed.
-        Life::ToSave(_) | Life::Clone { .. } => line.option("device", device::generation().to_string()),
+        Life::ToSave(_) | Life::Clone(_) => line.option("device", device::generation().to_string()),
     }
-    if let Life::Clone { .. } = life {
+    if let Life::Clone(_) = life {
         line.option("incoming", "defer");
         line.flags(&["S"]);
     }
@@ -228,7 +194,7 @@ fn machine(settings: &Settings, spec: &VmSpec, life: &Life, line: &mut CommandLi
     // What is not shared when it is saved is written to the state of the devices, and would be all of it.
     let backing = match life {
         Life::ToSave(_) => MemoryBacking::Shared,
-        Life::Cold | Life::Clone { .. } => spec.memory.backing,
+        Life::Cold | Life::Clone(_) => spec.memory.backing,
     };
     let growth = resize::growth(&Memory {
         backing,
@@ -242,7 +208,7 @@ fn machine(settings: &Settings, spec: &VmSpec, life: &Life, line: &mut CommandLi
     let size_mib = spec.memory.size_mib;
     let backend = match life {
         Life::Cold => resize::backend("ram", size_mib, backing),
-        Life::ToSave(file) | Life::Clone { memory: file, .. } => {
+        Life::ToSave(file) | Life::Clone(file) => {
             let path = format!("/proc/self/fd/{}", line.inherit(file));
             resize::backend_on("ram", size_mib, &path, backing == MemoryBacking::Shared)
         }
@@ -272,8 +238,8 @@ fn kernel_command_line(settings: &Settings, spec: &VmSpec, life: &Life) -> Strin
         params.extend(unused.map(String::from));
     }
     if life.is_of_templates() {
-        // The links on which a copy would begin to save power are none.
-        params.extend(["pcie_ports=compat".into(), "pcie_aspm=off".into()]);
+        // The links on which a copy that is given its devices would begin to save power are none.
+        params.push("pcie_aspm=off".into());
     }
     if let Some(khz) = settings.tsc_khz {
         params.push(format!("tsc_early_khz={khz}"));
@@ -282,49 +248,53 @@ fn kernel_command_line(settings: &Settings, spec: &VmSpec, life: &Life) -> Strin
     params.join(" ")
 }
 
-/// A device, which is number `index` of all, and in this port.
-fn device_of(
+fn devices(
     machine: MachineType,
-    device: &Device,
-    index: usize,
-    port: Option<usize>,
-    vhost_net: &mut &[Arc<OwnedFd>],
+    devices: &[Device],
+    vhost_net: &[Arc<OwnedFd>],
     line: &mut CommandLine,
 ) -> Result<(), Error> {
-    let mut described = device::describe(device, machine)?;
-    if let Some(port) = port {
-        described.properties["bus"] = json!(port_id(port));
+    let mut vhost_net = vhost_net;
+    let ports = devices
+        .iter()
+        .filter(|device| matches!(device, Device::SerialPort(_)))
+        .count();
+    if ports > 0 {
+        line.option("device", device::serial_controller(ports, machine).to_string());
     }
-    match (&described.backend, device) {
-        (Backend::Socket { id, path }, _) => {
-            line.option("chardev", format!("socket,id={id},path={}", escaped(path)));
-        }
-        (Backend::Taps { id }, Device::Net { taps, .. }) => {
-            let mut netdev = format!("tap,id={id},fds={}", line.inherit_all(taps));
-            if let Some((ours, others)) = vhost_net.split_at_checked(vhost::queues(device)) {
-                *vhost_net = others;
-                netdev.push_str(&format!(",vhost=on,vhostfds={}", line.inherit_all(ours)));
+    for (index, device) in devices.iter().enumerate() {
+        let described = device::describe(device, machine)?;
+        match (&described.backend, device) {
+            (Backend::Socket { id, path }, _) => {
+                line.option("chardev", format!("socket,id={id},path={}", escaped(path)));
             }
-            line.option("netdev", netdev);
+            (Backend::Taps { id }, Device::Net { taps, .. }) => {
+                let mut netdev = format!("tap,id={id},fds={}", line.inherit_all(taps));
+                if let Some((ours, others)) = vhost_net.split_at_checked(vhost::queues(device)) {
+                    vhost_net = others;
+                    netdev.push_str(&format!(",vhost=on,vhostfds={}", line.inherit_all(ours)));
+                }
+                line.option("netdev", netdev);
+            }
+            (
+                Backend::Node {
+                    name,
+                    driver,
+                    readonly,
+                },
+                Device::Block { file, .. },
+            ) => {
+                let fd = line.inherit(file);
+                line.option("add-fd", format!("fd={fd},set={index}"));
+                line.option(
+                    "blockdev",
+                    device::block_node(name, driver, *readonly, index as u64).to_string(),
+                );
+            }
+            _ => {}
         }
-        (
-            Backend::Node {
-                name,
-                driver,
-                readonly,
-            },
-            Device::Block { file, .. },
-        ) => {
-            let fd = line.inherit(file);
-            line.option("add-fd", format!("fd={fd},set={index}"));
-            line.option(
-                "blockdev",
-                device::block_node(name, driver, *readonly, index as u64).to_string(),
-            );
-        }
-        _ => {}
+        line.option("device", described.properties.to_string());
     }
-    line.option("device", described.properties.to_string());
     Ok(())
 }
 
@@ -333,7 +303,7 @@ pub fn empty_ports(machine: MachineType, life: &Life) -> usize {
     match (machine, life) {
         (MachineType::Microvm, _) => 0,
         (MachineType::Q35, Life::Cold) => EMPTY_PORTS,
-        (MachineType::Q35, Life::ToSave(_) | Life::Clone { .. }) => EMPTY_PORTS_OF_COPIES,
+        (MachineType::Q35, Life::ToSave(_) | Life::Clone(_)) => EMPTY_PORTS_OF_COPIES,
     }
 }
 
@@ -365,7 +335,7 @@ fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> 
         ));
     }
     if spec.memory.backing == MemoryBacking::Private {
-        for device in spec.devices.iter().chain(life.added()) {
+        for device in &spec.devices {
             if let Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. }) = device {
                 return refuse(format!(
                     "the device {:?} is served by another process and needs shared guest memory",
@@ -376,7 +346,7 @@ fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> 
     }
     match life {
         Life::Cold => {}
-        Life::ToSave(_) | Life::Clone { .. } => check_saveable(machine, spec)?,
+        Life::ToSave(_) | Life::Clone(_) => check_saveable(machine, spec)?,
     }
     require_absolute(&spec.kernel)?;
     require_absolute(&spec.initrd)

@@ -149,13 +149,7 @@ fn command_lines_are_as_they_were() {
     alone.memory.max_mib = 512;
     let saved = [
         ("q35-to-save", Life::ToSave(memory())),
-        (
-            "q35-clone",
-            Life::Clone {
-                memory: memory(),
-                devices: vec![shared_directory()],
-            },
-        ),
+        ("q35-clone", Life::Clone(memory())),
     ];
     let saved = saved.map(|(name, life)| (name, settings(MachineType::Q35), alone.clone(), &channels, life));
     for (name, settings, spec, channels, life) in cases.into_iter().chain(saved) {
@@ -309,10 +303,7 @@ fn what_cannot_be_is_refused() {
         assert_eq!(error.kind, ErrorKind::Unsupported);
         assert!(error.to_string().contains("machine_type = \"q35\""), "{error}");
     }
-    let life = Life::Clone {
-        memory: Arc::clone(&null),
-        devices: Vec::new(),
-    };
+    let life = Life::Clone(Arc::clone(&null));
     let error = build(&settings(MachineType::Microvm), &spec(vec![]), &channels, &life).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Unsupported, "{error}");
     let error = build(

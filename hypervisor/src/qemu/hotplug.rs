@@ -33,26 +33,6 @@ struct Plugged {
     backend: Prepared,
 }
 
-impl Plugged {
-    /// One that the machine was started with; `set` is that of its descriptor.
-    fn at_start(device: &Device, set: usize) -> Result<Self, Error> {
-        let Frontend { id, backend, .. } = device::describe(device, MachineType::Q35)?;
-        Ok(Self {
-            name: device::name(device).to_owned(),
-            device_id: id,
-            backend: match backend {
-                Backend::None => Prepared::None,
-                Backend::Socket { id, .. } => Prepared::Chardev(id),
-                Backend::Taps { id } => Prepared::Netdev(id),
-                Backend::Node { name, .. } => Prepared::Node {
-                    name,
-                    set: set as u64,
-                },
-            },
-        })
-    }
-}
-
 /// A backend that exists in QEMU, and how to remove it.
 #[derive(Debug)]
 enum Prepared {
@@ -68,28 +48,13 @@ pub fn absent() -> Error {
 }
 
 impl Slots {
-    /// So many; in the first of them are these devices, with which the machine was started after `others`.
-    ///
-    /// # Errors
-    /// A device's, as where it is described for the start.
-    pub fn new(
-        ports: usize,
-        there: &[Device],
-        others: usize,
-        vhost_net: bool,
-        log: Logger,
-    ) -> Result<Self, Error> {
-        let mut filled = there
-            .iter()
-            .enumerate()
-            .map(|(index, device)| Plugged::at_start(device, others + index))
-            .collect::<Result<Vec<_>, _>>()?
-            .into_iter();
-        Ok(Self {
-            ports: std::iter::repeat_with(|| filled.next()).take(ports).collect(),
+    /// So many, and all are empty.
+    pub fn new(ports: usize, vhost_net: bool, log: Logger) -> Self {
+        Self {
+            ports: std::iter::repeat_with(|| None).take(ports).collect(),
             vhost_net,
             log,
-        })
+        }
     }
 
     /// Puts a device into a free port.

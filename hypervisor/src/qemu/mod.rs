@@ -86,7 +86,7 @@ impl Qemu {
 impl Qemu {
     /// vhost-net's descriptors for these devices, if it is to be had. An emulated guest has none: it needs most of the time
     /// itself, so that it would hardly be faster.
-    fn vhost_net<'a>(&self, devices: impl Iterator<Item = &'a Device>, log: &Logger) -> Vec<Arc<OwnedFd>> {
+    fn vhost_net(&self, devices: &[Device], log: &Logger) -> Vec<Arc<OwnedFd>> {
         if !self.settings.kvm {
             return Vec::new();
         }
@@ -103,7 +103,7 @@ impl Qemu {
         let channels = Channels {
             control: Arc::new(control_theirs),
             console: Arc::new(console_theirs),
-            vhost_net: self.vhost_net(spec.devices.iter().chain(life.added()), &log),
+            vhost_net: self.vhost_net(&spec.devices, &log),
         };
         let line = argv::build(&self.settings, &spec, &channels, &life)?;
         debug!(log, "starting QEMU"; "arguments" => ?line.args);
@@ -143,23 +143,17 @@ impl Qemu {
                 reason: self.reason.clone(),
                 origin: match life {
                     Life::Cold | Life::ToSave(_) => Origin::Boot,
-                    Life::Clone { .. } => Origin::Clone,
+                    Life::Clone(_) => Origin::Clone,
                 },
             },
-            slots: match is_q35 {
-                true => {
-                    let (ports, others) = (argv::empty_ports(machine, &life), spec.devices.len());
-                    Some(Slots::new(ports, life.added(), others, self.settings.kvm, log)?)
-                }
-                false => None,
-            },
+            slots: is_q35.then(|| Slots::new(argv::empty_ports(machine, &life), self.settings.kvm, log)),
             grown: is_q35.then(|| Grown::new(client.clone(), spec.vcpus, spec.max_vcpus, spec.memory)),
             client,
             ports,
             openings: news.openings,
             saveable: match life {
                 Life::ToSave(memory) => Some(memory),
-                Life::Cold | Life::Clone { .. } => None,
+                Life::Cold | Life::Clone(_) => None,
             },
         })
     }
@@ -253,8 +247,8 @@ impl Hypervisor for Qemu {
             Boot::Cold => (Life::Cold, None),
             Boot::ToSave => (Life::ToSave(snapshot::new_memory(&spec)?), None),
             Boot::Clone(saved) => {
-                let (life, revival) = Revival::begin(&spec, saved)?;
-                (life, Some(revival))
+                let (memory, revival) = Revival::begin(&spec, saved)?;
+                (Life::Clone(memory), Some(revival))
             }
         };
         let mut vm = self.start(spec, life, log).await?;

@@ -2,8 +2,7 @@
 //!
 //! QEMU's migration carries the state of the devices, to and from a file. Memory is none of its business: it is a file that
 //! a VM is started on, the same one for all copies where nobody but the VMM needs it, else a copy of the pages that were in
-//! use. Devices that have a process at their other end cannot be migrated: copies are started with them, in ports that were
-//! empty, and nobody tells the guest, who has to look.
+//! use. Devices that have a process at their other end cannot be migrated: they are plugged before the copy runs.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -21,7 +20,9 @@ use tokio::time::timeout;
 use super::argv::{self, Channels, Life, Settings};
 use super::vm::QemuVm;
 use crate::qmp::{Client, Events};
-use crate::{Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, deadlines, pages, process};
+use crate::{
+    Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, Vsock, deadlines, pages, process,
+};
 
 /// Name under which QEMU is given the file for the state of the devices.
 const STATE: &str = "state";
@@ -35,6 +36,7 @@ pub struct Revival {
     /// Its memory is being filled.
     copying: Option<JoinHandle<io::Result<()>>>,
     state: Arc<OwnedFd>,
+    devices: Vec<Device>,
 }
 
 /// Makes memory for a VM that can be saved.
@@ -46,12 +48,12 @@ pub fn new_memory(spec: &VmSpec) -> Result<Arc<OwnedFd>, Error> {
 }
 
 impl Revival {
-    /// Begins with the memory of a copy of `saved`: how QEMU is to be started, and what is to be done once it runs.
-    pub fn begin(spec: &VmSpec, saved: Saved) -> Result<(Life, Self), Error> {
+    /// Begins with the memory of a copy of `saved`: that, and what is to be done once QEMU runs.
+    pub fn begin(spec: &VmSpec, saved: Saved) -> Result<(Arc<OwnedFd>, Self), Error> {
         let Saved {
             memory,
             state,
-            devices,
+            mut devices,
         } = saved;
         // Now, as long as another VM can still be given them.
         if devices.len() > argv::EMPTY_PORTS_OF_COPIES {
@@ -64,6 +66,13 @@ impl Revival {
                 ),
             ));
         }
+        // Daemons serve whoever connects first, and nobody after: what may fail comes before.
+        devices.sort_by_key(|device| {
+            matches!(
+                device,
+                Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. })
+            )
+        });
         let there = pages::size(&memory).map_err(failed("cannot examine the memory of a saved VM"))?;
         if there != spec.memory.size_mib << 20 {
             return Err(Error::new(
@@ -86,8 +95,9 @@ impl Revival {
         let revival = Self {
             copying,
             state: Arc::new(state),
+            devices,
         };
-        Ok((Life::Clone { memory, devices }, revival))
+        Ok((memory, revival))
     }
 
     /// Has a VM that was started on the memory become what was saved, with everything that is different, and run.
@@ -102,6 +112,11 @@ impl Revival {
         let uri = json!({"uri": format!("fd:{STATE}")});
         vm.client.execute("migrate-incoming", uri).await?;
         migrated(&mut events, "read").await?;
+        if let Some(slots) = &mut vm.slots {
+            for device in self.devices {
+                slots.plug(&vm.client, device).await?;
+            }
+        }
         vm.client.execute("cont", json!({})).await.map(drop)
     }
 }

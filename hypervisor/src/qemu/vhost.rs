@@ -18,8 +18,8 @@ pub const NODE: &str = "/dev/vhost-net";
 ///
 /// # Errors
 /// The kernel's: ENOENT or ENODEV without the module `vhost_net`.
-pub fn open<'a>(node: &Path, devices: impl IntoIterator<Item = &'a Device>) -> io::Result<Vec<Arc<OwnedFd>>> {
-    let queues = devices.into_iter().map(queues).sum();
+pub fn open(node: &Path, devices: &[Device]) -> io::Result<Vec<Arc<OwnedFd>>> {
+    let queues = devices.iter().map(queues).sum();
     (0..queues)
         .map(|_| {
             let file = File::options().read(true).write(true).open(node)?;
