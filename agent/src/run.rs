@@ -116,7 +116,7 @@ fn serve(settings: Settings, dialler: Dialler, log: Logger) -> Result<()> {
                 dismissed(&handle, &mut serving).await
             };
             // Whatever still runs has nobody any more. A second destruction finds nothing to do.
-            let cleared = handle.destroy(Duration::ZERO).await;
+            let cleared = handle.destroy(Duration::ZERO, false).await;
             result.and(cleared)
         };
         tokio::select! {

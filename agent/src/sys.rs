@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -109,6 +110,45 @@ fn check(result: libc::c_int) -> io::Result<()> {
         Err(io::Error::last_os_error())
     } else {
         Ok(())
+    }
+}
+
+/// Takes free memory and gives it back, which has the kernel write zeros over what was in it. Not all of it: what the guest needs
+/// is left, and it ends after a while.
+pub fn zero_free_memory() {
+    const CHUNK: usize = 32 << 20;
+    const MOST: usize = 512 << 20;
+    const WHILE: Duration = Duration::from_secs(3);
+    let begun = Instant::now();
+    let has_room = || {
+        let memory = rustix::system::sysinfo();
+        let left = memory.totalram / 8;
+        memory.freeram.saturating_sub(left) * u64::from(memory.mem_unit) > 2 * CHUNK as u64
+    };
+    let mut taken = Vec::new();
+    while taken.len() * CHUNK < MOST && has_room() && begun.elapsed() < WHILE {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        // SAFETY: a new mapping wherever there is room, which nobody but this function knows.
+        let chunk = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                CHUNK,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            )
+        };
+        if chunk == libc::MAP_FAILED {
+            break;
+        }
+        taken.push(chunk);
+    }
+    for chunk in taken {
+        // SAFETY: made above, with this size, and never looked at.
+        unsafe {
+            libc::munmap(chunk, CHUNK);
+        }
     }
 }
 

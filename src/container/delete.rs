@@ -16,6 +16,15 @@ use crate::error::Result;
 use crate::io::OutputPump;
 use crate::{ExecId, deadlines};
 
+/// What is about to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// The container alone.
+    Container,
+    /// Its sandbox as well.
+    Sandbox,
+}
+
 impl Task {
     pub(super) fn delete_exec(&mut self, id: ExecId, reply: Reply<ExitStatus>) {
         if let Err(error) = self.step(Some(&id), Step::Delete) {
@@ -55,7 +64,7 @@ impl Task {
         );
     }
 
-    pub(super) fn delete(&mut self, reply: Reply<ExitStatus>) {
+    pub(super) fn delete(&mut self, extent: Extent, reply: Reply<ExitStatus>) {
         if let Err(error) = self.step(None, Step::Delete) {
             drop(reply.send(Err(error)));
             return;
@@ -75,6 +84,9 @@ impl Task {
         self.job(
             async move {
                 drain(outputs).await;
+                if extent == Extent::Sandbox {
+                    return Ok(());
+                }
                 if call {
                     match agent.delete_container(request, Some(limit)).await {
                         Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use create::{Appeal, Parts, Timeouts, create};
+use delete::Extent;
 use task::{Command, Reply, Task};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -209,7 +210,14 @@ impl Container {
 
     /// Removes a container that is stopped or was never started (then it is killed): guest side, root file system, share.
     pub async fn delete(&self) -> Result<ExitStatus> {
-        self.ask(Task::delete).await
+        self.ask(|task, reply| task.delete(Extent::Container, reply))
+            .await
+    }
+
+    /// The same for a container whose sandbox is going to be stopped next: its output is delivered, and what else there is of
+    /// it goes with the sandbox.
+    pub async fn delete_with_sandbox(&self) -> Result<ExitStatus> {
+        self.ask(|task, reply| task.delete(Extent::Sandbox, reply)).await
     }
 
     /// Has the owner carry out a request. It is carried out even if nobody waits for the answer any more.

@@ -173,7 +173,10 @@ impl Holdings {
         let runs = self.vm.as_ref().is_some_and(|vm| vm.exited().borrow().is_none());
         if let Some(agent) = self.agent.take().filter(|_| runs) {
             // For the sake of data that the guest has not written back. A guest that does not answer loses it.
-            let request = p::DestroySandboxRequest::default();
+            let request = p::DestroySandboxRequest {
+                machine_ends: true,
+                ..Default::default()
+            };
             let _ = agent.destroy_sandbox(request, Some(deadlines::DESTROY)).await;
         }
         let stopped = match self.vm.take() {

@@ -43,6 +43,11 @@ use seccomp::Filter;
 use setup::Child;
 use spawn::spawn_init;
 
+/// Does ahead of any container what most of them need and what takes long. Nothing of it changes what containers are.
+pub fn prepare() {
+    cgroup::prepare();
+}
+
 /// What a container is created from.
 #[derive(Debug)]
 pub struct CreateRequest<'a> {

@@ -228,8 +228,8 @@ pub(super) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd
     Err(io::ErrorKind::WouldBlock.into())
 }
 
-/// Loads an eBPF program for device access and puts it in force for a cgroup. It lives as long as the cgroup does.
-pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+/// Puts a loaded eBPF program for device access in force for a cgroup. It lives as long as the cgroup does.
+pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, loaded: BorrowedFd<'_>) -> io::Result<()> {
     // Of `union bpf_attr`, the part of BPF_PROG_ATTACH.
     #[repr(C)]
     struct Attach {
@@ -241,7 +241,6 @@ pub(super) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[Instructi
     const BPF_PROG_ATTACH: libc::c_int = 8;
     const BPF_CGROUP_DEVICE: u32 = 6;
     const BPF_F_ALLOW_MULTI: u32 = 2;
-    let loaded = load_device_program(program)?;
     let attach = Attach {
         target_fd: cgroup.as_raw_fd(),
         attach_bpf_fd: loaded.as_raw_fd(),

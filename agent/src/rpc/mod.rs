@@ -80,7 +80,8 @@ impl Agent for Rpc {
     }
 
     async fn destroy_sandbox(&self, _: &TtrpcContext, request: p::DestroySandboxRequest) -> Answer<p::Empty> {
-        done(self.sandbox.destroy(Duration::from_nanos(request.grace_ns)).await)
+        let grace = Duration::from_nanos(request.grace_ns);
+        done(self.sandbox.destroy(grace, request.machine_ends).await)
     }
 
     async fn create_container(

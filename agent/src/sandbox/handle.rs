@@ -155,7 +155,7 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::Late`] when a process outlives SIGKILL; the first failure of what remains, all of which is tried.
-    pub async fn destroy(&self, grace: Duration) -> Result<()> {
+    pub async fn destroy(&self, grace: Duration, machine_ends: bool) -> Result<()> {
         let mut busy = self.call(|sandbox| Ok(sandbox.begin_destroy())).await?;
         timeout(SETTLE_DEADLINE, busy.wait_for(BTreeSet::is_empty))
             .await
@@ -172,11 +172,19 @@ impl Handle {
             .call(|sandbox| Ok(sandbox.signal_everything(Signal::KILL)))
             .await?;
         killed(ends).await?;
+        if machine_ends && self.call(|sandbox| Ok(sandbox.abandon())).await? {
+            return Ok(());
+        }
         let mut result = Ok(());
         for id in self.call(|sandbox| Ok(sandbox.ids())).await? {
             result = result.and(self.delete_container(id, false).await);
         }
         result.and(self.call(|sandbox| sandbox.finish_destroy()).await)
+    }
+
+    /// Whether nobody has made the guest a sandbox yet.
+    pub fn is_blank(&self) -> bool {
+        *self.phase.borrow() == Phase::Blank
     }
 
     /// Completes when the sandbox has been destroyed.

@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, fstat, open, statx, syncfs};
 use rustix::mount::{
@@ -183,12 +184,22 @@ pub struct Mounter {
     root: Root,
     /// Directories that stand for a virtio-fs share when the agent is an ordinary process.
     shares: HashMap<String, PathBuf>,
+    has_mounted_a_disk: AtomicBool,
 }
 
 impl Mounter {
     /// A mounter below `root`. Tags in `shares` are bind mounts of those directories, not virtio-fs.
     pub fn new(root: Root, shares: HashMap<String, PathBuf>) -> Self {
-        Self { root, shares }
+        Self {
+            root,
+            shares,
+            has_mounted_a_disk: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether the file system of a disk was ever mounted.
+    pub fn has_mounted_a_disk(&self) -> bool {
+        self.has_mounted_a_disk.load(Ordering::Relaxed)
     }
 
     /// The agent's directory.
@@ -227,7 +238,10 @@ impl Mounter {
 
     async fn mount(&self, storage: &Storage) -> Result<Mounted> {
         let device = match &storage.driver {
-            Driver::Block { disk, .. } => Some(disk.appeared().await?),
+            Driver::Block { disk, .. } => {
+                self.has_mounted_a_disk.store(true, Ordering::Relaxed);
+                Some(disk.appeared().await?)
+            }
             // The device of a share may have to appear as well; until then its tag is as wrong as any other.
             Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
                 let look = || match self.mount_now(storage, None) {

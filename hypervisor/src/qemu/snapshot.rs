@@ -164,12 +164,12 @@ async fn prepare(client: &Client, state: Arc<OwnedFd>) -> Result<Events, Error> 
     let capabilities: Vec<_> = ["x-ignore-shared", "events"]
         .map(|name| json!({"capability": name, "state": true}))
         .into();
-    client
-        .execute("migrate-set-capabilities", json!({"capabilities": capabilities}))
-        .await?;
-    client
-        .execute_with_fd("getfd", json!({"fdname": STATE}), state)
-        .await?;
+    // Neither depends on the other's answer.
+    let (capable, named) = tokio::join!(
+        client.execute("migrate-set-capabilities", json!({"capabilities": capabilities})),
+        client.execute_with_fd("getfd", json!({"fdname": STATE}), state),
+    );
+    capable.and(named)?;
     client
         .events()
         .ok_or_else(|| Error::new(ErrorKind::Unavailable, "QEMU has closed its control socket"))
@@ -211,7 +211,8 @@ pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> 
         vhost_net: Vec::new(),
     };
     let number = null.as_raw_fd();
-    let line = argv::build(settings, spec, &channels, &Life::Clone(null))?;
+    // The one that is saved has all arguments of its copies, and those of its kernel.
+    let line = argv::build(settings, spec, &channels, &Life::ToSave(null))?;
     let mut text = String::new();
     for argument in &line.args {
         let mut argument = argument.to_string_lossy().into_owned();

@@ -89,7 +89,11 @@ impl Negotiation {
                 ));
             }
         };
-        self.client.execute("qmp_capabilities", json!({})).await?;
+        // It greets before it is there for commands.
+        let limit = deadlines::CONTROL_READY;
+        self.client
+            .run("qmp_capabilities", json!({}), None, limit)
+            .await?;
         Ok((self.client, version))
     }
 }

@@ -7,8 +7,8 @@ use runtime::{ContainerId, ExecId, ExitStatus};
 use slog::debug;
 use tokio::time::timeout;
 
-use super::Pod;
 use super::process::{self, Process};
+use super::{Occupancy, Pod, Slot};
 use crate::deadlines;
 
 impl Pod {
@@ -18,7 +18,25 @@ impl Pod {
     /// The runtime's.
     pub async fn delete(self: Arc<Self>, id: ContainerId) -> Result<(u32, ExitStatus)> {
         let member = self.member(&id)?;
-        let exit = member.container.delete().await?;
+        let sandbox = match member.init.end().borrow().is_some() {
+            true => self.take_last(&id),
+            false => None,
+        };
+        let deleted = match &sandbox {
+            Some(_) => member.container.delete_with_sandbox().await,
+            None => member.container.delete().await,
+        };
+        let (exit, ended) = match (deleted, sandbox) {
+            (Ok(exit), Some(sandbox)) => {
+                self.end(&sandbox).await;
+                (exit, true)
+            }
+            (Err(error), Some(sandbox)) => {
+                self.books().sandbox = Slot::Ready(sandbox);
+                return Err(error);
+            }
+            (deleted, None) => (deleted?, false),
+        };
         self.told(&member.init).await;
         self.setting.events.deleted(&id, member.init.pid, exit);
         self.books().containers.remove(&id);
@@ -26,7 +44,10 @@ impl Pod {
         for process in execs.into_iter().chain([Arc::clone(&member.init)]) {
             self.finish(process.take_logger());
         }
-        self.vacate().await;
+        match ended {
+            true => drop(self.occupancy.send_replace(Occupancy::Vacant)),
+            false => self.vacate().await,
+        }
         Ok((member.init.pid, exit))
     }
 

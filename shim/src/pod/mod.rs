@@ -311,10 +311,7 @@ impl Pod {
             }
         };
         if let Some(sandbox) = sandbox {
-            if let Err(error) = sandbox.stop().await {
-                warn!(self.setting.log, "the sandbox is stopped, but not all is released"; "error" => error.chain());
-            }
-            self.books().sandbox = Slot::Empty;
+            self.end(&sandbox).await;
             self.occupancy.send_replace(Occupancy::Vacant);
         } else {
             // The sender lives as long as we do.
@@ -322,6 +319,31 @@ impl Pod {
                 .occupancy()
                 .wait_for(|occupancy| *occupancy != Occupancy::Occupied)
                 .await;
+        }
+    }
+
+    /// Stops a sandbox that nobody else can have any more.
+    async fn end(&self, sandbox: &Sandbox) {
+        if let Err(error) = sandbox.stop().await {
+            warn!(self.setting.log, "the sandbox is stopped, but not all is released"; "error" => error.chain());
+        }
+        self.books().sandbox = Slot::Empty;
+    }
+
+    /// The sandbox, if this is the last container of one that goes with it. Nobody else can have it from then on.
+    fn take_last(&self, id: &ContainerId) -> Option<Sandbox> {
+        let mut books = self.books();
+        let is_last =
+            books.bare.is_none() && books.containers.len() == 1 && books.containers.contains_key(id);
+        if !is_last || !matches!(books.sandbox, Slot::Ready(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut books.sandbox, Slot::Stopping) {
+            Slot::Ready(sandbox) => Some(sandbox),
+            other => {
+                books.sandbox = other;
+                None
+            }
         }
     }
 

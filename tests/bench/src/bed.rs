@@ -143,8 +143,25 @@ impl Bed {
     /// # Errors
     /// It can't be made.
     pub fn copies(&self) -> Result<Copies> {
-        let configuration = self.cell.directory.join("copies.toml");
-        factory::configured(self.settings.clone()).write(&configuration)?;
+        self.copies_of(None)
+    }
+
+    /// The same of machines with so much memory, MiB; without it, the configuration's.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn copies_of(&self, memory_mib: Option<u64>) -> Result<Copies> {
+        let (settings, name) = match memory_mib {
+            Some(mib) => (
+                self.settings.clone().hypervisor_number("default_memory", mib),
+                format!("copies-{mib}"),
+            ),
+            None => (self.settings.clone(), "copies".to_owned()),
+        };
+        let configuration = self.cell.directory.join(format!("{name}.toml"));
+        // One that is destroyed takes all of its directory along.
+        let settings = factory::configured_below(settings, &name);
+        settings.write(&configuration)?;
         factory::prepare(&Target::here(), &configuration)?;
         Ok(Copies { configuration })
     }

@@ -25,6 +25,11 @@ const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
     ("B7.private_dirty", Bounded::Ratio, [0.8, 0.5, 0.35]),
     ("B8", Bounded::Ours, [6.0, 6.0, 6.0]),
     ("B8.slope", Bounded::Ours, [0.0, 0.0, 0.0]),
+    ("B9", Bounded::Ratio, [0.5, 0.25, 0.18]),
+    ("B10", Bounded::Ratio, [2.0, 1.4, 1.1]),
+    // Of times, of which the rate is the inverse.
+    ("B11", Bounded::Ratio, [1.0, 0.77, 0.625]),
+    ("B14", Bounded::Ratio, [0.02, 0.01, 0.01]),
     ("B12", Bounded::Ratio, [3.0, 1.5, 1.0]),
     ("B15", Bounded::Ratio, [0.3, 0.3, 0.3]),
     // One and a half times as fast, twice, three times.

@@ -3,6 +3,7 @@
 //!
 //! Stands on the harness of the end-to-end tests and sees our programs as that does, from outside.
 
+mod alive;
 pub mod bare;
 pub mod bed;
 pub mod bounds;
@@ -82,6 +83,21 @@ const ALL: &[Benchmark] = &[
         ids: &["B1", "B3.copy", "B3.saved"],
         what: "copies of a template, cold starts, and runc's",
         run: copies::run,
+    },
+    Benchmark {
+        ids: &["B9"],
+        what: "memory of copies, and of cold starts",
+        run: alive::memory,
+    },
+    Benchmark {
+        ids: &["B10"],
+        what: "copies of a large machine and of a small one",
+        run: alive::size,
+    },
+    Benchmark {
+        ids: &["B11", "B14"],
+        what: "copies at once, and one after the other",
+        run: alive::number,
     },
     Benchmark {
         ids: &["B4"],

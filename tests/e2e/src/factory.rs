@@ -33,6 +33,11 @@ pub fn configured(configuration: Configuration) -> Configuration {
     configuration.template(TEMPLATES)
 }
 
+/// The same with a directory of its own, so that the end of one is none of another's.
+pub fn configured_below(configuration: Configuration, name: &str) -> Configuration {
+    configuration.template(&format!("{TEMPLATES}-{name}"))
+}
+
 /// Makes the template of a configuration.
 ///
 /// # Errors

@@ -86,7 +86,42 @@ pub(super) fn program(rules: Option<&[LinuxDeviceCgroup]>) -> Result<Option<Vec<
     for rule in ALWAYS {
         add(&mut all, rule);
     }
-    Ok(Some(assemble(&all)))
+    Ok(Some(assemble(&ordered(all))))
+}
+
+/// The programs of most containers: with the devices that every container has, and with the console that engines add.
+pub(super) fn usual() -> [Vec<Instruction>; 2] {
+    let nothing = Rule {
+        allow: false,
+        kind: None,
+        major: None,
+        minor: None,
+        access: ALL,
+    };
+    let console = Rule {
+        allow: true,
+        kind: Some(CHARACTER),
+        major: Some(5),
+        minor: Some(1),
+        access: ALL,
+    };
+    let program = |more: &[Rule]| {
+        let rules = [&[nothing], more, &ALWAYS].concat();
+        assemble(&ordered(rules))
+    };
+    [program(&[]), program(&[console])]
+}
+
+/// Where all is refused but what is allowed one by one, the order means nothing, and is always the same.
+fn ordered(mut rules: Vec<Rule>) -> Vec<Rule> {
+    if let Some((first, others)) = rules.split_first_mut()
+        && !first.allow
+        && first.is_about_everything()
+        && others.iter().all(|rule| rule.allow)
+    {
+        others.sort_unstable_by_key(|rule| (rule.kind, rule.major, rule.minor, rule.access));
+    }
+    rules
 }
 
 /// Rules about the same devices that follow each other with the same answer are one: an access for reading and writing
@@ -304,6 +339,37 @@ mod tests {
         let bad: Vec<LinuxDeviceCgroup> =
             serde_json::from_value(json!([{"allow": true, "access": "x"}])).unwrap();
         assert!(program(Some(&bad)).is_err());
+    }
+
+    /// `ctr` says it in another order than the CRI, and both name devices that every container has.
+    #[test]
+    fn what_engines_ask_for_is_a_usual_program() {
+        let rule = |major: i64, minor: Option<i64>| match minor {
+            Some(minor) => {
+                json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"})
+            }
+            None => json!({"allow": true, "type": "c", "major": major, "access": "rwm"}),
+        };
+        let nothing = json!({"allow": false, "access": "rwm"});
+        let engines = [
+            json!([nothing]),
+            json!([nothing, rule(1, Some(8)), rule(1, Some(3)), rule(136, None)]),
+            json!([
+                nothing,
+                rule(5, Some(0)),
+                rule(5, Some(1)),
+                rule(5, Some(2)),
+                rule(136, None)
+            ]),
+        ];
+        for engine in engines {
+            let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(engine.clone()).unwrap();
+            let program = program(Some(&rules)).unwrap().unwrap();
+            assert!(usual().contains(&program), "{engine}");
+        }
+        let other = json!([nothing, rule(10, Some(229))]);
+        let rules: Vec<LinuxDeviceCgroup> = serde_json::from_value(other).unwrap();
+        assert!(!usual().contains(&program(Some(&rules)).unwrap().unwrap()));
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -29,6 +30,22 @@ const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pid
 /// A tree without any of these is the second one of a host whose limits are in cgroup v1; it may have an odd controller
 /// that v1 left over, which is not touched.
 const ESSENTIAL: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Programs that are loaded, see [`prepare`].
+static USUAL: OnceLock<Vec<(Vec<Instruction>, OwnedFd)>> = OnceLock::new();
+
+/// Loads ahead of any container the programs that most of them have: the kernel's examination of one is a good part of what
+/// the creation of a container costs.
+pub(super) fn prepare() {
+    USUAL.get_or_init(|| {
+        let load = |program: Vec<Instruction>| {
+            // Where there are no such programs, a container finds out.
+            let loaded = sys::load_device_program(&program).ok()?;
+            Some((program, loaded))
+        };
+        devices::usual().into_iter().filter_map(load).collect()
+    });
+}
 
 /// The cgroup of one container. Made by [`Cgroup::create`], undone by [`Cgroup::delete`].
 #[derive(Debug)]
@@ -156,7 +173,13 @@ impl Cgroup {
         let Some(program) = devices::program(rules)? else {
             return Ok(());
         };
-        match sys::attach_device_program(self.as_fd(), &program) {
+        let usual = USUAL.get().map_or(&[][..], Vec::as_slice);
+        let attached = match usual.iter().find(|(usual, _)| *usual == program) {
+            Some((_, loaded)) => sys::attach_device_program(self.as_fd(), loaded.as_fd()),
+            None => sys::load_device_program(&program)
+                .and_then(|loaded| sys::attach_device_program(self.as_fd(), loaded.as_fd())),
+        };
+        match attached {
             // The same answer as for a program that is wrong, which must not be mistaken for it.
             Err(error)
                 if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL))

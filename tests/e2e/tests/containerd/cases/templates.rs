@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use e2e::configuration::Configuration;
 use e2e::deadlines;
 use e2e::parts::Part;
-use e2e::program::Program;
+use e2e::program::{Program, Running};
 use e2e::wait;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::Listed;
@@ -39,6 +41,22 @@ pub const CASES: &[Listed] = &[
         two_that_make_a_template_make_one,
     )
     .needing(TOOL),
+    Listed::ours(
+        "many_start_while_a_template_is_made",
+        many_start_while_a_template_is_made,
+    )
+    .needing(TOOL),
+    Listed::ours(
+        "a_template_goes_while_copies_start",
+        a_template_goes_while_copies_start,
+    )
+    .needing(TOOL),
+    Listed::ours(
+        "a_template_of_something_else_is_not_used",
+        a_template_of_something_else_is_not_used,
+    )
+    .needing(TOOL),
+    Listed::ours("there_is_no_room_for_a_template", there_is_no_room_for_a_template).needing(TOOL),
 ];
 
 /// Templates of a case, and not those of its cell, which has a `/run` of its own.
@@ -258,4 +276,148 @@ fn two_that_make_a_template_make_one(case: &mut Case<'_>) -> Result<()> {
         "{said:?}"
     );
     factory.call("destroy").read().map(drop)
+}
+
+/// Containers that start at the same time.
+const AT_ONCE: usize = 16;
+
+/// So many boots at once share two processors, and others want them as well.
+const AT_ONCE_DEADLINE: Duration = deadlines::RUN.saturating_mul(5);
+
+/// The same container so often, at once: each says a word of its own. Answers when the last one has ended.
+fn run_at_once(case: &Case<'_>, factory: &Factory, count: usize) -> Result<Vec<(String, Running)>> {
+    (0..count)
+        .map(|_| {
+            let id = case.id();
+            let script = format!("echo {id}; exit 7");
+            let run = case.run_configured(&factory.configuration, &["--rm"], &id, &["sh", "-c", &script]);
+            Ok((id, run.within(AT_ONCE_DEADLINE).start()?))
+        })
+        .collect()
+}
+
+fn all_said_their_word(runs: Vec<(String, Running)>) -> Result<()> {
+    for (id, run) in runs {
+        let said = run.end()?.exits(7)?;
+        ensure!(said == format!("{id}\n"), "{id} said {said:?}");
+    }
+    Ok(())
+}
+
+/// How many machines were copies and how many were booted.
+fn starts(factory: &Factory) -> Result<(usize, usize)> {
+    let status = factory.call("status").read()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("starts: "))
+        .context("the starts are told")?;
+    let numbers: Vec<usize> = line
+        .split(|c: char| !c.is_ascii_digit())
+        .filter(|word| !word.is_empty())
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    match numbers[..] {
+        [copied, booted, ..] => Ok((copied, booted)),
+        _ => bail!("{line:?} does not tell how many were copied and booted"),
+    }
+}
+
+fn many_start_while_a_template_is_made(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    let case = &*case;
+    let init = factory.call("init").start()?;
+    // From here on each start is counted.
+    wait::until("the template is begun", deadlines::RUN, || {
+        Ok(Path::new(TEMPLATES).join("uses.json").exists().then_some(()))
+    })?;
+    let runs = run_at_once(case, &factory, AT_ONCE)?;
+    init.end()?.success()?;
+    all_said_their_word(runs)?;
+    let (copied, booted) = starts(&factory)?;
+    ensure!(copied + booted == AT_ONCE, "{copied} copied, {booted} booted");
+    let (container, is_copy) = factory.start(case)?;
+    container.remove()?;
+    ensure!(is_copy, "the template that was made is not used");
+    factory.call("destroy").read().map(drop)
+}
+
+/// Whoever has found it goes on with it, whoever comes later boots, and nobody notices.
+fn a_template_goes_while_copies_start(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    factory.call("init").read()?;
+    let case = &*case;
+    let before = run_at_once(case, &factory, 4)?;
+    wait::until("a copy starts", AT_ONCE_DEADLINE, || {
+        Ok(case.processes(&["qemu-system", "-incoming"])?.first().map(drop))
+    })?;
+    let end = factory.call("destroy").start()?;
+    let meanwhile = run_at_once(case, &factory, 2)?;
+    end.end()?.success()?;
+    all_said_their_word(before)?;
+    all_said_their_word(meanwhile)?;
+    ensure!(
+        !Path::new(TEMPLATES).exists(),
+        "something is left of the templates"
+    );
+    Ok(())
+}
+
+fn a_template_of_something_else_is_not_used(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    factory.call("init").read()?;
+    let log = case.containerd().log_since(0)?.len();
+    let other = Factory {
+        tool: factory.tool.clone(),
+        configuration: case.path("other.toml"),
+    };
+    Configuration::new(case.target())
+        .hypervisor_number("default_memory", 256)
+        .hypervisor("kernel_params", "another.guest=1")
+        .template(TEMPLATES)
+        .write(&other.configuration)?;
+    let case = &*case;
+    let (container, is_copy) = other.start(case)?;
+    container.remove()?;
+    ensure!(!is_copy, "a machine is a copy of another one's template");
+    let logged = case.log_since(log)?;
+    let told = logged
+        .lines()
+        .filter(|line| line.contains("booted, and not copied") && line.contains("factory init"))
+        .count();
+    ensure!(told == 1, "it is told {told} times what to do");
+    // The other one's is there as before.
+    let (container, is_copy) = factory.start(case)?;
+    container.remove()?;
+    ensure!(is_copy, "the template is not used any more");
+    factory.call("destroy").read().map(drop)
+}
+
+/// A template that cannot be written is an error of whoever makes it, and of nobody else.
+fn there_is_no_room_for_a_template(case: &mut Case<'_>) -> Result<()> {
+    let factory = Factory::new(case)?;
+    fs::create_dir(TEMPLATES)?;
+    mount(
+        "tmpfs",
+        TEMPLATES,
+        "tmpfs",
+        MountFlags::empty(),
+        c"size=8m,mode=0700",
+    )?;
+    let checked = (|| {
+        let said = factory.call("init").output()?.failure()?;
+        ensure!(said.contains("No space left on device"), "{said}");
+        let left: Vec<_> = fs::read_dir(TEMPLATES)?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        ensure!(left.iter().all(|path| path.is_file()), "{left:?} are left");
+        let (container, is_copy) = factory.start(case)?;
+        container.remove()?;
+        ensure!(!is_copy, "a machine is a copy of what was never finished");
+        factory.call("destroy").read()
+    })();
+    let unmounted = unmount(TEMPLATES, UnmountFlags::DETACH);
+    checked?;
+    unmounted?;
+    Ok(())
 }
