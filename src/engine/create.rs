@@ -179,6 +179,8 @@ async fn boot(settings: &Settings, options: PodOptions, events: mpsc::Sender<Eve
         id: options.id.clone(),
         scope: settings.scope.clone(),
         bundle,
+        // Whoever embeds us has the root in the bundle.
+        rootfs: Vec::new(),
         config: Arc::clone(&settings.config),
         hypervisor: Arc::clone(&settings.hypervisor),
         events,
