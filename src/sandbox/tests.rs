@@ -271,6 +271,25 @@ async fn a_sandbox_starts_runs_containers_and_stops() {
     assert_eq!(kind(sandbox.container(b.id()).await), ErrorKind::Unavailable);
 }
 
+/// What goes with the guest is not taken apart in it; what is on the host is given back all the same.
+#[tokio::test]
+async fn the_last_container_goes_with_its_sandbox() {
+    let (world, sandbox, _events) = started().await;
+    let a = sandbox.create_container(container("a")).await.unwrap();
+    a.start().await.unwrap();
+    let early = a.delete_with_sandbox().await;
+    assert_eq!(kind(early), ErrorKind::FailedPrecondition, "it runs");
+    a.kill(None, 9, false).await.unwrap();
+    assert_eq!(a.wait(None).await.unwrap().code, 137);
+    assert_eq!(a.delete_with_sandbox().await.unwrap().code, 137);
+    assert_eq!(kind(a.delete().await), ErrorKind::NotFound, "it is deleted once");
+    sandbox.stop().await.unwrap();
+    let calls = world.agent.calls();
+    assert!(!calls.contains(&"delete_container"), "{calls:?}");
+    assert!(calls.contains(&"destroy_sandbox"), "{calls:?}");
+    assert_eq!(world.left(), [""; 0]);
+}
+
 #[tokio::test]
 async fn hooks_are_told_of_every_step_and_of_every_end() {
     let dir = tempfile::tempdir().unwrap();

@@ -66,6 +66,12 @@ impl Configuration {
         self
     }
 
+    /// Sets a key of `agent.kata` to a number.
+    pub fn agent_number(mut self, key: &str, value: u64) -> Self {
+        set(&mut self.agent, key, value.to_string());
+        self
+    }
+
     /// The file's text.
     pub fn text(&self) -> String {
         let mut text = String::new();

@@ -80,6 +80,8 @@ impl Factory {
         let configuration = case.path("configuration.toml");
         Configuration::new(case.target())
             .hypervisor_number("default_memory", 256)
+            // Many boot at once in some cases, on processors that others want as well.
+            .agent_number("dial_timeout", AT_ONCE_DEADLINE.as_secs())
             .template(TEMPLATES)
             .write(&configuration)?;
         Ok(Self {
