@@ -4,6 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::configuration::Configuration;
+use e2e::parts::Target;
 use e2e::program::Program;
 use e2e::{deadlines, wait};
 use serde_json::Value;
@@ -22,6 +24,7 @@ cases! {
     a_broken_bundle_is_refused_and_leaves_its_name_free,
     a_stand_in_is_small_and_where_its_process_seems_to_be (Kata: "runc's process is the container's own"),
     descriptors_more_are_refused_before_anything_is_started (Kata: "runc passes them on"),
+    an_administrator_asks_what_a_daemon_has_started (Kata: "runc has no administrator's verbs"),
     a_dead_daemon_leaves_what_delete_removes (Kata: "runc has no daemon"),
 }
 
@@ -280,4 +283,63 @@ fn a_dead_daemon_leaves_what_delete_removes(bed: &Bed) -> Result<()> {
     bed.wait_for(&name, ".State.Status", "exited")?;
     same(&bed.inspect(&name, ".State.ExitCode")?, "137")?;
     bed.remove(&name)
+}
+
+/// Every verb of an administrator's, on a sandbox that no shim has started.
+fn an_administrator_asks_what_a_daemon_has_started(bed: &Bed) -> Result<()> {
+    let bundle = bundle(bed, "sleep 1000 & sleep 1001")?;
+    let (id, configuration) = (bed.name(), bundle.join("console.toml"));
+    let mut with_console = Configuration::new(&Target::here());
+    with_console
+        .agent
+        .push(("debug_console_enabled".into(), "true".into()));
+    with_console.write(&configuration)?;
+    let kata = |words: &[&str]| {
+        Program::new(Target::here().programs().join("kata-runtime"))
+            .args(["--config".as_ref(), configuration.as_os_str()])
+            .args(words)
+            .within(deadlines::RUN)
+    };
+    let output = fs::File::create(bundle.join("output"))?;
+    let path = bundle.display().to_string();
+    let mut created = kata(&["create", "--bundle", &path, &id]).start_logging_to(output)?;
+    ensure!(
+        created.wait()?.success(),
+        "{}",
+        fs::read_to_string(bundle.join("output"))?
+    );
+    kata(&["start", &id]).output()?.success()?;
+
+    let json = |words: &[&str]| -> Result<Value> { Ok(serde_json::from_str(&kata(words).read()?)?) };
+    let inspected = json(&["inspect", &id])?;
+    ensure!(inspected["containers"][0]["status"] == "running", "{inspected}");
+    ensure!(inspected["containers"][0]["id"] == id.as_str(), "{inspected}");
+    // Of a container of its own root, `ps` is the runtime's verb, and tells pids.
+    wait::until("both sleep", deadlines::RUN, || {
+        let pids = kata(&["ps", &id]).read()?;
+        Ok((pids.lines().count() > 2).then_some(()))
+    })?;
+    let stats = json(&["stats", "--no-stream", "--format", "json", &id])?;
+    ensure!(
+        stats[1]["container"] == id.as_str() && stats[1]["pids"].as_u64() >= Some(2),
+        "{stats}"
+    );
+    let metrics = kata(&["metrics", &id]).read()?;
+    has(&metrics, "kata_sandbox_info{id=")?;
+    has(
+        &metrics,
+        "kata_shim_agent_rpc_durations_histogram_milliseconds_count{action=\"create_container\"} 1",
+    )?;
+    let console = kata(&["console", &id, "--", "cat", "/proc/1/comm;", "exit", "7"]).output()?;
+    ensure!(
+        !console.exits(7)?.is_empty(),
+        "a console has the guest's processes"
+    );
+    // A daemon has a file of its own, which is found without being named.
+    let logged = kata(&["logs", &id]).read()?;
+    has(&logged, "the sandbox is ready")?;
+    has(&logged, "a console is opened")?;
+
+    kata(&["delete", "--force", &id]).output()?.success()?;
+    kata(&["inspect", &id]).output()?.failure().map(drop)
 }
