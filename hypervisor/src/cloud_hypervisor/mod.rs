@@ -260,10 +260,10 @@ impl Hypervisor for CloudHypervisor {
 
     async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
         let log = self.log.new(slog::o!("vm" => spec.id.clone()));
-        // The monitor would not say which of them it cannot open.
-        files::usable(&[files::kernel(&spec.kernel), files::initrd(&spec.initrd)])?;
         let mut inherited = Vec::new();
         let machine = request::machine(&self.settings, &spec, &mut inherited)?;
+        // The monitor would not say which of them it cannot open.
+        files::usable(&[files::kernel(&spec.kernel), files::initrd(&spec.initrd)])?;
         let saveable = !matches!(boot, Boot::Cold);
         if saveable {
             snapshot::check_saveable(&spec)?;

@@ -344,9 +344,9 @@ impl Hypervisor for Firecracker {
 
     async fn launch(&self, mut spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
         let log = self.log.new(slog::o!("vm" => spec.id.clone()));
+        request::check(&spec)?;
         // The monitor would not say which of them it cannot open.
         files::usable(&[files::kernel(&spec.kernel), files::initrd(&spec.initrd)])?;
-        request::check(&spec)?;
         let saveable = !matches!(boot, Boot::Cold);
         if saveable {
             snapshot::check_saveable(&spec)?;

@@ -128,7 +128,9 @@ impl Place {
                         source,
                     )
                 })?;
-                jail.expose(name, &file)
+                let mounted = Mounted::read_only(jail.root.join(name), file.as_fd())?;
+                jail.mounts.push(mounted);
+                Ok(format!("/{name}"))
             }
         }
     }

@@ -6,7 +6,9 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
+use rustix::mount::{
+    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_remount, move_mount, open_tree, unmount,
+};
 
 use crate::{Error, ErrorKind};
 
@@ -36,6 +38,17 @@ impl Mounted {
                     MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
                 )
             })
+            .map_err(|errno| failed(&mounted.0, errno.into()))?;
+        Ok(mounted)
+    }
+
+    /// The same, which nobody can write to by this path.
+    ///
+    /// # Errors
+    /// As for [`Mounted::new`].
+    pub fn read_only(path: PathBuf, file: BorrowedFd<'_>) -> Result<Self, Error> {
+        let mounted = Self::new(path, file)?;
+        mount_remount(&mounted.0, MountFlags::BIND | MountFlags::RDONLY, "")
             .map_err(|errno| failed(&mounted.0, errno.into()))?;
         Ok(mounted)
     }

@@ -5,6 +5,7 @@ mod disks;
 mod growth;
 mod saving;
 mod subject;
+mod usage;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -29,6 +30,7 @@ pub use saving::{
 };
 use subject::{BOOT, SOON};
 pub use subject::{Place, Subject};
+use usage::{processor_time, resident_kib};
 
 /// Counting descriptors needs the process for itself: that test takes this for writing, the others for reading.
 pub static PROCESS: RwLock<()> = RwLock::const_new(());
@@ -567,24 +569,4 @@ pub fn leftovers(run_dir: &Path) -> Vec<String> {
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("proc").count()
-}
-
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .expect("VmRSS");
-    line.split_ascii_whitespace()
-        .nth(1)
-        .and_then(|number| number.parse().ok())
-        .expect("a number")
-}
-
-fn processor_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(
-        time.tv_sec.unsigned_abs(),
-        u32::try_from(time.tv_nsec).expect("nanoseconds"),
-    )
 }

@@ -38,6 +38,7 @@ const SLEEPS: &[&str] = &[
     "src/host/home.rs",
     // Between looks at a socket, of which the kernel does not tell that it is listened on.
     "src/host/ready.rs",
+    "hypervisor/src/rest/appear.rs",
     // A pause that bounds the rate of an event.
     "src/sandbox/owner.rs",
     // Until descriptors may be free again.
