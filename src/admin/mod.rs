@@ -253,7 +253,7 @@ impl Desk {
             )),
             ("PUT", "/policy") => self.set_policy(body).await,
             ("GET", "/direct-volume/stats") | ("POST", "/direct-volume/resize") => Err(lacks(
-                "a direct volume: volumes are the host's, mounted there and shared; ask the host's file system",
+                "a direct volume whose size could be told or changed from here: ask in the container that has it (df)",
             )),
             (_, path) => Err(Error::new(
                 ErrorKind::NotFound,

@@ -32,11 +32,7 @@ const DEV: &str = "/dev";
 /// The first that cannot be one, and why.
 pub(super) fn open_all(plans: &[DiskPlan], site: &Site) -> Result<Vec<Disk>> {
     let open = |plan: &DiskPlan| {
-        if let DiskSource::Device(path) | DiskSource::File(path) | DiskSource::DeviceOrFile(path) =
-            &plan.source
-        {
-            site.at(path)?;
-        }
+        site.at(Path::new(&plan.source.to_string()))?;
         open_one(plan)
     };
     plans.iter().map(open).collect()

@@ -34,7 +34,7 @@ impl Disk {
         }
     }
 
-    /// Its node, when it is there.
+    /// Its node, when it can be used.
     fn find(&self) -> Option<PathBuf> {
         let node = match self {
             Self::Node(node) => node.clone(),
@@ -43,7 +43,8 @@ impl Disk {
                 (text.trim() == serial).then(|| disk.file_name().into_string().ok())?
             })?,
         };
-        Some(Path::new("/dev").join(node)).filter(|path| path.exists())
+        // Its name is there before it can be used; the announcement that makes us look again comes when it can.
+        Some(Path::new("/dev").join(node)).filter(|path| std::fs::File::open(path).is_ok())
     }
 
     /// Its node, which may have to appear yet.

@@ -251,7 +251,16 @@ async fn prepare(
                 )
             })?;
             let node = device::block_node(&name, driver, readonly, set);
-            if let Err(error) = client.execute("blockdev-add", node).await {
+            // By io_uring, where QEMU and the host's kernel have it: a read is not handed to another thread and back.
+            let mut quick = node.clone();
+            quick["aio"] = json!("io_uring");
+            let added = match client.execute("blockdev-add", quick).await {
+                Err(error) if error.kind != ErrorKind::Unavailable => {
+                    client.execute("blockdev-add", node).await
+                }
+                added => added,
+            };
+            if let Err(error) = added {
                 // The error that counts is the first.
                 let _ = client.execute("remove-fd", json!({"fdset-id": set})).await;
                 return Err(error);

@@ -108,6 +108,9 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "debootstrap",
         "makes a root file system with real programs",
     ),
+    (Purpose::Test, "e2fsprogs", "makes ext4 on disks"),
+    (Purpose::Test, "xfsprogs", "makes XFS on disks"),
+    (Purpose::Test, "erofs-utils", "makes EROFS on disks"),
     (Purpose::KernelSource, "bc", "kernel build: time constants"),
     (
         Purpose::KernelSource,

@@ -307,12 +307,13 @@ impl<'a> Case<'a> {
             .args(command))
     }
 
-    /// Has the image of busybox in a snapshotter that is not the tests' own, from now on.
-    pub fn unpack_for(&mut self, snapshotter: &'static str) -> Result<()> {
+    /// The beginning of flags for a container in this snapshotter, whichever the tests' own is. The image is unpacked there when
+    /// the first one needs it.
+    pub fn on(&mut self, snapshotter: &'static str) -> Result<[&'static str; 2]> {
         if self.bed.snapshotters.insert(snapshotter) {
             self.bed.containerd.import_for(snapshotter, &busybox()?)?;
         }
-        Ok(())
+        Ok(["--snapshotter", snapshotter])
     }
 
     /// Runs a shell's script in a container that is removed afterwards.

@@ -70,12 +70,6 @@ fn made(path: &Path, mib: u64, program: &str, flags: &[&str]) -> Result<()> {
     Program::new(program).args(flags).args([path]).read().map(drop)
 }
 
-/// Beginnings of flags for a container whose root is on a block device. The image is unpacked there when the first one needs it.
-fn on_disk(case: &mut Case<'_>) -> Result<[&'static str; 2]> {
-    case.unpack_for("devmapper")?;
-    Ok(["--snapshotter", "devmapper"])
-}
-
 /// The snapshot of a container, mounted on the host.
 fn of_snapshot<T>(case: &Case<'_>, key: &str, look: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let place = case.path("snapshot");
@@ -99,7 +93,7 @@ fn mounted<T>(device: &Path, place: &Path, work: impl FnOnce() -> Result<T>) -> 
 
 /// The guest mounts it, and nobody on the host; what is written there is in the snapshot afterwards.
 fn a_root_on_a_block_device(case: &mut Case<'_>) -> Result<()> {
-    let flags = on_disk(case)?;
+    let flags = case.on("devmapper")?;
     let container = case.start(&flags, FOREVER)?;
     let mounts = container.shell("cat /proc/mounts")?;
     let root = mounts
@@ -132,7 +126,7 @@ fn a_root_on_a_block_device(case: &mut Case<'_>) -> Result<()> {
 
 /// Of a root that the caller wants to be read-only.
 fn a_read_only_root(case: &mut Case<'_>) -> Result<()> {
-    let flags = [&on_disk(case)?[..], &["--read-only"]].concat();
+    let flags = [&case.on("devmapper")?[..], &["--read-only"]].concat();
     let output = case.shell(&flags, "echo x > /new; echo y > /dev/shm/f && cat /dev/shm/f")?;
     assert_eq!(
         output.stderr.matches("Read-only file system").count(),
@@ -177,7 +171,7 @@ fn a_bound_device_is_a_device(case: &mut Case<'_>) -> Result<()> {
     assert_eq!(output.success()?, "on the disk\n1\n");
     assert_eq!(&fs::read(&file)?[..7], b"on the ");
     // A privileged one may make nodes of its own: the disk itself is read-only.
-    let made = "n=$(cat /sys/block/vd*/dev | head -1); mknod /tmp/d b ${n%:*} ${n#*:}; blockdev --setrw /tmp/d 2>/dev/null; \
+    let made = "for b in /sys/block/vd*; do [ $(cat $b/ro) = 0 ] || n=$(cat $b/dev); done; mknod /tmp/d b ${n%:*} ${n#*:}; blockdev --setrw /tmp/d 2>/dev/null; \
                 head -c 11 /tmp/d; echo; echo changed | dd of=/tmp/d conv=fsync; echo $?";
     let privileged = ["--privileged", "--mount", &mount("rbind:ro")];
     let output = case.shell(&privileged, made)?;

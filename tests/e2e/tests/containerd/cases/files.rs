@@ -106,7 +106,9 @@ fn tmpfs_and_shared_memory(case: &mut Case<'_>) -> Result<()> {
 
 /// What a container writes to its root is in its snapshot on the host, while it runs and after it.
 fn writes_reach_the_snapshot(case: &mut Case<'_>) -> Result<()> {
-    let container = case.start(&[], FOREVER)?;
+    // That of a block device is looked at in `disks`.
+    let flags = case.on("overlayfs")?;
+    let container = case.start(&flags, FOREVER)?;
     let upper = upper_directory(case, &container.id)?;
     container.shell("mkdir /made; echo new > /made/file; echo added >> /etc/hosts; rm /bin/yes; ln -s file /made/link; sync")?;
     assert_eq!(fs::read_to_string(upper.join("made/file"))?, "new\n");
@@ -126,7 +128,9 @@ fn writes_reach_the_snapshot(case: &mut Case<'_>) -> Result<()> {
 
 /// Where the snapshot of a container has what was written.
 fn upper_directory(case: &Case<'_>, id: &str) -> Result<PathBuf> {
-    let command = case.ctr(&["snapshots", "mounts", "/target", id]).read()?;
+    let command = case
+        .ctr(&["snapshots", "--snapshotter", "overlayfs", "mounts", "/target", id])
+        .read()?;
     let (_, rest) = command
         .split_once("upperdir=")
         .with_context(|| format!("no upper directory: {command}"))?;
