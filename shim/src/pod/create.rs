@@ -196,7 +196,7 @@ impl Pod {
         self.books().run_dir = Some(config.runtime.run_dir.clone());
         // Before there is anything to clean up.
         self.write_note(&order.bundle, order.configuration.as_deref(), None)?;
-        let rootfs = rootfs_mounts(&order)?;
+        let rootfs = rootfs_mounts(order)?;
         let sandbox = self.launch(&order.bundle, rootfs, Arc::new(config), None).await?;
         self.books().sandbox = Slot::Ready(sandbox.clone());
         Ok(sandbox)
