@@ -1,18 +1,19 @@
 //! The owner of a sandbox that runs. It takes commands one by one and waits for nobody: what takes time is done on the
 //! side, and its end comes back as a command.
 
+mod news;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use agent_client::Agent;
-use agent_protocol as p;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
 use hypervisor::Size;
 use oci_spec::runtime::LinuxResources;
-use slog::{Logger, debug, info, warn};
+use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
@@ -41,12 +42,6 @@ pub(super) type Carrying = BoxFuture<'static, Result<()>>;
 
 /// Work on the side.
 type Jobs = FuturesUnordered<BoxFuture<'static, Command>>;
-
-/// Between two questions for events. What the guest has to tell is not urgent, and a hostile one answers all day.
-const EVENT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Events of one answer that are looked at: as many as the agent keeps.
-const MOST_EVENTS: usize = 1024;
 
 /// The owner.
 pub(super) struct Owner {
@@ -257,66 +252,6 @@ impl Owner {
                 killed: false,
             })
         });
-    }
-
-    /// Asks the guest for what happened after this event. The question stays open, and so tells the loss of the agent.
-    fn ask_for_events(&self, after: u64) {
-        let agent = Arc::clone(&self.agent);
-        let request = p::NextEventsRequest {
-            after,
-            ..Default::default()
-        };
-        let exited = self.vm.exited();
-        let call = async move {
-            match agent.next_events(request, None).await {
-                Ok(answer) => {
-                    tokio::time::sleep(EVENT_PAUSE).await;
-                    Ok(answer)
-                }
-                Err(error) => {
-                    // When the VMM has ended that is the news, and not that the agent went with it.
-                    let _ = timeout(deadlines::LOSS_NEWS, start::ended(exited)).await;
-                    Err(error)
-                }
-            }
-        };
-        self.job(call, move |owner, answer| match answer {
-            Ok(answer) => {
-                let last = owner.guest_events(after, answer.events);
-                owner.ask_for_events(last);
-            }
-            Err(error) => owner.stop_vm(VmEnd {
-                reason: format!("the connection to the agent is lost: {error}"),
-                killed: false,
-            }),
-        });
-    }
-
-    /// Passes on what the guest says has happened to containers that exist; answers with the last sequence number.
-    fn guest_events(&mut self, after: u64, events: Vec<p::Event>) -> u64 {
-        let mut last = after;
-        for event in events.into_iter().take(MOST_EVENTS) {
-            last = last.max(event.sequence);
-            let Some(p::event::Kind::Oom(oom)) = event.kind else {
-                continue;
-            };
-            let Ok(id) = ContainerId::new(oom.container_id) else {
-                continue;
-            };
-            let now = Instant::now();
-            let is_new = self
-                .told_oom
-                .get(&id)
-                .is_none_or(|told| now.duration_since(*told) >= deadlines::OOM_PAUSE);
-            if !self.containers.contains_key(&id) || !is_new {
-                continue;
-            }
-            self.told_oom.insert(id.clone(), now);
-            if let Err(error) = self.events.try_send(Event::Oom(id)) {
-                debug!(self.log, "an OOM notice is dropped"; "error" => %error);
-            }
-        }
-        last
     }
 
     fn appeal(&mut self, appeal: Appeal) {

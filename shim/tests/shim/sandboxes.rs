@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use containerd_shim_protos::api::ConnectRequest;
 use containerd_shim_protos::api::Status;
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, PingRequest, PlatformRequest, SandboxMetricsRequest, SandboxStatusRequest,
@@ -183,8 +184,12 @@ async fn a_sandbox_lives_without_a_container_and_takes_containers() {
     assert_eq!(info["pid"], started.pid);
     sandbox.ping().await.unwrap();
     // So asks a containerd that was started again.
-    let task = sandbox.server.task("pod").await;
-    let greeting = task.connect().await.unwrap();
+    let asked = ConnectRequest {
+        id: sandbox.id.clone(),
+        ..Default::default()
+    };
+    let containerd = sandbox.server.client().await;
+    let greeting = containerd.connect(context(), &asked).await.unwrap();
     assert_eq!((greeting.task_pid, greeting.shim_pid > 0), (started.pid, true));
     let request = PlatformRequest {
         sandbox_id: sandbox.id.clone(),

@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
-    ConnectRequest, ConnectResponse, CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest,
-    ForwardRequest, KillRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
-    WaitResponse,
+    CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, ForwardRequest, KillRequest,
+    ShutdownRequest, StartRequest, StateRequest, StateResponse, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExecStarted, TaskExit, TaskStart};
@@ -436,14 +435,6 @@ impl Task {
             ..Default::default()
         };
         self.client.delete(context(), &request).await
-    }
-
-    pub async fn connect(&self) -> ttrpc::Result<ConnectResponse> {
-        let request = ConnectRequest {
-            id: self.id.clone(),
-            ..Default::default()
-        };
-        self.client.connect(context(), &request).await
     }
 
     pub async fn shutdown(&self) -> ttrpc::Result<()> {

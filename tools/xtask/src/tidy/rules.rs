@@ -40,7 +40,7 @@ const SLEEPS: &[&str] = &[
     "src/host/ready.rs",
     "hypervisor/src/rest/appear.rs",
     // A pause that bounds the rate of an event.
-    "src/sandbox/owner.rs",
+    "src/sandbox/owner/news.rs",
     // Until descriptors may be free again.
     "src/admin/mod.rs",
     "src/engine/link.rs",
