@@ -342,8 +342,14 @@ fn the_dead_are_collected(case: &mut Case<'_>) -> Result<()> {
     case.containerd().kill();
     let pid = Pid::from_raw(shim.pid).context("a pid")?;
     kill_process(pid, Signal::KILL)?;
+    // Its memory goes before its sockets: until it is a zombie one may still connect to it.
+    let stat = Path::new("/proc").join(shim.pid.to_string()).join("stat");
     wait::until("the shim ends", deadlines::PROGRESS, || {
-        Ok((!Path::new("/proc").join(shim.pid.to_string()).join("exe").exists()).then_some(()))
+        let runs = fs::read_to_string(&stat).is_ok_and(|stat| {
+            let state = stat.rsplit(')').next().unwrap_or_default();
+            !state.trim_start().starts_with(['Z', 'X'])
+        });
+        Ok((!runs).then_some(()))
     })?;
     let gc = |words: &[&str]| -> Result<Option<Value>> {
         let words = [&["gc", "--format", "json"], words].concat();
