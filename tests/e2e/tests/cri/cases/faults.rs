@@ -56,6 +56,8 @@ fn the_sandbox_is_killed(bed: &mut Bed) -> Result<()> {
     kill_process(process(&pod)?, Signal::KILL)?;
     not_ready(&pod)?;
     container.stop(Duration::ZERO)?;
+    // What has ended already is stopped at once; that it has ended containerd may still have to hear.
+    container.wait_for(ContainerState::ContainerExited, deadlines::GONE)?;
     container.remove()?;
     pod.remove()?;
     bed.nothing_left()
