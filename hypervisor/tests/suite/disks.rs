@@ -19,8 +19,11 @@ pub async fn a_disk_is_plugged_and_unplugged(subject: Subject) {
         .and_then(|file| file.set_len(1 << 20))
         .expect("a disk");
     let file: Arc<OwnedFd> = Arc::new(File::open(&disk).expect("a disk").into());
-    // A path is of no use to anybody any more.
-    std::fs::remove_file(&disk).expect("a disk without a name");
+    // Which takes descriptors has no use for a path any more; the others' programs want a path, which a driver makes of it.
+    let by_descriptor = matches!(subject, Subject::Q35);
+    if by_descriptor {
+        std::fs::remove_file(&disk).expect("a disk without a name");
+    }
     let mut vm = place.launch().await;
     let _agent = place.greeted().await;
 
@@ -34,7 +37,9 @@ pub async fn a_disk_is_plugged_and_unplugged(subject: Subject) {
     // Twice, because what the first time leaves behind would be in the way.
     for _ in 0..2 {
         hotplug.plug(device.clone()).await.expect("a plugged disk");
-        assert_eq!(opened(pid, &disk), [OFlags::RDONLY], "it cannot be written");
+        if by_descriptor {
+            assert_eq!(opened(pid, &disk), [OFlags::RDONLY], "it cannot be written");
+        }
         let again = hotplug.plug(device.clone()).await.expect_err("the name is taken");
         assert_eq!(again.kind, ErrorKind::FailedPrecondition);
         hotplug.unplug("data").await.expect("an unplugged disk");
