@@ -22,7 +22,7 @@ use rustix::process::{Pid, WaitOptions, wait};
 use tempfile::TempDir;
 
 use crate::census::cgroups;
-use crate::snapshotter::detach;
+use crate::snapshotter::{self, detach};
 use crate::{deadlines, wait as waiting};
 
 /// Says what this process is in a cell: `first` or `worker`.
@@ -198,6 +198,7 @@ fn reap() -> Result<ExitCode> {
         )
         .with_context(|| format!("mount a tmpfs on {place}"))?;
     }
+    snapshotter::furnish()?;
     let arguments: Vec<OsString> = env::args_os().skip(1).collect();
     let worker = Command::new(env::current_exe().context("find our own program")?)
         .args(arguments)

@@ -55,12 +55,11 @@ pub fn is_possible() -> bool {
     Path::new("/dev/loop-control").exists()
 }
 
-/// Makes what the devmapper snapshotter stands on, in this cell's directory. Answers with the directory of its `dmsetup` and with
-/// its part of containerd's configuration.
+/// Gives a cell a place for the volumes' nodes, which is there as long as the cell.
 ///
 /// # Errors
 /// It can't be made.
-pub fn prepare(directory: &Path) -> Result<(PathBuf, String)> {
+pub(crate) fn furnish() -> Result<()> {
     // A kernel without device-mapper has no such directory, and it stays; what is in it is the cell's.
     match fs::create_dir(NODES) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -69,7 +68,15 @@ pub fn prepare(directory: &Path) -> Result<(PathBuf, String)> {
         Ok(()) | Err(_) => {}
     }
     mount("cell", NODES, "tmpfs", MountFlags::NOSUID, Some(c"mode=755"))
-        .with_context(|| format!("mount a tmpfs on {NODES}"))?;
+        .with_context(|| format!("mount a tmpfs on {NODES}"))
+}
+
+/// Makes what the devmapper snapshotter stands on, in this cell's directory. Answers with the directory of its `dmsetup` and with
+/// its part of containerd's configuration.
+///
+/// # Errors
+/// It can't be made.
+pub fn prepare(directory: &Path) -> Result<(PathBuf, String)> {
     let programs = directory.join("dmsetup");
     fs::create_dir_all(programs.join("volumes"))?;
     let program = programs.join("dmsetup");
