@@ -34,6 +34,10 @@ impl Bed {
 
     /// Prepares for a case of this runtime.
     pub fn turn_to(&mut self, runtime: Runtime) {
+        if self.runtime != runtime {
+            // It is the other one's, which no case of a run of few has cleared away.
+            self.shared = None;
+        }
         self.runtime = runtime;
     }
 
