@@ -46,9 +46,11 @@ const REQUESTS: &[(&str, &[&str])] = &[
     ("WriteConnection", &["OpenConnection"]),
     ("FinishConnection", &["OpenConnection"]),
     ("CloseConnection", &["OpenConnection"]),
-    ("NextEvents", &["GetOOMEvent"]),
     ("SetPolicy", &[]),
 ];
+
+/// By these the host knows that somebody is there: without them it would have to take the guest for lost.
+const ALWAYS: [&str; 2] = ["Hello", "NextEvents"];
 
 /// Requests of Kata's agent that ours has not, so that nobody can make them: a policy may decide about them.
 const NOT_OURS: &[&str] = &[
@@ -58,6 +60,8 @@ const NOT_OURS: &[&str] = &[
     "CopyFile",
     "GetDiagnosticData",
     "GetIPTables",
+    // It is a part of our NextEvents.
+    "GetOOMEvent",
     "GetVolumeStats",
     "GuestDetails",
     "ListInterfaces",
@@ -126,9 +130,9 @@ impl Policy {
         }
     }
 
-    /// Whether this request may be made, by its name in the protocol. One that asks who is there may.
+    /// Whether this request may be made, by its name in the protocol. Those of [`ALWAYS`] may.
     pub fn allows(&self, request: &str) -> bool {
-        if request == "Hello" {
+        if ALWAYS.contains(&request) {
             return true;
         }
         let Some((name, others)) = REQUESTS.iter().find(|(name, _)| *name == request) else {
@@ -170,6 +174,7 @@ mod tests {
         );
         for (request, allowed) in [
             ("Hello", true),
+            ("NextEvents", true),
             ("CreateContainer", true),
             ("ReadOutput", true),
             ("OpenConsole", true),
@@ -204,7 +209,7 @@ mod tests {
         for call in calls {
             assert!(
                 policy(&match call {
-                    "Hello" => String::new(),
+                    call if ALWAYS.contains(&call) => String::new(),
                     call => format!("default {call}Request := true"),
                 })
                 .allows(call)

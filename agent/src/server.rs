@@ -31,6 +31,8 @@ struct Line {
     log: Logger,
     connected: watch::Sender<bool>,
     previous: Option<oneshot::Receiver<()>>,
+    /// See [`Line::next`].
+    is_prepared: bool,
     failed: Option<oneshot::Sender<Error>>,
 }
 
@@ -41,7 +43,7 @@ impl Line {
             // Only its end is of interest, which is when the sender is dropped.
             let _ = previous.await;
             self.connected.send_replace(false);
-            if self.sandbox.is_blank() {
+            if self.sandbox.is_blank() && !std::mem::replace(&mut self.is_prepared, true) {
                 // Who hangs up without a word is about to save this guest, and waits until it dials again: what all copies
                 // would have to do is done once, and what is no use to them is not saved.
                 container::prepare();
@@ -78,6 +80,7 @@ impl Serving {
             log,
             connected: connection_state,
             previous: None,
+            is_prepared: false,
             failed: Some(failure),
         };
         let connections = stream::unfold(line, async |mut line| line.next().await.map(|next| (next, line)));

@@ -78,6 +78,8 @@ pub(crate) struct Parts {
     pub(crate) late: bool,
     /// The sandbox has to be asked before an update.
     pub(crate) grows: bool,
+    /// File systems on disks are to be unmounted in the guest, whatever goes with it.
+    pub(crate) has_disks: bool,
     pub(crate) phases: Phases,
     pub(crate) hooks: Hooks,
     /// What hooks are shown as its process.
@@ -127,6 +129,7 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
         vm: parts.vm,
         late: parts.late,
         grows: parts.grows,
+        has_disks: parts.has_disks,
         phases: parts.phases,
         hooks: parts.hooks,
         pid: parts.pid,

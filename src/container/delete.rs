@@ -80,11 +80,11 @@ impl Task {
         }
         let call = self.vm_runs().is_ok();
         let (agent, limit) = (Arc::clone(&self.agent), self.timeouts.request);
-        let (id, sandbox) = (self.id.clone(), self.sandbox.clone());
+        let (id, sandbox, has_disks) = (self.id.clone(), self.sandbox.clone(), self.has_disks);
         self.job(
             async move {
                 drain(outputs).await;
-                if extent == Extent::Sandbox {
+                if extent == Extent::Sandbox && !has_disks {
                     return Ok(());
                 }
                 if call {
@@ -96,6 +96,9 @@ impl Task {
                         }
                         answer => forgotten(answer)?,
                     }
+                }
+                if extent == Extent::Sandbox {
+                    return Ok(());
                 }
                 let (done, released) = oneshot::channel();
                 match sandbox.send(Appeal::Release { id, done }).await {

@@ -214,8 +214,8 @@ impl Container {
             .await
     }
 
-    /// The same for a container whose sandbox is going to be stopped next: its output is delivered, and what else there is of
-    /// it goes with the sandbox.
+    /// The same for a container whose sandbox is going to be stopped next: its output is delivered, what it wrote to disks is
+    /// on them, and what else there is of it goes with the sandbox.
     pub async fn delete_with_sandbox(&self) -> Result<ExitStatus> {
         self.ask(|task, reply| task.delete(Extent::Sandbox, reply)).await
     }

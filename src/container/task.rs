@@ -39,6 +39,7 @@ pub(crate) struct Task {
     pub(super) late: bool,
     /// The sandbox has to be asked before an update.
     pub(super) grows: bool,
+    pub(super) has_disks: bool,
     pub(super) phases: Phases,
     pub(super) hooks: Hooks,
     pub(super) pid: u32,

@@ -60,6 +60,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
         vm: vm.subscribe(),
         late: false,
         grows: false,
+        has_disks: false,
         phases: phases.clone(),
         hooks: Hooks::new(&ContainerId::new("c").unwrap(), HooksPlan::default()),
         pid: 7,

@@ -120,7 +120,8 @@ async fn fill(
     unfinished: &Unfinished,
 ) -> Result<()> {
     let socket = unfinished.dir().join("agent.sock");
-    let listener = Listener::bind(&match hypervisor.capabilities().vsock_hybrid {
+    let by_vsock = hypervisor.capabilities().vsock_hybrid;
+    let listener = Listener::bind(&match by_vsock {
         true => Channel::HybridVsock { uds: socket.clone() },
         false => Channel::Unix { path: socket.clone() },
     })?;
@@ -128,12 +129,18 @@ async fn fill(
     template.devices = with_socket(template.devices, &socket);
     let mut vm = hypervisor.launch(template, Boot::ToSave).await?;
     let limit = deadlines::dial(&config.agent, || hypervisor.capabilities().emulated);
-    let saved = save(limit, &mut *vm, listener, unfinished).await;
+    let saved = save(limit, by_vsock, &mut *vm, listener, unfinished).await;
     let stopped = vm.stop().await.map_err(Error::from);
     saved.and(stopped)
 }
 
-async fn save(limit: Duration, vm: &mut dyn Vm, listener: Listener, unfinished: &Unfinished) -> Result<()> {
+async fn save(
+    limit: Duration,
+    by_vsock: bool,
+    vm: &mut dyn Vm,
+    listener: Listener,
+    unfinished: &Unfinished,
+) -> Result<()> {
     let mut exited = vm.exited();
     tokio::select! {
         away = listener.turn_away(limit) => away?,
@@ -147,6 +154,10 @@ async fn save(limit: Duration, vm: &mut dyn Vm, listener: Listener, unfinished: 
                 format!("the guest of the template did not start: {reason}; its console:\n{console}"),
             ));
         }
+    }
+    if by_vsock {
+        // Nobody else sees that it dials again, and by then has done what is done once. A serial port is watched by its VMM.
+        listener.turn_away(limit).await?;
     }
     // Who dials again over vsock finds nobody, and is saved as one who dials. A connection would be lost in the copies.
     drop(listener);

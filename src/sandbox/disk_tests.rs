@@ -33,6 +33,35 @@ async fn they_come_and_go_with_their_container() {
     assert_eq!(world.left(), [""; 0]);
 }
 
+/// The end of a machine does not wait long; a file system that is unmounted is waited for.
+#[tokio::test]
+async fn what_is_on_them_is_written_back_though_all_goes_with_the_sandbox() {
+    let world = World::new(Fault::None);
+    world.disks.store(1, Ordering::SeqCst);
+    let sandbox = start(&world).await.0.unwrap();
+    let a = sandbox.create_container(container("a")).await.unwrap();
+    a.start().await.unwrap();
+    a.kill(None, 9, false).await.unwrap();
+    a.wait(None).await.unwrap();
+    world
+        .agent
+        .fail("delete_container", agent_client::ErrorKind::Internal, "no space");
+    let error = a.delete_with_sandbox().await.unwrap_err();
+    assert!(error.chain().contains("no space"), "{}", error.chain());
+    world.agent.obey("delete_container");
+    a.delete_with_sandbox().await.unwrap();
+    let deletions = world
+        .agent
+        .calls()
+        .iter()
+        .filter(|call| **call == "delete_container")
+        .count();
+    assert_eq!(deletions, 2);
+    assert_eq!(plugged(&world), ["a0"], "it goes with the machine");
+    sandbox.stop().await.unwrap();
+    assert_eq!(world.left(), [""; 0]);
+}
+
 #[tokio::test]
 async fn a_creation_that_fails_leaves_none() {
     let world = World::new(Fault::None);

@@ -437,6 +437,21 @@ struct Served(Arc<World>);
 /// Longest that a call of the host may keep this guest.
 const LONG: Option<Duration> = Some(Duration::from_secs(60));
 
+/// As a real agent answers.
+fn code(kind: agent_client::ErrorKind) -> ttrpc::Code {
+    use agent_client::ErrorKind as Kind;
+    match kind {
+        Kind::NotFound => ttrpc::Code::NOT_FOUND,
+        Kind::AlreadyExists => ttrpc::Code::ALREADY_EXISTS,
+        Kind::InvalidArgument => ttrpc::Code::INVALID_ARGUMENT,
+        Kind::FailedPrecondition => ttrpc::Code::FAILED_PRECONDITION,
+        Kind::Unsupported => ttrpc::Code::UNIMPLEMENTED,
+        Kind::Unavailable => ttrpc::Code::UNAVAILABLE,
+        Kind::DeadlineExceeded => ttrpc::Code::DEADLINE_EXCEEDED,
+        Kind::Internal => ttrpc::Code::INTERNAL,
+    }
+}
+
 macro_rules! forward {
     ($($name:ident($request:ident) -> $response:ident;)*) => {
         #[async_trait]
@@ -461,7 +476,7 @@ macro_rules! forward {
 
             $(async fn $name(&self, _: &TtrpcContext, request: p::$request) -> ttrpc::Result<p::$response> {
                 self.0.agent.$name(request, LONG).await.map_err(|error| {
-                    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::NOT_FOUND, error.message))
+                    ttrpc::Error::RpcStatus(ttrpc::get_status(code(error.kind), error.message))
                 })
             })*
         }

@@ -262,7 +262,7 @@ async fn live(
     let mut ready = match acquired {
         Ok(ready) => ready,
         Err(mut error) => {
-            if let Err(second) = holdings.release().await {
+            if let Err(second) = holdings.release(&log).await {
                 error = error.and(&second);
             }
             warn!(log, "the sandbox did not start"; "after" => ?holdings.state, "error" => error.chain());

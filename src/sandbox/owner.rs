@@ -427,6 +427,7 @@ impl Owner {
             vm: self.end.subscribe(),
             late: self.late.is_some(),
             grows: self.growth.is_some(),
+            has_disks: !disks.is_empty(),
             phases: self.phases.clone(),
             hooks,
             pid: self.vm.pid(),
@@ -511,7 +512,7 @@ impl Owner {
         });
         let (hooks, log) = (std::mem::take(&mut self.hooks), self.log.clone());
         let release = async move {
-            let released = holdings.release().await;
+            let released = holdings.release(&log).await;
             for hooks in hooks.values() {
                 hooks.stopped(&log).await;
             }

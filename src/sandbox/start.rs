@@ -8,7 +8,7 @@ use agent_protocol as p;
 use configuration::AgentConfig;
 use futures::future::BoxFuture;
 use hypervisor::{Exit, Size, VmReport};
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -169,7 +169,7 @@ impl Holdings {
 
     /// Gives everything back: the guest is told, then the VMM is ended, then the host's side goes. A step that fails does
     /// not keep the next from being taken; the first error is the answer.
-    pub(super) async fn release(&mut self) -> Result<()> {
+    pub(super) async fn release(&mut self, log: &Logger) -> Result<()> {
         let runs = self.vm.as_ref().is_some_and(|vm| vm.exited().borrow().is_none());
         if let Some(agent) = self.agent.take().filter(|_| runs) {
             // For the sake of data that the guest has not written back. A guest that does not answer loses it.
@@ -177,7 +177,9 @@ impl Holdings {
                 machine_ends: true,
                 ..Default::default()
             };
-            let _ = agent.destroy_sandbox(request, Some(deadlines::DESTROY)).await;
+            if let Err(error) = agent.destroy_sandbox(request, Some(deadlines::DESTROY)).await {
+                warn!(log, "what the guest has not written back is lost"; "error" => %error);
+            }
         }
         let stopped = match self.vm.take() {
             Some(vm) => vm.stop().await,

@@ -148,7 +148,7 @@ impl Pod {
             ));
         }
         let rootfs = rootfs_mounts(&order)?;
-        let sandbox = self.sandbox(&order).await?;
+        let sandbox = self.sandbox(&order, &rootfs).await?;
         self.write_note(&order.bundle, order.configuration.as_deref(), Some(sandbox.pid()))?;
         let owner = stdio::Owner {
             namespace: self.setting.namespace.as_str(),
@@ -182,7 +182,7 @@ impl Pod {
     }
 
     /// The sandbox; if there is none, it is started.
-    async fn sandbox(self: &Arc<Self>, order: &Order) -> Result<Sandbox> {
+    async fn sandbox(self: &Arc<Self>, order: &Order, rootfs: &[RootfsMount]) -> Result<Sandbox> {
         let there = match &self.books().sandbox {
             Slot::Ready(sandbox) => Some(sandbox.clone()),
             _ => None,
@@ -196,8 +196,9 @@ impl Pod {
         self.books().run_dir = Some(config.runtime.run_dir.clone());
         // Before there is anything to clean up.
         self.write_note(&order.bundle, order.configuration.as_deref(), None)?;
-        let rootfs = rootfs_mounts(order)?;
-        let sandbox = self.launch(&order.bundle, rootfs, Arc::new(config), None).await?;
+        let sandbox = self
+            .launch(&order.bundle, rootfs.to_vec(), Arc::new(config), None)
+            .await?;
         self.books().sandbox = Slot::Ready(sandbox.clone());
         Ok(sandbox)
     }
@@ -314,11 +315,12 @@ fn told(member: &Member, rootfs: Vec<Mount>) -> TaskCreate {
     }
 }
 
-/// A mount as the runtime takes it.
+/// An order's mounts as the runtime takes them.
 fn rootfs_mounts(order: &Order) -> Result<Vec<RootfsMount>> {
     order.rootfs.iter().map(rootfs_mount).collect()
 }
 
+/// A mount as the runtime takes it.
 fn rootfs_mount(mount: &Mount) -> Result<RootfsMount> {
     if !mount.target.is_empty() {
         return Err(Error::new(

@@ -32,14 +32,30 @@ impl Pod {
                 (exit, true)
             }
             (Err(error), Some(sandbox)) => {
-                self.books().sandbox = Slot::Ready(sandbox);
+                let is_closed = {
+                    let mut books = self.books();
+                    books.sandbox = Slot::Ready(sandbox);
+                    books.closed
+                };
+                // Who wanted it stopped meanwhile has found it taken, and waits.
+                match is_closed {
+                    true => self.stop_sandbox().await,
+                    false => self.vacate().await,
+                }
                 return Err(error);
             }
             (deleted, None) => (deleted?, false),
         };
         self.told(&member.init).await;
         self.setting.events.deleted(&id, member.init.pid, exit);
-        self.books().containers.remove(&id);
+        {
+            let mut books = self.books();
+            books.containers.remove(&id);
+            if ended {
+                // Not before: nobody is to start another one while this is vacated.
+                books.sandbox = Slot::Empty;
+            }
+        }
         let execs: Vec<_> = std::mem::take(&mut *member.execs()).into_values().collect();
         for process in execs.into_iter().chain([Arc::clone(&member.init)]) {
             self.finish(process.take_logger());

@@ -312,6 +312,7 @@ impl Pod {
         };
         if let Some(sandbox) = sandbox {
             self.end(&sandbox).await;
+            self.books().sandbox = Slot::Empty;
             self.occupancy.send_replace(Occupancy::Vacant);
         } else {
             // The sender lives as long as we do.
@@ -322,12 +323,11 @@ impl Pod {
         }
     }
 
-    /// Stops a sandbox that nobody else can have any more.
+    /// Stops a sandbox that nobody else can have any more. Its place stays taken.
     async fn end(&self, sandbox: &Sandbox) {
         if let Err(error) = sandbox.stop().await {
             warn!(self.setting.log, "the sandbox is stopped, but not all is released"; "error" => error.chain());
         }
-        self.books().sandbox = Slot::Empty;
     }
 
     /// The sandbox, if this is the last container of one that goes with it. Nobody else can have it from then on.
