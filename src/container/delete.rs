@@ -12,7 +12,7 @@ use super::process::{KILLED, UNKNOWN};
 use super::state::Step;
 use super::task::{Reply, Task};
 use super::{Appeal, ExitStatus};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::io::OutputPump;
 use crate::{ExecId, deadlines};
 
@@ -89,6 +89,14 @@ impl Task {
                 }
                 if call {
                     match agent.delete_container(request, Some(limit)).await {
+                        Err(error) if error.kind == AgentErrorKind::DeadlineExceeded && has_disks => {
+                            return Err(Error::new(
+                                ErrorKind::DeadlineExceeded,
+                                format!(
+                                    "container {id}: what was written to its disks is not on them yet; delete it again"
+                                ),
+                            ));
+                        }
                         Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
                             let reason = format!("container {id}: the guest does not delete it");
                             let container = id.clone();

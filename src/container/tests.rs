@@ -34,6 +34,10 @@ fn log() -> Logger {
 }
 
 async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
+    made(agent, stdio, false).await
+}
+
+async fn made(agent: Arc<FakeAgent>, stdio: Stdio, has_disks: bool) -> Result<Fixture> {
     let (sandbox, appeals) = mpsc::channel(4);
     let vm = watch::Sender::new(None);
     let report = VmReport {
@@ -60,7 +64,7 @@ async fn created_with(agent: Arc<FakeAgent>, stdio: Stdio) -> Result<Fixture> {
         vm: vm.subscribe(),
         late: false,
         grows: false,
-        has_disks: false,
+        has_disks,
         phases: phases.clone(),
         hooks: Hooks::new(&ContainerId::new("c").unwrap(), HooksPlan::default()),
         pid: 7,
@@ -477,6 +481,25 @@ async fn a_creation_that_may_have_happened_is_taken_back() {
     let error = created_with(agent.clone(), Stdio::default()).await.err().unwrap();
     assert_eq!(error.kind, ErrorKind::InvalidArgument);
     assert_eq!(agent.calls(), ["create_container"]);
+}
+
+/// A guest that is stopped would lose what it has not written; and what is not written is not deleted.
+#[tokio::test]
+async fn a_deletion_that_waits_for_a_disk_is_asked_for_again() {
+    let agent = Arc::new(FakeAgent::new());
+    let mut fixture = made(agent.clone(), Stdio::default(), true).await.unwrap();
+    fixture.container.kill(None, 9, true).await.unwrap();
+    fixture.code(None).await;
+    agent.hang("delete_container");
+    let error = fixture.container.delete().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+    assert!(error.context.contains("delete it again"), "{error}");
+    assert!(
+        fixture.appeals.try_recv().is_err(),
+        "nobody is stopped, nothing is released"
+    );
+    agent.obey("delete_container");
+    fixture.delete().await.unwrap();
 }
 
 #[tokio::test]

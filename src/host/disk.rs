@@ -178,7 +178,7 @@ fn lock(plan: &DiskPlan, file: &File, status: &Stat) -> Result<()> {
         ),
         errno => refused(plan, &errno.to_string(), ErrorKind::Internal),
     })?;
-    match loop_device(status).filter(|_| !plan.readonly) {
+    match loop_device(status, plan.readonly) {
         Some(device) => Err(refused(
             plan,
             &format!("it is in use by the loop device {}", device.display()),
@@ -188,8 +188,8 @@ fn lock(plan: &DiskPlan, file: &File, status: &Stat) -> Result<()> {
     }
 }
 
-/// The loop device that has this file, if one has.
-fn loop_device(status: &Stat) -> Option<PathBuf> {
+/// The loop device that has this file, if one has; where we `only_read` it, one that may write to it.
+fn loop_device(status: &Stat, only_read: bool) -> Option<PathBuf> {
     let disks = fs::read_dir("/sys/block").ok()?.flatten();
     disks.into_iter().find_map(|disk| {
         let backing = fs::read(disk.path().join("loop/backing_file")).ok()?;
@@ -198,7 +198,8 @@ fn loop_device(status: &Stat) -> Option<PathBuf> {
         ));
         let there = fs::metadata(backing).ok()?;
         let is_it = (there.dev(), there.ino()) == (status.st_dev, status.st_ino);
-        is_it.then(|| Path::new(DEV).join(disk.file_name()))
+        let reads = || fs::read(disk.path().join("ro")).is_ok_and(|ro| ro.starts_with(b"1"));
+        (is_it && !(only_read && reads())).then(|| Path::new(DEV).join(disk.file_name()))
     })
 }
 

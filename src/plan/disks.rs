@@ -200,7 +200,9 @@ fn options(fs_type: DiskFs, asked: &[String], readonly: bool) -> Vec<String> {
             || option.starts_with("x-")
             || option.starts_with("X-")
             || option.ends_with("private")
-            || option.ends_with("slave");
+            || option.ends_with("slave")
+            || option.ends_with("shared")
+            || option.ends_with("unbindable");
         !is_default && !is_of_the_host
     };
     let mut told: Vec<String> = pieces(asked).filter(is_told).map(str::to_owned).collect();

@@ -238,7 +238,16 @@ fn bind(
     } else if let Some(volume) = found.and_then(|found| found.direct.as_ref()) {
         let storage = disks.volume(index, volume, options.readonly)?;
         mount.set_source(Some(storage.mount_point.clone().into()));
-        mounts.storages.push(storage);
+        // A disk is mounted once, for writing if anybody writes: who only reads has a mount of his own that is read-only.
+        match mounts
+            .storages
+            .iter_mut()
+            .find(|known| known.mount_point == storage.mount_point)
+        {
+            None => mounts.storages.push(storage),
+            Some(known) if !options.readonly => *known = storage,
+            Some(_) => {}
+        }
     } else if let Some((found, numbers)) = found.and_then(|found| Some((found, found.block?)))
         && disks.how != DisksPlan::Mounted
     {

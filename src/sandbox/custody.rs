@@ -3,7 +3,10 @@
 
 use hypervisor::{Device, Exit, Size, Vm, VmRecord};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
+use super::start;
+use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What the custodian is asked, and where the answer goes. A stop is no order: it does not wait for one.
@@ -85,6 +88,11 @@ impl Custody {
             Err(_) => Ok(()),
         };
         match unplugged {
+            Err(error) if error.kind == ErrorKind::Unavailable => {
+                // Its control socket closes before its end is known.
+                let ended = timeout(deadlines::EXIT_NEWS, start::ended(self.exited()));
+                ended.await.map(drop).map_err(|_| error)
+            }
             Err(_) if self.exited.borrow().is_some() => Ok(()),
             unplugged => unplugged,
         }

@@ -87,6 +87,26 @@ async fn a_creation_that_fails_leaves_none() {
 }
 
 #[tokio::test]
+async fn what_a_creation_that_failed_could_not_take_back_is_taken_back_with_the_next() {
+    let world = World::new(Fault::None);
+    world.disks.store(1, Ordering::SeqCst);
+    let sandbox = start(&world).await.0.unwrap();
+    world
+        .agent
+        .fail("create_container", agent_client::ErrorKind::Internal, "full");
+    world.keeps.store(true, Ordering::SeqCst);
+    let error = sandbox.create_container(container("a")).await.unwrap_err();
+    assert!(error.chain().contains("does not let go"), "{}", error.chain());
+    assert_eq!(plugged(&world), ["a0"]);
+    world.agent.obey("create_container");
+    world.keeps.store(false, Ordering::SeqCst);
+    sandbox.create_container(container("b")).await.unwrap();
+    assert_eq!(plugged(&world), ["b0"]);
+    sandbox.stop().await.unwrap();
+    assert_eq!(world.left(), [""; 0]);
+}
+
+#[tokio::test]
 async fn a_guest_that_clings_to_one_does_not_hold_up_a_stop() {
     let world = World::new(Fault::None);
     world.disks.store(1, Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! Which disks are plugged for which container.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
 use hypervisor::{Device, Disk};
@@ -11,7 +12,11 @@ use crate::error::Result;
 
 /// Names of disks that are plugged for containers, or may be.
 #[derive(Debug, Default)]
-pub(super) struct Disks(BTreeMap<ContainerId, Vec<String>>);
+pub(super) struct Disks {
+    of: BTreeMap<ContainerId, Vec<String>>,
+    /// Those of containers that did not come about, which the guest has not let go of.
+    left: Arc<Mutex<Vec<String>>>,
+}
 
 impl Disks {
     /// Plugs a container's disks. On an error some may be.
@@ -23,9 +28,16 @@ impl Disks {
     ) -> BoxFuture<'static, Result<()>> {
         // Before they are: one that may be there is unplugged.
         let names = disks.iter().map(|disk| disk.id.clone()).collect();
-        self.0.insert(id.clone(), names);
-        let vm = vm.clone();
+        self.of.insert(id.clone(), names);
+        let (vm, left) = (vm.clone(), Arc::clone(&self.left));
         Box::pin(async move {
+            // What they are is in use as long as they are there, and may be what is wanted now.
+            let names = std::mem::take(&mut *names_in(&left));
+            for name in names {
+                if vm.unplug(name.clone()).await.is_err() {
+                    names_in(&left).push(name);
+                }
+            }
             for disk in disks {
                 vm.plug(Device::Block(disk)).await?;
             }
@@ -35,7 +47,7 @@ impl Disks {
 
     /// Unplugs a container's disks, of which the guest has let go. Every one is tried; the first error is told.
     pub(super) fn unplug(&self, vm: &Custody, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
-        let names = self.0.get(id).cloned().unwrap_or_default();
+        let names = self.of.get(id).cloned().unwrap_or_default();
         let vm = vm.clone();
         Box::pin(async move {
             let mut result = Ok(());
@@ -47,8 +59,19 @@ impl Disks {
         })
     }
 
+    /// Not all of a container that did not come about could be unplugged: it is tried again with the next one's.
+    pub(super) fn leave(&mut self, id: &ContainerId) {
+        let names = self.of.remove(id).unwrap_or_default();
+        names_in(&self.left).extend(names);
+    }
+
     /// Nothing is left of a container.
     pub(super) fn forget(&mut self, id: &ContainerId) {
-        self.0.remove(id);
+        self.of.remove(id);
     }
+}
+
+fn names_in(left: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    // Nothing panics while it holds them.
+    left.lock().unwrap_or_else(PoisonError::into_inner)
 }

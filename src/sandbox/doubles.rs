@@ -84,6 +84,8 @@ pub(super) struct World {
     pub(super) ports: AtomicU32,
     /// The guest does not let go of any.
     pub(super) clings: AtomicBool,
+    /// Unplugging a disk takes too long.
+    pub(super) keeps: AtomicBool,
 }
 
 impl World {
@@ -121,6 +123,7 @@ impl World {
             plugged: Mutex::default(),
             ports: AtomicU32::new(4),
             clings: AtomicBool::new(false),
+            keeps: AtomicBool::new(false),
         })
     }
 
@@ -375,6 +378,10 @@ impl Hotplug for PlayedVm {
     async fn unplug(&mut self, id: &str) -> Result<(), hypervisor::Error> {
         if self.0.clings.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
+        }
+        if self.0.keeps.load(Ordering::SeqCst) {
+            let kind = hypervisor::ErrorKind::DeadlineExceeded;
+            return Err(hypervisor::Error::new(kind, "the guest does not let go"));
         }
         match self.0.plugged.lock().unwrap().remove(id) {
             true => {

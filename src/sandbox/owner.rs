@@ -461,7 +461,10 @@ impl Owner {
         self.job(removing, move |owner, removed| {
             let error = match removed {
                 Ok(()) => error,
-                Err(second) => error.and(&second),
+                Err(second) => {
+                    owner.disks.leave(&id);
+                    error.and(&second)
+                }
             };
             owner.forget(id, || drop(reply.send(Err(error))));
         });

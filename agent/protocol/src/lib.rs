@@ -21,7 +21,7 @@ pub use generated::agent_ttrpc as service;
 
 /// Version of the protocol. Raised when an old peer could misunderstand a new one; the host refuses a guest
 /// whose version differs.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The port the guest dials on the host (CID 2): the host listens, the guest connects and then serves ttrpc there.
 pub const PORT: u32 = 1024;

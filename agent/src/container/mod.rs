@@ -191,8 +191,15 @@ impl Apart {
     /// # Errors
     /// [`Error::Late`]; it may be done yet.
     pub async fn done(self, what: &'static str) -> Result<()> {
+        self.done_within(what, deadlines::SETUP).await
+    }
+
+    /// The same, for what may take another time.
+    ///
+    /// # Errors
+    /// [`Error::Late`]; it may be done yet.
+    pub async fn done_within(self, what: &'static str, limit: Duration) -> Result<()> {
         let ended = sys::watch(self.0.as_fd(), Interest::READABLE).step(|| format!("watch {what}"))?;
-        let limit = deadlines::SETUP;
         let ready = tokio::time::timeout(limit, ended.readable()).await;
         ready
             .map_err(|_| Error::Late { what, limit })?

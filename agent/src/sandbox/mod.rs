@@ -332,6 +332,10 @@ impl Sandbox {
 
     /// Hands out a container that has ended, to be taken apart; its id stays reserved until [`Sandbox::settle`].
     fn begin_delete(&mut self, id: &str) -> Result<(Workshop, Entry)> {
+        if !self.containers.contains_key(id) && self.busy.borrow().contains(id) {
+            // Whoever asked first may have given up; it is not gone before all is written.
+            return Err(Error::State("container is being created or deleted"));
+        }
         self.entry(id)?.check(Call::Delete)?;
         self.announce_oom(id);
         self.memory.remove(id);

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, fstat, open, statx, syncfs};
 use rustix::mount::{
@@ -403,7 +404,7 @@ impl Mounter {
                 let _ = open(disk, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(syncfs);
             }
         })?;
-        Ok(flushing.done("the writing of disks").await?)
+        Ok(flushing.done_within("the writing of disks", FLUSH).await?)
     }
 
     /// Unmounts in reverse order; goes on after a failure and answers with the first.
@@ -429,6 +430,9 @@ impl Mounter {
         result.map_err(Error::file("unmount", mounted.mount_point.in_guest()))
     }
 }
+
+/// For the kernel to write to disks what belongs on them: gigabytes, on a slow one. The host gives up before, and asks again.
+const FLUSH: Duration = Duration::from_secs(3600);
 
 /// Has the kernel mount what is a mount of the host's at these paths of a share, here, where every container's mount namespace is
 /// copied from: mounted in each of them it would be a file system of its own in each.

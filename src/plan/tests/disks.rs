@@ -324,6 +324,38 @@ fn a_direct_volume_is_mounted_by_the_guest_where_the_container_wants_it() {
 }
 
 #[test]
+fn a_direct_volume_at_two_places_is_mounted_once_and_for_writing_if_anybody_writes() {
+    for (first, second, readonly) in [
+        (&["rbind", "ro"][..], &["rbind"][..], false),
+        (&["rbind"], &["rbind", "ro"], false),
+        (&["rbind", "ro"], &["rbind", "ro"], true),
+    ] {
+        let volume = direct("block", "xfs", &[]);
+        let mut container = mounting("/var/lib/kubelet/vol", first, found(None, Some(volume)));
+        let mut mounts = container.spec.mounts().clone().unwrap();
+        let mut again = mounts[0].clone();
+        again.set_destination("/again".into());
+        again.set_options(Some(second.iter().map(|option| (*option).to_owned()).collect()));
+        mounts.push(again);
+        container.spec.set_mounts(Some(mounts));
+        let (plan, guest) = with(DisksPlan::Plugged, &container).unwrap();
+        let [storage] = plan.guest.storages.as_slice() else {
+            panic!("mounted once: {:?}", plan.guest.storages);
+        };
+        let is_readonly = storage.options.iter().any(|option| option == "ro");
+        assert_eq!(
+            (is_readonly, plan.disks[0].readonly),
+            (readonly, readonly),
+            "{first:?} {second:?}"
+        );
+        for (mount, asked) in guest["mounts"].as_array().unwrap().iter().zip([first, second]) {
+            let options = mount["options"].as_array().unwrap();
+            assert_eq!(options.iter().any(|option| option == "ro"), asked.contains(&"ro"));
+        }
+    }
+}
+
+#[test]
 fn a_direct_volume_that_cannot_be_had_is_refused_with_what_can() {
     let with_key = DirectVolume {
         metadata: BTreeMap::from([("encryptionKey".to_owned(), "x".to_owned())]),
