@@ -6,7 +6,7 @@
 //! | `pods/ID.json` | what is known of a pod and its containers; the pod exists as long as it does |
 //! | `owners/ID` | locked by the pod's owner |
 //! | `sockets/DIGEST` | where the owner takes questions |
-//! | `lock` | locked by whoever takes an id, or gives one free |
+//! | `lock` | locked by whoever takes an id, or removes a pod |
 //!
 //! It belongs on a file system that a reboot empties (`/run`), as what it tells of does not outlive one. So nothing is waited for to
 //! reach a disk. It must not know what is done with a pod.
@@ -39,7 +39,7 @@ pub(super) struct Root {
     dir: PathBuf,
 }
 
-/// Proof that nobody else takes an id, or gives one free.
+/// Proof that nobody else takes an id, or removes a pod.
 #[derive(Debug)]
 pub(super) struct Locked(File);
 
