@@ -78,15 +78,8 @@ pub async fn stop_with_a_timeout(bench: &Bench) -> Result {
         "obeys",
         "trap 'exit 3' USR1; echo ready; while :; do sleep 0.1; done",
     )?;
-    let log = bench.path("obeys.log");
-    let obeys = runtime
-        .create_container(obeys.stop_signal(SIGUSR1).log_path(&log))
-        .await?;
-    obeys.start().await?;
-    super::bench::until("it is ready", async || {
-        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"))
-    })
-    .await?;
+    let obeys = runtime.create_container(obeys.stop_signal(SIGUSR1)).await?;
+    super::bench::start(&obeys).await?;
     assert_eq!(obeys.stop(None).await?.code, 3);
     // One that has ended is fine.
     assert_eq!(obeys.stop(None).await?.code, 3);
