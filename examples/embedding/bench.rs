@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+#[cfg(test)]
 use std::time::Duration;
 
 use configuration::Config;
@@ -19,7 +20,8 @@ use tempfile::TempDir;
 use super::Result;
 
 /// Longer than any example takes on a busy machine.
-pub const SOON: Duration = Duration::from_secs(120);
+#[cfg(test)]
+const SOON: Duration = Duration::from_secs(120);
 
 /// Ends an example that hangs.
 #[cfg(test)]
