@@ -19,6 +19,7 @@ mod guest;
 mod host;
 pub mod id;
 pub mod io;
+pub mod line;
 pub mod model;
 pub mod oci;
 mod plan;

@@ -1,16 +1,18 @@
 //! What the examples stand on: a configuration, bundles, and a place of their own that is removed with everything in it.
 
 use std::fs;
+use std::io::{BufRead, BufReader, PipeWriter, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+#[cfg(test)]
 use std::time::Duration;
 
 use configuration::Config;
 use hypervisor::registry;
-use runtime::engine::{ContainerOptions, Runtime, RuntimeOptions};
-use runtime::{ContainerId, SandboxId};
+use runtime::engine::{Container, ContainerOptions, Runtime, RuntimeOptions};
+use runtime::{ContainerId, Output, SandboxId, Stdio};
 use serde_json::{Value, json};
 use slog::{Discard, Logger, o};
 use tempfile::TempDir;
@@ -18,7 +20,8 @@ use tempfile::TempDir;
 use super::Result;
 
 /// Longer than any example takes on a busy machine.
-pub const SOON: Duration = Duration::from_secs(120);
+#[cfg(test)]
+const SOON: Duration = Duration::from_secs(120);
 
 /// Ends an example that hangs.
 #[cfg(test)]
@@ -104,7 +107,7 @@ impl Bench {
             fs::create_dir_all(root.join(part))?;
         }
         fs::copy("/bin/busybox", root.join("bin/busybox"))?;
-        for tool in ["sh", "cat", "echo", "sleep", "nc", "hostname", "kill"] {
+        for tool in ["sh", "cat", "echo", "sleep", "httpd", "hostname", "kill"] {
             symlink("busybox", root.join("bin").join(tool))?;
         }
         let mut spec: Value = serde_json::from_str(include_str!("../../tests/golden/ctr.json"))?;
@@ -155,13 +158,36 @@ impl Drop for Network {
     }
 }
 
-/// Waits for a condition that the kernel does not tell of.
-pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Result {
-    for _ in 0..SOON.as_millis() / 20 {
-        if holds().await {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// Streams that lead to this one for standard output.
+pub fn heard_by(output: PipeWriter) -> Stdio {
+    Stdio {
+        stdout: Output::Descriptor(output.into()),
+        ..Stdio::default()
     }
-    Err(format!("it does not come about: {what}").into())
+}
+
+/// Reads to the first line with `text` in it, on a thread that may wait for it.
+pub async fn line(from: impl Read + Send + 'static, text: &'static str) -> Result {
+    let reading = tokio::task::spawn_blocking(move || -> std::io::Result<bool> {
+        for line in BufReader::new(from).lines() {
+            if line?.contains(text) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    });
+    match reading.await?? {
+        true => Ok(()),
+        false => Err(format!("the end comes before {text:?}").into()),
+    }
+}
+
+/// Starts a container that says `ready` when it is.
+pub async fn start(container: &Container) -> Result {
+    let (said, output) = std::io::pipe()?;
+    let attached = container.attach(heard_by(output)).await?;
+    container.start().await?;
+    line(said, "ready").await?;
+    drop(attached);
+    Ok(())
 }

@@ -43,9 +43,18 @@ pub async fn update_and_stats(bench: &Bench) -> Result {
         .await?;
     container.start().await?;
     container
-        .update(&oci::resources(br#"{"pids": {"limit": 50}}"#)?)
+        .update(&oci::resources(br#"{"memory": {"limit": 67108864}}"#)?)
         .await?;
+    // What the guest cannot give.
+    let wrong = oci::resources(br#"{"cpu": {"realtimeRuntime": 1000}}"#)?;
+    let refused = container.update(&wrong).await.unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Unsupported, "{refused}");
+
     let stats = container.stats().await?;
+    // Guests of the driver `fake` share the host's cgroups; one of version 1 limits nothing in those of version 2.
+    let is_limited = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")
+        .is_ok_and(|controllers| controllers.split_whitespace().any(|one| one == "memory"));
+    assert_eq!(stats.memory_limit, if is_limited { 64 << 20 } else { 0 });
     assert!(stats.cpu_ns > 0, "{stats:?}");
     container.remove(true).await?;
     Ok(())

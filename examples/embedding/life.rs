@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use runtime::ErrorKind;
-use runtime::engine::ContainerState;
+use runtime::engine::{ContainerState, PodOptions};
 
 use super::Result;
 use super::bench::Bench;
@@ -26,7 +26,7 @@ pub async fn run_a_container(bench: &Bench) -> Result {
         ("seven", ContainerState::Exited)
     );
     assert_eq!(status.exit.map(|exit| exit.code), Some(7));
-    assert!(status.created <= status.started.unwrap_or(status.created));
+    assert!(status.started.is_some_and(|at| status.created <= at));
 
     container.remove(false).await?;
     assert_eq!(container.status().await.unwrap_err().kind, ErrorKind::NotFound);
@@ -55,6 +55,22 @@ pub async fn a_container_is_created_once(bench: &Bench) -> Result {
     Ok(())
 }
 
+/// An id that could not be written down is free again.
+pub async fn a_creation_that_fails_takes_no_id(bench: &Bench) -> Result {
+    let runtime = bench.runtime()?;
+    let pod = runtime.create_pod(PodOptions::new(bench.pod_id("pod")?)).await?;
+    let options = bench.container("c", "true")?.name("web");
+    // Where the state is written before it is put in its place.
+    let in_the_way = bench.path("state/pods").join(format!(".{}.new", pod.id()));
+    std::fs::create_dir(&in_the_way)?;
+    let error = pod.create_container(options.clone()).await.unwrap_err();
+    assert!(error.context.contains("cannot be written"), "{error}");
+    std::fs::remove_dir(&in_the_way)?;
+    pod.create_container(options).await?;
+    pod.remove(true).await?;
+    Ok(())
+}
+
 /// The stop signal, then its timeout, then SIGKILL.
 pub async fn stop_with_a_timeout(bench: &Bench) -> Result {
     let runtime = bench.runtime()?;
@@ -62,15 +78,8 @@ pub async fn stop_with_a_timeout(bench: &Bench) -> Result {
         "obeys",
         "trap 'exit 3' USR1; echo ready; while :; do sleep 0.1; done",
     )?;
-    let log = bench.path("obeys.log");
-    let obeys = runtime
-        .create_container(obeys.stop_signal(SIGUSR1).log_path(&log))
-        .await?;
-    obeys.start().await?;
-    super::bench::until("it is ready", async || {
-        std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"))
-    })
-    .await?;
+    let obeys = runtime.create_container(obeys.stop_signal(SIGUSR1)).await?;
+    super::bench::start(&obeys).await?;
     assert_eq!(obeys.stop(None).await?.code, 3);
     // One that has ended is fine.
     assert_eq!(obeys.stop(None).await?.code, 3);

@@ -60,6 +60,7 @@ macro_rules! examples {
 examples! {
     life::run_a_container
     life::a_container_is_created_once
+    life::a_creation_that_fails_takes_no_id
     life::stop_with_a_timeout
     life::signal
     life::remove

@@ -1,7 +1,6 @@
 //! Containers that share a virtual machine.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use runtime::engine::{ContainerState, ExecOptions, PodOptions, PodState};
 use runtime::model::PodConfig;
 
 use super::Result;
-use super::bench::{Bench, Network, until};
+use super::bench::{self, Bench, Network};
 
 /// The pod is first, then come its containers; they see one host name.
 pub async fn two_containers_in_one_machine(bench: &Bench) -> Result {
@@ -52,28 +51,25 @@ pub async fn port_forward(bench: &Bench) -> Result {
     let pod = runtime
         .create_pod(PodOptions::new(bench.pod_id("pod")?).config(config))
         .await?;
-    let server = bench.container("c", "exec nc -ll -p 8080 -e cat")?;
+    // It listens before it goes to the background.
+    let script = "echo hello > /tmp/index.html; httpd -p 8080 -h /tmp && echo ready; sleep 1000";
+    let server = bench.container("c", script)?;
     network.name_in(&bench.path("bundles/c"))?;
     let server = pod.create_container(server).await?;
-    server.start().await?;
+    bench::start(&server).await?;
 
     let refused = UnixStream::pair()?;
     assert!(pod.port_forward(1, refused.1).await.is_err());
 
-    let echoed = until("the server listens", async || {
-        let Ok((mut ours, theirs)) = UnixStream::pair() else {
-            return false;
-        };
-        let talking = tokio::task::spawn_blocking(move || -> std::io::Result<String> {
-            ours.write_all(b"ping")?;
-            ours.shutdown(Shutdown::Write)?;
-            let mut said = String::new();
-            ours.read_to_string(&mut said).map(|_| said)
-        });
-        let carried = pod.port_forward(8080, theirs).await;
-        carried.is_ok() && matches!(talking.await, Ok(Ok(said)) if said == "ping")
+    let (mut ours, theirs) = UnixStream::pair()?;
+    let asking = tokio::task::spawn_blocking(move || -> std::io::Result<String> {
+        ours.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut said = String::new();
+        ours.read_to_string(&mut said).map(|_| said)
     });
-    echoed.await?;
+    pod.port_forward(8080, theirs).await?;
+    let said = asking.await??;
+    assert!(said.ends_with("\r\n\r\nhello\n"), "{said}");
     pod.remove(true).await?;
     Ok(())
 }

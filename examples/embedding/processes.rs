@@ -8,11 +8,14 @@ use runtime::engine::{ContainerState, ExecOptions, Outcome, PodOptions, Runtime}
 use runtime::{ErrorKind, ExitStatus, Stdio};
 
 use super::Result;
-use super::bench::{Bench, until};
+use super::bench::{Bench, line};
 
 /// Tells the other process what to do, and where.
 const PART: &str = "KATA_EXAMPLE_PART";
 const PLACE: &str = "KATA_EXAMPLE_PLACE";
+
+/// What the other process says when its container runs.
+const RUNS: &str = "the container runs";
 
 pub fn is_other() -> bool {
     std::env::var_os(PART).is_some()
@@ -54,6 +57,7 @@ pub async fn other() -> Result {
                 .create_container(bench.container("c", "sleep 1000")?.name("web"))
                 .await?;
             container.start().await?;
+            println!("{RUNS}");
             // Until it is killed.
             std::future::pending().await
         }
@@ -145,13 +149,12 @@ async fn drive(runtime: &Runtime, bench: &Bench) -> Result {
 pub async fn left_by_a_dead_process(bench: &Bench) -> Result {
     let runtime = bench.runtime()?;
     let mut owner = command(bench, "own")?
-        .stdout(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
         .spawn()?;
-    let running = until("the other one's container runs", async || {
-        let found = runtime.containers(&[]).await.unwrap_or_default();
-        found.iter().any(|one| one.state == ContainerState::Running)
-    });
-    let running = running.await;
+    let running = match owner.stdout.take() {
+        Some(said) => line(said, RUNS).await,
+        None => Err("it says nothing".into()),
+    };
     let container = runtime.lookup_container("web").await;
     let waiting = container.as_ref().ok().cloned();
     let waiting = tokio::spawn(async move {

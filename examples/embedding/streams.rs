@@ -8,7 +8,7 @@ use runtime::engine::{ExecOptions, Outcome};
 use runtime::{Input, Output, Stdio};
 
 use super::Result;
-use super::bench::{Bench, until};
+use super::bench::{Bench, line};
 
 /// A pipe: our end of an output, and what is given for it.
 fn output() -> Result<(File, Output)> {
@@ -35,15 +35,27 @@ pub async fn log_and_reopen(bench: &Bench) -> Result {
     let script = "echo out; echo err >&2; cat; echo last";
     let options = bench.container("c", script)?.stdin_once().log_path(&log);
     let container = runtime.create_container(options).await?;
+    let (stdout, to_stdout) = output()?;
+    let (stderr, to_stderr) = output()?;
+    let watching = Stdio {
+        stdout: to_stdout,
+        stderr: to_stderr,
+        ..Stdio::default()
+    };
+    let watching = container.attach(watching).await?;
     container.start().await?;
-    until("both lines are there", async || {
-        fs::read_to_string(&log)
-            .is_ok_and(|text| text.contains("stdout F out\n") && text.contains("stderr F err\n"))
-    })
-    .await?;
+    line(stdout, "out").await?;
+    line(stderr, "err").await?;
+    drop(watching);
 
-    fs::rename(&log, bench.path("logs/c.log.1"))?;
+    let old = bench.path("logs/c.log.1");
+    fs::rename(&log, &old)?;
     container.reopen_log().await?;
+    let text = fs::read_to_string(&old)?;
+    assert!(
+        text.contains(" stdout F out\n") && text.contains(" stderr F err\n"),
+        "{text}"
+    );
     let (nothing, end) = std::io::pipe()?;
     drop(end);
     let typed = Stdio {
@@ -164,9 +176,7 @@ pub async fn exec_sync_with_a_timeout(bench: &Bench) -> Result {
     container.start().await?;
     let before = container.pids().await?.len();
     let slow = ExecOptions::new(["sh", "-c", "echo begun; exec sleep 1000"]);
-    let done = container
-        .exec_sync(slow, Some(Duration::from_millis(700)))
-        .await?;
+    let done = container.exec_sync(slow, Some(Duration::from_secs(5))).await?;
     assert_eq!(
         (done.outcome, &done.stdout[..]),
         (Outcome::TimedOut, &b"begun\n"[..])

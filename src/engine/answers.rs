@@ -67,7 +67,7 @@ impl Answers for Owned {
                 done(self.held(&id)?.container.kill(exec.as_ref(), signal, all).await)?
             }
             Request::Stop { id, timeout } => Answer::Exit {
-                exit: self.stop(&id, timeout).await?,
+                exit: self.stop(&id, Some(timeout)).await?,
             },
             Request::Wait { id, exec } => {
                 let mut exit = self.held(&id)?.exit_of(exec.as_deref())?;
@@ -88,7 +88,7 @@ impl Answers for Owned {
             },
             Request::Remove { id, force } => done(self.remove(&id, force).await)?,
             Request::RemovePod { force } => done(self.remove_pod(force).await)?,
-            Request::StopPod { timeout } => done(self.stop_all(timeout).await)?,
+            Request::StopPod { timeout, .. } => done(self.stop_all(timeout).await)?,
             Request::PortForward { port } => {
                 let stream = connection(fds)?;
                 done(self.sandbox.port_forward(port, stream).await)?

@@ -217,10 +217,13 @@ impl Container {
     /// # Errors
     /// [`ErrorKind::FailedPrecondition`]: it is paused.
     pub async fn stop(&self, allowed: Option<Duration>) -> Result<ExitStatus> {
-        let request = Request::Stop {
-            id: self.id.clone(),
-            timeout: allowed,
+        // Said always: an owner that is stopped itself is not waited for any longer.
+        let timeout = match allowed {
+            Some(allowed) => allowed,
+            None => self.status().await?.stop_timeout,
         };
+        let id = self.id.clone();
+        let request = Request::Stop { id, timeout };
         exit(self.ask(request).await?)
     }
 

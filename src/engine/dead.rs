@@ -1,7 +1,6 @@
 //! What can be done about a pod whose owner is dead: it is looked at, waited for, and removed, by whoever comes first.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::state::PodInfo;
 use super::wire::{Answer, Request};
@@ -44,7 +43,7 @@ impl Runtime {
             // Nobody else does the same meanwhile.
             let claiming = aside(deadlines::STATE, move |site| {
                 site.at(root.dir())?;
-                root.claim(&root.lock()?, &id)
+                root.inherit(&root.lock()?, &id)
             });
             let claim = claiming.await?;
             settings.clean_up(&pod).await?;
@@ -55,11 +54,8 @@ impl Runtime {
                 let Some(id) = container else {
                     return root.remove(&locked, &pod);
                 };
-                // As its owner has left it: ours is a claim, and not an owner that would tell of itself.
                 match root.find(&pod)? {
                     Some(mut found) => {
-                        let why = format!("its owner, process {}, is dead", found.info.owner);
-                        found.info.end(&why, SystemTime::now());
                         found.info.containers.remove(&id);
                         root.write(&found.info)
                     }

@@ -6,7 +6,7 @@
 //! | `pods/ID.json` | what is known of a pod and its containers; the pod exists as long as it does |
 //! | `owners/ID` | locked by the pod's owner |
 //! | `sockets/DIGEST` | where the owner takes questions |
-//! | `lock` | locked by whoever takes an id, or gives one free |
+//! | `lock` | locked by whoever takes an id, or removes a pod |
 //!
 //! It belongs on a file system that a reboot empties (`/run`), as what it tells of does not outlive one. So nothing is waited for to
 //! reach a disk. It must not know what is done with a pod.
@@ -39,7 +39,7 @@ pub(super) struct Root {
     dir: PathBuf,
 }
 
-/// Proof that nobody else takes an id, or gives one free.
+/// Proof that nobody else takes an id, or removes a pod.
 #[derive(Debug)]
 pub(super) struct Locked(File);
 
@@ -86,15 +86,14 @@ impl Root {
     /// # Errors
     /// It cannot be made, or is another one's.
     pub(super) fn open(dir: &Path) -> Result<Self> {
+        let named = dir.display();
         let failed = |cause| {
-            let text = format!("the state directory {} cannot be used", dir.display());
+            let text = format!("the state directory {named} cannot be used");
             Error::caused(ErrorKind::Internal, text, cause)
         };
-        for part in ["pods", "owners", "sockets"] {
-            let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(0o700);
-            builder.create(dir.join(part)).map_err(failed)?;
-        }
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(dir).map_err(failed)?;
         let dir = fs::canonicalize(dir).map_err(failed)?;
         let status = fs::metadata(&dir).map_err(failed)?;
         if status.uid() != rustix::process::geteuid().as_raw() || status.mode() & 0o022 != 0 {
@@ -105,6 +104,9 @@ impl Root {
                     dir.display()
                 ),
             ));
+        }
+        for part in ["pods", "owners", "sockets"] {
+            builder.create(dir.join(part)).map_err(failed)?;
         }
         let root = Self { dir };
         let longest = root.socket("x").as_os_str().as_bytes().len();
@@ -145,7 +147,7 @@ impl Root {
         })
     }
 
-    /// Becomes the owner of a pod: of a new one, or of one whose owner is dead.
+    /// Becomes the owner of a pod that is new, or was never ready.
     ///
     /// # Errors
     /// [`ErrorKind::AlreadyExists`]: its owner lives.
@@ -156,32 +158,71 @@ impl Root {
             Error::caused(ErrorKind::Internal, text, cause)
         };
         let file = lock_file(&path).map_err(failed)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Claim(file)),
-            Err(Errno::WOULDBLOCK) => Err(Error::new(
-                ErrorKind::AlreadyExists,
-                format!("pod {id} exists already, and has an owner"),
-            )),
-            Err(cause) => Err(failed(cause.into())),
+        // Shared with those who only look, so that they are not taken for an owner.
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!("pod {id} exists already, and has an owner"),
+                ));
+            }
+            Err(cause) => return Err(failed(cause.into())),
         }
+        // Who else claims waits for `lock`: only those who look are in the way, each for a moment.
+        flock(&file, FlockOperation::LockExclusive).map_err(|cause| failed(cause.into()))?;
+        Ok(Claim(file))
+    }
+
+    /// Becomes the owner of a pod whose owner is dead. What that has left is written down as ended first: nobody who sees that there is
+    /// an owner takes this one for one that runs it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`]: it is not there any more. [`ErrorKind::AlreadyExists`]: its owner lives.
+    pub(super) fn inherit(&self, locked: &Locked, id: &str) -> Result<Claim> {
+        match self.find(id)? {
+            None => {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("pod {id} does not exist"),
+                ));
+            }
+            Some(found) if !found.is_owned => self.write(&found.info)?,
+            // Refused below.
+            Some(_) => {}
+        }
+        self.claim(locked, id)
     }
 
     /// Whether a pod's owner lives.
-    fn is_owned(&self, id: &str) -> bool {
-        let Ok(file) = OpenOptions::new()
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn is_owned(&self, id: &str) -> Result<bool> {
+        let path = self.owner(id);
+        let failed = |cause: io::Error| {
+            let text = format!(
+                "it cannot be told from {} whether the owner of pod {id} lives",
+                path.display()
+            );
+            Error::caused(ErrorKind::Internal, text, cause)
+        };
+        let opened = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_NOFOLLOW)
-            .open(self.owner(id))
-        else {
-            return false;
+            .open(&path);
+        let file = match opened {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
+            opened => opened.map_err(failed)?,
         };
-        // A shared one, for a moment: two that look do not take each other for an owner, and whoever claims holds `lock`.
+        // A shared one, for a moment: nobody who looks takes another one who does for an owner.
         match flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => {
                 unlock(&file);
-                false
+                Ok(false)
             }
-            Err(error) => error == Errno::WOULDBLOCK,
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(cause) => Err(failed(cause.into())),
         }
     }
 
@@ -258,28 +299,36 @@ impl Root {
 
     /// One pod; `None` if it is not there.
     pub(super) fn find(&self, id: &str) -> Result<Option<Found>> {
-        let Some(read) = self.read(id)? else {
+        if !self.is_there(id)? {
             return Ok(None);
-        };
-        if self.is_owned(id) {
-            return Ok(Some(Found {
-                info: read.0,
-                is_owned: true,
-            }));
         }
-        // What its owner has written last, before it went.
+        // Before it is read: then that is what this owner, or a later one, has written, or the last words of a dead one.
+        let is_owned = self.is_owned(id)?;
         let Some((mut info, written)) = self.read(id)? else {
             return Ok(None);
         };
+        if is_owned {
+            return Ok(Some(Found { info, is_owned }));
+        }
         if !info.is_ready {
             return Ok(None);
         }
         let why = format!("its owner, process {}, is dead", info.owner);
         info.end(&why, written);
-        Ok(Some(Found {
-            info,
-            is_owned: false,
-        }))
+        Ok(Some(Found { info, is_owned }))
+    }
+
+    /// Whether a pod is there, or is being made.
+    fn is_there(&self, id: &str) -> Result<bool> {
+        let path = self.file(id);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(cause) => {
+                let text = format!("the state of pod {id} cannot be looked for at {}", path.display());
+                Err(Error::caused(ErrorKind::Internal, text, cause))
+            }
+        }
     }
 
     fn read(&self, id: &str) -> Result<Option<(PodInfo, SystemTime)>> {
@@ -391,6 +440,59 @@ mod tests {
     }
 
     #[test]
+    fn an_owner_that_cannot_be_looked_for_is_not_taken_for_dead() {
+        let (_dir, root) = root();
+        root.write(&pod("p", vec![container("c", ContainerState::Running)]))
+            .unwrap();
+        std::os::unix::fs::symlink("elsewhere", root.owner("p")).unwrap();
+        let error = root.find("p").unwrap_err();
+        assert!(
+            error.context.contains("whether the owner of pod p lives"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn who_looks_is_no_owner_and_who_claims_waits_for_him() {
+        let (_dir, root) = root();
+        let looked_at = lock_file(&root.owner("p")).unwrap();
+        flock(&looked_at, FlockOperation::LockShared).unwrap();
+        let looker = std::thread::spawn(move || {
+            let inode = looked_at.metadata().unwrap().ino();
+            // Until somebody waits for it: the kernel marks such a lock by an arrow.
+            while !fs::read_to_string("/proc/locks")
+                .unwrap()
+                .lines()
+                .any(|line| line.contains("->") && line.contains(&format!(":{inode} ")))
+            {
+                std::thread::yield_now();
+            }
+            unlock(&looked_at);
+        });
+        let _claim = root.claim(&root.lock().unwrap(), "p").unwrap();
+        looker.join().unwrap();
+        root.write(&pod("p", vec![])).unwrap();
+        assert!(root.find("p").unwrap().unwrap().is_owned);
+    }
+
+    #[test]
+    fn what_a_dead_owner_has_left_is_written_down_by_who_inherits_it() {
+        let (_dir, root) = root();
+        drop(root.claim(&root.lock().unwrap(), "p").unwrap());
+        root.write(&pod("p", vec![container("c", ContainerState::Running)]))
+            .unwrap();
+        let left = root.find("p").unwrap().unwrap().info;
+        let _claim = root.inherit(&root.lock().unwrap(), "p").unwrap();
+        let seen = root.find("p").unwrap().unwrap();
+        assert!(seen.is_owned);
+        assert_eq!(seen.info, left);
+        for (id, kind) in [("p", ErrorKind::AlreadyExists), ("q", ErrorKind::NotFound)] {
+            let error = root.inherit(&root.lock().unwrap(), id).unwrap_err();
+            assert_eq!(error.kind, kind);
+        }
+    }
+
+    #[test]
     fn a_removal_leaves_nothing() {
         let (_dir, root) = root();
         let locked = root.lock().unwrap();
@@ -442,6 +544,7 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let error = Root::open(dir.path()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::FailedPrecondition);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
         let long = dir.path().join("x".repeat(100));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(Root::open(&long).unwrap_err().kind, ErrorKind::InvalidArgument);

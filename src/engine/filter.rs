@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::discriminant;
+use std::num::ParseIntError;
 use std::str::FromStr;
 
 use super::state::{ContainerInfo, ContainerState, PodInfo, PodState};
@@ -43,13 +44,7 @@ impl FromStr for Filter {
             "label" => Ok(label(value, Self::Label)),
             "status" => Ok(Self::Status(value.parse()?)),
             "pod" => Ok(Self::Pod(value.to_owned())),
-            "exited" => value.parse().map(Self::Exited).map_err(|cause| {
-                Error::caused(
-                    ErrorKind::InvalidArgument,
-                    format!("{text:?}: {value:?} is no exit code"),
-                    cause,
-                )
-            }),
+            "exited" => number(text, value, "exit code").map(Self::Exited),
             _ => Err(unknown(text, "id, name, label, status, pod or exited")),
         }
     }
@@ -89,13 +84,7 @@ impl FromStr for PodFilter {
             "ctr-ids" => Ok(Self::ContainerId(value.to_owned())),
             "ctr-names" => Ok(Self::ContainerName(value.to_owned())),
             "ctr-status" => Ok(Self::ContainerStatus(value.parse()?)),
-            "ctr-number" => value.parse().map(Self::ContainerNumber).map_err(|cause| {
-                Error::caused(
-                    ErrorKind::InvalidArgument,
-                    format!("{text:?}: {value:?} is no number"),
-                    cause,
-                )
-            }),
+            "ctr-number" => number(text, value, "number").map(Self::ContainerNumber),
             _ => Err(unknown(
                 text,
                 "id, name, label, status, ctr-ids, ctr-names, ctr-status or ctr-number",
@@ -109,6 +98,17 @@ fn split(text: &str) -> Result<(&str, &str)> {
         Error::new(
             ErrorKind::InvalidArgument,
             format!("{text:?} is no filter: write KEY=VALUE"),
+        )
+    })
+}
+
+/// The number that `text` says by `value`, which is a `what`.
+fn number<T: FromStr<Err = ParseIntError>>(text: &str, value: &str, what: &str) -> Result<T> {
+    value.parse().map_err(|cause| {
+        Error::caused(
+            ErrorKind::InvalidArgument,
+            format!("{text:?}: {value:?} is no {what}"),
+            cause,
         )
     })
 }
@@ -179,10 +179,13 @@ fn all<F>(filters: &[F], holds: impl Fn(&F) -> (bool, bool)) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use proptest::prelude::*;
 
     use super::super::state::tests::{container, pod};
     use super::*;
+    use crate::ExitStatus;
 
     fn parsed<F: FromStr<Err = Error>>(filters: &[&str]) -> Vec<F> {
         filters.iter().map(|text| text.parse().unwrap()).collect()
@@ -218,20 +221,41 @@ mod tests {
         ] {
             assert_eq!(wants(&parsed(filters), &of, &one), wanted, "{filters:?}");
         }
+        let mut ended = container("x", ContainerState::Exited);
+        ended.exit = Some(ExitStatus {
+            code: 3,
+            at: SystemTime::UNIX_EPOCH,
+            oom: false,
+        });
+        for (filters, wanted) in [
+            (&["exited=3"][..], true),
+            (&["exited=0"], false),
+            (&["exited=0", "exited=3"], true),
+            (&["status=exited"], true),
+        ] {
+            assert_eq!(wants(&parsed(filters), &of, &ended), wanted, "{filters:?}");
+        }
     }
 
     #[test]
     fn pods_are_found_by_what_is_in_them() {
-        let mut of = pod(
-            "p1",
-            vec![
-                container("abc", ContainerState::Running),
-                container("half", ContainerState::Creating),
-            ],
-        );
+        let mut one = container("abc", ContainerState::Running);
+        one.name = "web-1".into();
+        let mut half = container("half", ContainerState::Creating);
+        half.name = "half".into();
+        let mut of = pod("p1", vec![one, half]);
         of.name = "shop".into();
+        of.labels = [("app", "shop"), ("tier", "front")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into();
         for (filters, wanted) in [
             (&[][..], true),
+            (&["id=p"], true),
+            (&["id=1"], false),
+            (&["label=app"], true),
+            (&["label=app=shop", "label=tier=front"], true),
+            (&["label=app=shop", "label=tier=back"], false),
+            (&["name=x"], false),
             (&["name=ho"], true),
             (&["status=running"], true),
             (&["status=degraded"], false),
@@ -240,8 +264,11 @@ mod tests {
             (&["ctr-number=1"], true),
             (&["ctr-number=1", "ctr-number=5"], true),
             (&["ctr-number=2"], false),
+            (&["ctr-status=running"], true),
             (&["ctr-status=paused"], false),
+            (&["ctr-names=eb-"], true),
             (&["ctr-names=x"], false),
+            (&["ctr-names=half"], false),
         ] {
             assert_eq!(wants_pod(&parsed(filters), &of), wanted, "{filters:?}");
         }

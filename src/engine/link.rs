@@ -4,21 +4,15 @@
 //! It must not know what is asked.
 
 use std::future::Future;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
 use serde::de::DeserializeOwned;
 use slog::{Logger, warn};
-use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -27,12 +21,10 @@ use tokio::time::timeout;
 use super::wire::{self, Answer, DESCRIPTORS, LONGEST, Request};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
+use crate::line::{self, Most};
 
 /// Questions that are answered at a time; the next ones wait. Most of them wait for a container's end.
 const MOST: usize = 1024;
-
-/// Bytes that are read at once.
-const CHUNK: usize = 64 * 1024;
 
 /// Who answers.
 pub(super) trait Answers: Send + Sync + 'static {
@@ -116,7 +108,7 @@ async fn serve<A: Answers>(stream: UnixStream, desk: Arc<A>) {
     let mut answering = tokio::spawn(desk.answer(request, fds));
     let told = tokio::select! {
         told = &mut answering => told,
-        () = hung_up(&stream), if only_waits => {
+        () = line::hung_up(&stream), if only_waits => {
             answering.abort();
             return;
         }
@@ -138,22 +130,22 @@ async fn serve<A: Answers>(stream: UnixStream, desk: Arc<A>) {
                     let answer = ended.unwrap_or_else(|error| Answer::failed(&error));
                     tell(&stream, &answer).await;
                 }
-                () = hung_up(&stream) => {}
+                () = line::hung_up(&stream) => {}
             }
         }
     }
 }
 
 async fn tell(stream: &UnixStream, answer: &Answer) {
-    let line = match wire::line(answer) {
-        Ok(line) => line,
+    let text = match wire::line(answer) {
+        Ok(text) => text,
         Err(error) => match wire::line(&Answer::failed(&error)) {
-            Ok(line) => line,
+            Ok(text) => text,
             Err(_) => return,
         },
     };
     // One who has gone does not miss it.
-    let _ = timeout(deadlines::ADMIN, send(stream, &line, &[])).await;
+    let _ = timeout(deadlines::ADMIN, line::send(stream, &text, &[])).await;
 }
 
 /// A question under way. Dropping it takes back one that only waits.
@@ -165,10 +157,10 @@ pub(super) struct Asked {
 
 /// Asks the owner at this path.
 pub(super) async fn ask(path: &Path, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Asked> {
-    let line = wire::line(request)?;
+    let text = wire::line(request)?;
     let asked = async {
         let stream = UnixStream::connect(path).await?;
-        send(&stream, &line, fds).await?;
+        line::send(&stream, &text, fds).await?;
         io::Result::Ok(stream)
     };
     let unreachable = |cause| {
@@ -190,8 +182,8 @@ impl Asked {
     /// nobody waits for one that is dead.
     pub(super) async fn answer(&mut self) -> Result<Answer> {
         let mut none = Vec::new();
-        let line = next_line(&self.stream, &mut self.rest, &mut none).await?;
-        wire::read::<Answer>(&line)?.told()
+        let text = next_line(&self.stream, &mut self.rest, &mut none).await?;
+        wire::read::<Answer>(&text)?.told()
     }
 }
 
@@ -201,98 +193,15 @@ async fn receive<T: DeserializeOwned>(stream: &UnixStream, fds: &mut Vec<OwnedFd
 }
 
 async fn next_line(stream: &UnixStream, rest: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> Result<Vec<u8>> {
-    let gone = |cause: io::Error| {
+    let most = Most {
+        bytes: LONGEST,
+        fds: DESCRIPTORS,
+    };
+    line::next(stream, rest, fds, most).await.map_err(|cause| {
         Error::caused(
             ErrorKind::Unavailable,
             "the pod's owner, or whoever asks it, is gone",
             cause,
         )
-    };
-    let mut looked_at = 0;
-    loop {
-        let new = rest.get(looked_at..).unwrap_or_default();
-        if let Some(end) = new.iter().position(|byte| *byte == b'\n') {
-            let after = rest.split_off(looked_at + end + 1);
-            return Ok(std::mem::replace(rest, after));
-        }
-        looked_at = rest.len();
-        if looked_at > LONGEST || fds.len() > DESCRIPTORS {
-            return Err(gone(io::Error::other("more is said than is taken")));
-        }
-        stream.readable().await.map_err(gone)?;
-        match stream.try_io(Interest::READABLE, || read(stream, rest, fds)) {
-            Ok(0) => return Err(gone(io::ErrorKind::UnexpectedEof.into())),
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(gone(error)),
-            Ok(_) | Err(_) => {}
-        }
-    }
-}
-
-fn read(stream: &UnixStream, line: &mut Vec<u8>, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
-    let mut data = vec![0; CHUNK];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(
-        stream,
-        &mut [IoSliceMut::new(&mut data)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    line.extend_from_slice(data.get(..received.bytes).unwrap_or_default());
-    Ok(received.bytes)
-}
-
-/// Sends a line; the descriptors go with its first bytes.
-async fn send(stream: &UnixStream, line: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut rest = line;
-    let mut fds = fds;
-    while !rest.is_empty() {
-        stream.writable().await?;
-        match stream.try_io(Interest::WRITABLE, || write(stream, rest, fds)) {
-            Ok(written) => {
-                rest = rest.get(written..).unwrap_or_default();
-                fds = &[];
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn write(stream: &UnixStream, data: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    Ok(sendmsg(
-        stream.as_fd(),
-        &[IoSlice::new(data)],
-        &mut control,
-        flags,
-    )?)
-}
-
-/// Returns when whoever asked is gone.
-async fn hung_up(stream: &UnixStream) {
-    loop {
-        let mut byte = [0];
-        if stream.readable().await.is_err() {
-            return;
-        }
-        match stream.try_read(&mut byte) {
-            Ok(0) => return,
-            // It has no more to say.
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
-        }
-    }
+    })
 }

@@ -34,7 +34,8 @@
 //! of it, before it tells anybody. Another process with the same state directory sees the same, and drives the pod by the same calls:
 //! they go to the owner through a socket, with the descriptors of streams. When the owner is dead, its pods are shown as ended (code
 //! 255 for whatever nobody knows the end of), they can be waited for and removed, and everything else is
-//! [`ErrorKind::FailedPrecondition`].
+//! [`ErrorKind::FailedPrecondition`]. A pod whose owner dies while it boots has never been there: it is not shown and cannot be removed.
+//! Its id is free, and what is left of it goes when the next pod of that id is created.
 //!
 //! A container runs once: a stopped one is removed and another one created, as by OCI's runtimes. What is to be done is done whether
 //! or not its caller waits for the answer; waiting, being attached and forwarding end when nobody waits for them.
@@ -325,7 +326,8 @@ impl Runtime {
     }
 
     /// Stops every pod of this process, each container as its stop signal and timeout say or within `allowed`, and gives up their
-    /// ownership. How they ended can still be seen; whoever sees it may remove them. Pods of other processes are left alone.
+    /// ownership. How they ended can still be seen; whoever sees it may remove them. Pods of other processes are left alone. What is
+    /// being created is not waited for: it fails and is taken back when it is ready, if the process is still there then.
     ///
     /// # Errors
     /// The first one; the others are stopped all the same. It may be called again.

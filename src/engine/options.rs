@@ -172,16 +172,19 @@ impl ContainerOptions {
                 format!("container {id}: stop signal {} is not a signal", self.stop_signal),
             ));
         }
-        // What a relative one means depends on the process.
-        let relative = |path: &&PathBuf| !path.is_absolute();
-        if let Some(path) = [Some(&self.bundle), self.log_path.as_ref()]
-            .into_iter()
-            .flatten()
-            .find(relative)
-        {
+        for path in [Some(&self.bundle), self.log_path.as_ref()].into_iter().flatten() {
+            let why = if !path.is_absolute() {
+                // What it means depends on the process.
+                "is not absolute"
+            } else if path.to_str().is_none() {
+                // What is known of a container is written down as JSON.
+                "is not UTF-8"
+            } else {
+                continue;
+            };
             return Err(Error::new(
                 ErrorKind::InvalidArgument,
-                format!("container {id}: the path {} is not absolute", path.display()),
+                format!("container {id}: the path {} {why}", path.display()),
             ));
         }
         Ok(id)
@@ -291,6 +294,9 @@ fn check_name(what: &str, name: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
 
     fn options() -> ContainerOptions {
@@ -307,6 +313,10 @@ mod tests {
             (
                 ContainerOptions::new(ContainerId::new("c").unwrap(), "b"),
                 "path b is not absolute",
+            ),
+            (
+                options().log_path(OsStr::from_bytes(b"/log/\xff")),
+                "is not UTF-8",
             ),
             (options().name("a/b"), "character"),
             (options().name("ü"), "character"),

@@ -71,6 +71,8 @@ pub(super) struct Held {
     pub(super) first: Process,
     pub(super) terminal: bool,
     pub(super) exit: watch::Receiver<Option<ExitStatus>>,
+    /// Held from asking for a change of its state until that is noted, so that the notes come in the order of the changes.
+    acts: tokio::sync::Mutex<()>,
     next_exec: AtomicU32,
     execs: Mutex<BTreeMap<u32, watch::Receiver<Option<ExitStatus>>>>,
 }
@@ -236,15 +238,17 @@ impl Owned {
             let _locked = owned.root().lock()?;
             owned.settings.is_free(&options.id, &options.name)?;
             let info = info_of(&options, &owned.id);
-            owned.change(|pod| {
-                pod.containers.insert(options.id.clone(), info);
-                Ok(())
-            })?;
-            Ok(Reserved {
+            // Before it is taken: what cannot be written down is given back as well.
+            let reserved = Reserved {
                 id: options.id,
                 owned: Arc::clone(&owned),
                 is_kept: false,
-            })
+            };
+            owned.change(|pod| {
+                pod.containers.insert(reserved.id.clone(), info);
+                Ok(())
+            })?;
+            Ok(reserved)
         });
         reserving.await
     }
@@ -303,6 +307,7 @@ impl Owned {
             first,
             terminal,
             exit,
+            acts: tokio::sync::Mutex::default(),
             next_exec: AtomicU32::new(1),
             execs: Mutex::default(),
         });
@@ -341,6 +346,7 @@ impl Owned {
     /// Lets a container's process execute.
     pub(super) async fn start(&self, id: &str) -> Result<()> {
         let held = self.held(id)?;
+        let _alone = held.acts.lock().await;
         {
             let mut books = self.books();
             if books.stage != Stage::Open {
@@ -357,14 +363,18 @@ impl Owned {
 
     /// Freezes a container's processes.
     pub(super) async fn pause(&self, id: &str) -> Result<()> {
+        let held = self.held(id)?;
+        let _alone = held.acts.lock().await;
         self.is_open()?;
-        self.held(id)?.container.pause().await?;
+        held.container.pause().await?;
         self.change_container(id, ContainerInfo::pause)
     }
 
     /// Thaws them.
     pub(super) async fn resume(&self, id: &str) -> Result<()> {
-        self.held(id)?.container.resume().await?;
+        let held = self.held(id)?;
+        let _alone = held.acts.lock().await;
+        held.container.resume().await?;
         self.change_container(id, ContainerInfo::resume)
     }
 

@@ -72,7 +72,12 @@ impl Pod {
     /// # Errors
     /// The first one; the others are stopped all the same.
     pub async fn stop(&self, allowed: Option<Duration>) -> Result<()> {
-        let request = Request::StopPod { timeout: allowed };
+        let info = self.status().await?;
+        let timeouts = info.containers.values().map(|one| one.stop_timeout);
+        let request = Request::StopPod {
+            timeout: allowed,
+            longest: timeouts.max().unwrap_or_default(),
+        };
         self.ask(request, Vec::new()).await.map(drop)
     }
 

@@ -69,7 +69,7 @@ pub(super) enum Request {
     },
     Stop {
         id: String,
-        timeout: Option<Duration>,
+        timeout: Duration,
     },
     Wait {
         id: String,
@@ -100,6 +100,8 @@ pub(super) enum Request {
     },
     StopPod {
         timeout: Option<Duration>,
+        /// What is known of its containers' own timeouts: the longest one.
+        longest: Duration,
     },
     PortForward {
         port: u16,
@@ -129,9 +131,9 @@ impl Request {
     /// How long its owner may take for it, so that nobody waits for one that is stopped (SIGSTOP, a debugger).
     pub(super) fn bound(&self) -> Bound {
         match self {
-            Self::ExecSync { timeout, .. } | Self::Stop { timeout, .. } | Self::StopPod { timeout } => {
-                timeout.map_or(Bound::Workload, Bound::Within)
-            }
+            Self::ExecSync { timeout, .. } => timeout.map_or(Bound::Workload, Bound::Within),
+            Self::Stop { timeout, .. } => Bound::Within(*timeout),
+            Self::StopPod { timeout, longest } => Bound::Within(timeout.unwrap_or(*longest)),
             request if request.only_waits() => Bound::Workload,
             _ => Bound::Within(Duration::ZERO),
         }
@@ -250,7 +252,7 @@ mod tests {
             },
             Request::Stop {
                 id: "c".into(),
-                timeout: Some(Duration::from_millis(1500)),
+                timeout: Duration::from_millis(1500),
             },
             Request::ExecSync {
                 id: "c".into(),
@@ -264,6 +266,47 @@ mod tests {
         ] {
             let read: Request = read(&line(&request).unwrap()).unwrap();
             assert_eq!(format!("{read:?}"), format!("{request:?}"));
+        }
+    }
+
+    #[test]
+    fn only_what_a_workload_does_is_waited_for_without_a_bound() {
+        let [short, long] = [1, 90].map(Duration::from_secs);
+        let id = || "c".to_owned();
+        let exec = |timeout| Request::ExecSync {
+            id: id(),
+            options: Box::new(ExecOptions::new(["ls"])),
+            timeout,
+        };
+        for (request, bound) in [
+            (exec(None), Bound::Workload),
+            (exec(Some(short)), Bound::Within(short)),
+            (Request::Wait { id: id(), exec: None }, Bound::Workload),
+            (Request::PortForward { port: 80 }, Bound::Workload),
+            (
+                Request::Stop {
+                    id: id(),
+                    timeout: long,
+                },
+                Bound::Within(long),
+            ),
+            (
+                Request::StopPod {
+                    timeout: None,
+                    longest: long,
+                },
+                Bound::Within(long),
+            ),
+            (
+                Request::StopPod {
+                    timeout: Some(short),
+                    longest: long,
+                },
+                Bound::Within(short),
+            ),
+            (Request::RemovePod { force: true }, Bound::Within(Duration::ZERO)),
+        ] {
+            assert_eq!(request.bound(), bound, "{request:?}");
         }
     }
 

@@ -12,6 +12,7 @@ use rustix::net::sockopt::set_socket_linger;
 use slog::{Logger, debug, warn};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream, tcp, unix};
+use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::sleep;
 
@@ -134,13 +135,17 @@ pub(super) async fn port(
     // On its own: what is opened when nobody waits for this any more is closed as well.
     let opened = tokio::spawn(async move {
         let opened = opening.agent.open_connection(request, Some(deadline)).await?;
-        Ok::<_, Error>(Open(opening, opened.connection))
+        Ok::<_, Error>(Open {
+            way: opening,
+            connection: opened.connection,
+            runtime: Handle::current(),
+        })
     });
     let opened = opened
         .await
         .map_err(|cause| Error::caused(ErrorKind::Internal, "the connection was cut off", cause))??;
     let (caller, to_caller) = stream.split();
-    way.exchange(&caller, to_caller, opened.1)
+    way.exchange(&caller, to_caller, opened.connection)
         .await
         .map_err(|Broken| {
             Error::new(
@@ -151,12 +156,17 @@ pub(super) async fn port(
 }
 
 /// A connection in the guest, which is closed with this: now, or when nobody is there who would take it.
-struct Open(Way, u64);
+struct Open {
+    way: Way,
+    connection: u64,
+    /// Of the opening: who drops this may be outside of any.
+    runtime: Handle,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let (way, connection) = (self.0.clone(), self.1);
-        tokio::spawn(async move { way.close(connection).await });
+        let (way, connection) = (self.way.clone(), self.connection);
+        self.runtime.spawn(async move { way.close(connection).await });
     }
 }
 
@@ -274,5 +284,45 @@ fn numbered(connection: u64) -> p::ConnectionRequest {
     p::ConnectionRequest {
         connection,
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_client::FakeAgent;
+    use slog::{Discard, o};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Longer than it takes on a busy machine.
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_connection_is_closed_with_its_handle_whoever_drops_that() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let agent = Arc::new(FakeAgent::new());
+        let way = Way {
+            agent: Arc::clone(&agent) as Arc<dyn Agent>,
+            deadline: SOON,
+            log: Logger::root(Discard, o!()),
+        };
+        let opened = runtime.block_on(async {
+            Open {
+                way,
+                connection: 1,
+                runtime: Handle::current(),
+            }
+        });
+        drop(opened);
+        let closed = async {
+            while agent.calls() != ["close_connection"] {
+                tokio::task::yield_now().await;
+            }
+        };
+        runtime.block_on(async { timeout(SOON, closed).await }).unwrap();
     }
 }

@@ -184,19 +184,18 @@ impl Streams {
 
     fn typing(&self, source: Source) -> JoinHandle<Result<()>> {
         let (input, is_once) = (Arc::clone(&self.input), self.is_once);
-        let sender = input_of(&input).clone();
         tokio::spawn(async move {
-            // A container without input has what is typed thrown away, as one that does not read.
-            let Some(sender) = sender else { return Ok(()) };
-            loop {
-                match source.read(CHUNK).await {
-                    Ok(data) if data.is_empty() => break,
-                    Err(_) => break,
-                    Ok(data) => {
-                        if sender.send(data).await.is_err() {
-                            return Ok(());
-                        }
-                    }
+            // There is none, or no more: nobody takes what is typed.
+            while input_of(&input).is_some() {
+                let data = match source.read(CHUNK).await {
+                    Ok(data) if !data.is_empty() => data,
+                    Ok(_) | Err(_) => break,
+                };
+                // Anew each time: who waits for his next word keeps the input open for nobody.
+                let sender = input_of(&input).clone();
+                let Some(sender) = sender else { break };
+                if sender.send(data).await.is_err() {
+                    break;
                 }
             }
             if is_once {

@@ -104,13 +104,13 @@ async fn input_that_is_for_one_ends_with_his() {
         panic!("a descriptor")
     };
     let (read, write) = pipe().unwrap();
-    let _attached = streams
-        .attach(Stdio {
-            stdin: Input::Descriptor(read),
-            ..Stdio::default()
-        })
-        .await
-        .unwrap();
+    let (stays, _silent) = pipe().unwrap();
+    let typist = |read| Stdio {
+        stdin: Input::Descriptor(read),
+        ..Stdio::default()
+    };
+    let _first = streams.attach(typist(read)).await.unwrap();
+    let _second = streams.attach(typist(stays)).await.unwrap();
     fs::File::from(write).write_all(b"typed").unwrap();
     let reading = tokio::task::spawn_blocking(move || {
         let mut said = String::new();

@@ -208,7 +208,7 @@ async fn carry_out(
                 process,
                 fds,
             };
-            pod.create(order, line::hung_up(stream)).await.map(done)
+            pod.create(order, runtime::line::hung_up(stream)).await.map(done)
         }
         Ask::Start => pod.start(&id).await.map(done),
         Ask::State => pod.shown(&id).await.map(Answer::State),
