@@ -21,6 +21,7 @@ pub mod registry;
 mod rest;
 mod spec;
 mod supervisor;
+mod version;
 
 pub use driver::{
     Boot, Exit, ExitReason, Hotplug, Hypervisor, Origin, Resize, SaveTo, Saved, Vm, VmRecord, VmReport,

@@ -1,4 +1,4 @@
-//! The Cloud Hypervisor driver. Needs version 50 or later, and KVM.
+//! The Cloud Hypervisor driver. Needs version 50.1 or later, and KVM.
 //!
 //! The monitor is given the listening end of its control socket, on which a connection of ours waits already, so that nobody
 //! else ever finds it.
@@ -30,6 +30,7 @@ use self::vm::CloudHypervisorVm;
 use crate::probe::{self, Choice};
 use crate::rest::{self, Call, Client, RateLimit};
 use crate::supervisor::{Sources, Supervised};
+use crate::version::Version;
 use crate::{
     Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, Origin, Size, Vm, VmRecord, VmSpec, Vsock,
     files, process,
@@ -40,8 +41,9 @@ const NAME: &str = "clh";
 /// What people call it.
 const VMM: &str = "Cloud Hypervisor";
 
-/// The oldest version whose API is the one that is spoken here.
-const OLDEST: u64 = 50;
+/// The oldest version that can be told of what type a disk's image is. Older ones look for it in what the guest has written, and
+/// open whatever file of the host it names there as a backing file.
+const OLDEST: Version = Version(50, 1);
 
 /// Its control socket, for as long as nobody has connected to it.
 const CONTROL: &str = "clh.sock";
@@ -195,21 +197,13 @@ fn events_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
 /// The version of a monitor's answer, if it can be worked with.
 fn version(answer: &Value) -> Result<String, Error> {
     let text = answer["version"].as_str().unwrap_or_default();
-    let version = text.trim_start_matches('v');
-    let major = version
-        .split('.')
-        .next()
-        .and_then(|major| major.parse::<u64>().ok());
-    match major {
-        Some(major) if major >= OLDEST => {}
-        _ => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "Cloud Hypervisor {OLDEST} or later is needed, and this is {text:?}; install a newer one, or set `path`"
-                ),
-            ));
-        }
+    if Version::leading(text).is_none_or(|version| version < OLDEST) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{VMM} {OLDEST} or later is needed, and this is {text:?}; install a newer one, or set `path`"
+            ),
+        ));
     }
     // Older ones do not tell them.
     let features = answer["features"]
@@ -222,7 +216,7 @@ fn version(answer: &Value) -> Result<String, Error> {
             "this Cloud Hypervisor was built without KVM (feature \"kvm\"); install another, or set `path`",
         ));
     }
-    Ok(version.to_owned())
+    Ok(text.trim_start_matches('v').to_owned())
 }
 
 #[async_trait]
@@ -338,11 +332,11 @@ mod tests {
         fn version_of(answer: Value) -> Result<String, String> {
             version(&answer).map_err(|error| error.to_string())
         }
-        assert_eq!(of("v50.0.0"), Ok("50.0.0".into()));
+        assert_eq!(of("v50.1.0"), Ok("50.1.0".into()));
         assert_eq!(of("54.1"), Ok("54.1".into()));
-        for old in ["v49.2.0", "0.3", "", "x"] {
+        for old in ["v50.0.0", "v49.2.0", "0.3", "", "x"] {
             let error = of(old).unwrap_err();
-            assert!(error.contains("50 or later") && error.contains(old), "{error}");
+            assert!(error.contains("50.1 or later") && error.contains(old), "{error}");
         }
         let with = |features: Value| version_of(json!({"version": "v54.0", "features": features}));
         assert_eq!(with(json!(["io_uring", "kvm"])), Ok("54.0".into()));

@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use super::JAILED_ONLY;
 use super::place::Place;
 use super::request::{self, Settings};
 use super::vm::FirecrackerVm;
-use super::{JAILED_ONLY, Version};
 use crate::rest::{Client, Litter};
+use crate::version::Version;
 use crate::{Device, Error, ErrorKind, Hotplug, SaveTo, Saved, VmSpec, Vsock, files, pages};
 
 /// Files that Firecracker writes, in its own directory.
