@@ -23,7 +23,7 @@ use slog::{Logger, debug, info};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-use self::hotplug::Plugged;
+use self::hotplug::{Plugged, Removals};
 use self::request::Settings;
 use self::snapshot::Revival;
 use self::vm::CloudHypervisorVm;
@@ -148,7 +148,7 @@ impl CloudHypervisor {
                 supervised,
                 client,
                 version,
-                removed: news.removed,
+                removals: news.removals,
             }),
             Err(error) => Err(supervised.failed_early(VMM, error).await),
         }
@@ -176,7 +176,7 @@ struct Started {
     supervised: Supervised,
     client: Client,
     version: String,
-    removed: vm::Removals,
+    removals: Removals,
 }
 
 /// A connection to a socket that is listened on, and gone from the file system. The monitor has the listening end.
@@ -279,7 +279,7 @@ impl Hypervisor for CloudHypervisor {
             return Err(started.supervised.failed_early(VMM, error).await);
         }
         let mut vm = CloudHypervisorVm {
-            plugged: Plugged::new(&spec.run_dir, self.settings.clone(), started.removed, log),
+            plugged: Plugged::new(&spec.run_dir, self.settings.clone(), started.removals, log),
             reported: Reported {
                 version: started.version,
                 reason: self.choice.reason.clone(),

@@ -114,7 +114,16 @@ impl CloudHypervisor {
                         let properties = json!({"id": id, "bdf": "0000:00:05.0"});
                         Ok(Done::with(vec![event("vm", "device-removed", properties)]))
                     }
-                    None => Err(Refusal::state(404, format!("there is no device {id:?}"))),
+                    None => {
+                        // With a status of its own from version 54 on.
+                        let major = self
+                            .version
+                            .split('.')
+                            .next()
+                            .and_then(|major| major.parse().ok());
+                        let status = if major < Some(54_u32) { 500 } else { 404 };
+                        Err(Refusal::state(status, format!("there is no device {id:?}")))
+                    }
                 }
             }
             other => panic!(
