@@ -42,12 +42,7 @@ impl Vm for CloudHypervisorVm {
     }
 
     fn record(&self) -> VmRecord {
-        VmRecord {
-            driver: NAME.into(),
-            pid: self.supervised.pid(),
-            start_time: self.supervised.start_time(),
-            run_dir: self.run_dir.clone(),
-        }
+        self.supervised.record(NAME, &self.run_dir)
     }
 
     fn report(&self) -> VmReport {

@@ -227,12 +227,7 @@ impl Vm for FakeVm {
     }
 
     fn record(&self) -> VmRecord {
-        VmRecord {
-            driver: NAME.into(),
-            pid: self.supervised.pid(),
-            start_time: self.supervised.start_time(),
-            run_dir: self.run_dir.clone(),
-        }
+        self.supervised.record(NAME, &self.run_dir)
     }
 
     fn report(&self) -> VmReport {

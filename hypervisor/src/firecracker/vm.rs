@@ -34,12 +34,7 @@ impl Vm for FirecrackerVm {
     }
 
     fn record(&self) -> VmRecord {
-        VmRecord {
-            driver: NAME.into(),
-            pid: self.supervised.pid(),
-            start_time: self.supervised.start_time(),
-            run_dir: self.run_dir.clone(),
-        }
+        self.supervised.record(NAME, &self.run_dir)
     }
 
     fn report(&self) -> VmReport {
