@@ -20,6 +20,7 @@ mod qemu;
 mod qmp;
 pub mod registry;
 mod rest;
+mod saved;
 mod spec;
 mod supervisor;
 mod version;

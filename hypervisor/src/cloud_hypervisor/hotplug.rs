@@ -153,6 +153,10 @@ impl Drop for Plugged {
 /// Unmounts the disks of a VM whose owner is dead, if there are any.
 pub fn clear_dead(run_dir: &Path) {
     let directory = run_dir.join(DISKS);
+    // Its monitor could write beside it, and may have put a link to somewhere else in its place.
+    if !fs::symlink_metadata(&directory).is_ok_and(|found| found.is_dir()) {
+        return;
+    }
     for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
         drop(Mounted::of_dead(entry.path()));
     }
@@ -217,7 +221,7 @@ mod tests {
         tokio::spawn(async move {
             for answer in answers {
                 let mut request = [0; 4096];
-                theirs.read(&mut request).await.unwrap();
+                assert!(theirs.read(&mut request).await.unwrap() > 0);
                 let text = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
                 theirs.write_all(text.as_bytes()).await.unwrap();
             }
@@ -248,6 +252,16 @@ mod tests {
 
     fn kind(result: Result<(), Error>) -> Option<ErrorKind> {
         result.err().map(|error| error.kind)
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_no_disk_of_a_dead_vm() {
+        let (run_dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::os::unix::fs::symlink(other.path(), run_dir.path().join(DISKS)).unwrap();
+        let file = other.path().join("file");
+        fs::write(&file, "").unwrap();
+        clear_dead(run_dir.path());
+        assert!(file.exists());
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,6 +29,7 @@ use self::snapshot::Revival;
 use self::vm::CloudHypervisorVm;
 use crate::probe::{self, Choice};
 use crate::rest::{self, Call, Client, RateLimit};
+use crate::saved::check_saveable;
 use crate::supervisor::{Sources, Supervised};
 use crate::version::Version;
 use crate::{
@@ -260,7 +261,7 @@ impl Hypervisor for CloudHypervisor {
         files::usable(&[files::kernel(&spec.kernel), files::initrd(&spec.initrd)])?;
         let saveable = !matches!(boot, Boot::Cold);
         if saveable {
-            snapshot::check_saveable(&spec)?;
+            check_saveable(&spec)?;
         }
         let revival = match boot {
             Boot::Cold | Boot::ToSave => None,
@@ -309,7 +310,7 @@ impl Hypervisor for CloudHypervisor {
     }
 
     fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error> {
-        snapshot::check_saveable(spec)?;
+        check_saveable(spec)?;
         snapshot::fingerprint(&self.program, &self.settings, spec)
     }
 

@@ -150,7 +150,7 @@ mod tests {
             let mut drives = Drives::new();
             let script = async {
                 if !is_silent {
-                    theirs.read(&mut [0; 4096]).await.unwrap();
+                    assert!(theirs.read(&mut [0; 4096]).await.unwrap() > 0);
                     let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
                     theirs.write_all(answer).await.unwrap();
                 }

@@ -28,6 +28,7 @@ use self::snapshot::Revival;
 use self::vm::FirecrackerVm;
 use crate::probe::{self, Choice};
 use crate::rest::{Awaited, Call, Client, Litter, RateLimit};
+use crate::saved::check_saveable;
 use crate::spec::checked;
 use crate::supervisor::{Sources, Supervised};
 use crate::version::Version;
@@ -336,7 +337,7 @@ impl Hypervisor for Firecracker {
         files::usable(&[files::kernel(&spec.kernel), files::initrd(&spec.initrd)])?;
         let saveable = !matches!(boot, Boot::Cold);
         if saveable {
-            snapshot::check_saveable(&spec)?;
+            check_saveable(&spec)?;
         }
         let sockets = Litter::new(spec.devices.iter().filter_map(|device| match device {
             Device::Vsock(Vsock::Hybrid { uds, .. }) => Some(uds.clone()),
@@ -393,7 +394,7 @@ impl Hypervisor for Firecracker {
     }
 
     fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error> {
-        snapshot::check_saveable(spec)?;
+        check_saveable(spec)?;
         let programs: Vec<&Path> = [Some(&self.program), self.jailer.as_ref()]
             .into_iter()
             .flatten()
