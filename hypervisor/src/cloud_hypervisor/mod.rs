@@ -28,7 +28,7 @@ use self::request::Settings;
 use self::snapshot::Revival;
 use self::vm::CloudHypervisorVm;
 use crate::probe::{self, Choice};
-use crate::rest::{self, Call, Client, RateLimit};
+use crate::rest::{Call, Client, Litter, RateLimit};
 use crate::saved::check_saveable;
 use crate::supervisor::{Sources, Supervised};
 use crate::version::Version;
@@ -102,6 +102,7 @@ impl CloudHypervisor {
         &self,
         spec: &VmSpec,
         mut inherited: Vec<Arc<OwnedFd>>,
+        litter: Litter,
         log: Logger,
     ) -> Result<Started, Error> {
         let failed = |what: &str, source: io::Error| {
@@ -131,6 +132,7 @@ impl CloudHypervisor {
             fds: inherited,
             network_namespace: spec.network_namespace.clone(),
             cgroups: spec.cgroups.clone(),
+            litter,
         };
         let (process, output) = process::start(program).await?;
         let (news, was_reset) = vm::listen(events, log.clone());
@@ -267,11 +269,11 @@ impl Hypervisor for CloudHypervisor {
             Boot::Cold | Boot::ToSave => None,
             Boot::Clone(saved) => Some(Revival::begin(&spec, saved, &machine, &mut inherited)?),
         };
-        let sockets = rest::Litter::new(spec.devices.iter().filter_map(|device| match device {
+        let litter = Litter::new(spec.devices.iter().filter_map(|device| match device {
             Device::Vsock(Vsock::Hybrid { uds, .. }) => Some(uds.clone()),
             _ => None,
         }));
-        let mut started = self.start(&spec, inherited, log.clone()).await?;
+        let mut started = self.start(&spec, inherited, litter, log.clone()).await?;
         let brought_up = match &revival {
             None => self.bring_up(&started, &spec, machine).await,
             Some(revival) => revival.restore(&started.client).await,
@@ -299,7 +301,6 @@ impl Hypervisor for CloudHypervisor {
             run_dir: spec.run_dir,
             client: started.client,
             supervised: started.supervised,
-            sockets,
         };
         if let Some(revival) = revival
             && let Err(error) = revival.finish(&mut vm).await

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::events::{Events, News};
 use super::hotplug::{Plugged, Removals};
 use super::{NAME, Reported, VMM, request, snapshot};
-use crate::rest::{Client, Litter};
+use crate::rest::Client;
 use crate::supervisor::{Announcement, Killer, Supervised};
 use crate::{
     Device, Error, ErrorKind, Exit, Hotplug, Memory, Resize, SaveTo, Size, Vm, VmRecord, VmReport, deadlines,
@@ -31,8 +31,6 @@ pub struct CloudHypervisorVm {
     /// What it was started with.
     pub(super) memory: Memory,
     pub(super) saveable: bool,
-    /// Of its vsock.
-    pub(super) sockets: Litter,
 }
 
 #[async_trait]
@@ -71,7 +69,6 @@ impl Vm for CloudHypervisorVm {
             Ok(None) | Err(_) => self.supervised.kill().await.map(drop),
         };
         self.plugged.clear();
-        self.sockets.clear();
         stopped
     }
 

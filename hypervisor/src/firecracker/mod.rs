@@ -126,6 +126,7 @@ impl Firecracker {
         spec: &VmSpec,
         place: &Place,
         inherited: Vec<Arc<OwnedFd>>,
+        litter: Litter,
         log: Logger,
     ) -> Result<Started, Error> {
         let mut args = vec!["--level", "Warning"];
@@ -141,6 +142,7 @@ impl Firecracker {
             fds: inherited,
             network_namespace: spec.network_namespace.clone(),
             cgroups: spec.cgroups.clone(),
+            litter,
         };
         let (process, output) = process::start(program).await?;
         let sources = Sources {
@@ -339,11 +341,16 @@ impl Hypervisor for Firecracker {
         if saveable {
             check_saveable(&spec)?;
         }
-        let sockets = Litter::new(spec.devices.iter().filter_map(|device| match device {
-            Device::Vsock(Vsock::Hybrid { uds, .. }) => Some(uds.clone()),
-            _ => None,
-        }));
         let mut place = Place::new(&self.program, self.jailer.as_deref(), &spec.run_dir)?;
+        let litter = Litter::new(
+            spec.devices
+                .iter()
+                .filter_map(|device| match device {
+                    Device::Vsock(Vsock::Hybrid { uds, .. }) => Some(uds.clone()),
+                    _ => None,
+                })
+                .chain([place.directory().join(place::CONTROL)]),
+        );
         let (drives, mut inherited) = (Drives::new(), Vec::new());
         let (orders, revival) = match boot {
             Boot::Cold | Boot::ToSave => {
@@ -355,7 +362,7 @@ impl Hypervisor for Firecracker {
                 (Vec::new(), Some(revival))
             }
         };
-        let mut started = self.start(&spec, &place, inherited, log).await?;
+        let mut started = self.start(&spec, &place, inherited, litter, log).await?;
         let brought_up = async {
             for Order { call, id, body } in orders {
                 started.client.send_for(call, &id, body).await?;
@@ -383,7 +390,6 @@ impl Hypervisor for Firecracker {
             drives,
             saveable: saveable && revival.is_none(),
             place,
-            sockets,
         };
         if let Some(revival) = revival
             && let Err(error) = revival.finish(&mut vm).await
