@@ -112,7 +112,10 @@ impl CloudHypervisor {
                 match self.devices.remove(id) {
                     Some(_) => {
                         let properties = json!({"id": id, "bdf": "0000:00:05.0"});
-                        Ok(Done::with(vec![event("vm", "device-removed", properties)]))
+                        Ok(Done::with(vec![
+                            Effect::Close(id.into()),
+                            event("vm", "device-removed", properties),
+                        ]))
                     }
                     None => {
                         // With a status of its own from version 54 on.
@@ -162,6 +165,7 @@ impl CloudHypervisor {
             .map(|path| Effect::Open {
                 path: path.into(),
                 write: false,
+                disk: None,
             })
             .collect();
         self.config = body.clone();
@@ -189,6 +193,7 @@ impl CloudHypervisor {
                 effects.push(Effect::Open {
                     path: body["path"].as_str().unwrap_or_default().into(),
                     write: body["readonly"] != true,
+                    disk: body["id"].as_str().map(str::to_owned),
                 });
             }
             "/vm.add-fs" => {
