@@ -13,7 +13,7 @@ use crate::settings::settings;
 pub enum HypervisorKind {
     /// QEMU (`[hypervisor.qemu]`).
     Qemu,
-    /// Cloud Hypervisor (`[hypervisor.clh]`), 50 or later.
+    /// Cloud Hypervisor (`[hypervisor.clh]`), 50.1 or later.
     CloudHypervisor,
     /// Firecracker (`[hypervisor.firecracker]`), 1.7 or later.
     Firecracker,

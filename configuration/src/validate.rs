@@ -12,7 +12,7 @@ use crate::settings::{Section, Setting};
 use crate::tree::{self, Item, Place, Table, Value};
 use crate::{
     Accelerator, AgentChannel, AgentConfig, Config, FactoryConfig, HypervisorConfig, MachineType,
-    RuntimeConfig, SharedFs, agent, factory, kata, runtime,
+    NetworkModel, RuntimeConfig, SharedFs, agent, factory, kata, runtime,
 };
 
 /// Validates what the files say, `given`. Answers also with the tree that it came from, defaults included.
@@ -391,6 +391,13 @@ fn of_kind(hypervisor: &HypervisorConfig, runtime: &RuntimeConfig) -> Vec<Confli
             [vmm("shared_fs"), selected()],
             "Firecracker has no shared file systems; set shared_fs = \"none\" and use a snapshotter that gives block devices \
              (devmapper, blockfile), or set hypervisor_name = \"qemu\" or \"clh\"",
+        );
+    }
+    if kind == Firecracker && runtime.internetworking_model == NetworkModel::Macvtap {
+        add(
+            ["runtime.internetworking_model".to_owned(), selected()],
+            "Firecracker opens taps only, and a macvtap is none; set internetworking_model = \"tcfilter\", or \
+             hypervisor_name = \"qemu\" or \"clh\"",
         );
     }
     if kind != Firecracker && !hypervisor.jailer_path.as_os_str().is_empty() {

@@ -55,6 +55,11 @@ impl Error {
         }
     }
 
+    /// Whether what was asked for will not happen any more. A VMM that has not answered in time may still do it.
+    pub(crate) fn is_final(&self) -> bool {
+        self.kind != ErrorKind::DeadlineExceeded
+    }
+
     /// The error of a VM that is to grow beyond its limit.
     pub(crate) fn no_room(asked: impl std::fmt::Display, most: impl std::fmt::Display) -> Self {
         Self::new(

@@ -6,6 +6,7 @@
 
 mod cloud_hypervisor;
 pub mod console;
+mod created;
 mod deadlines;
 mod driver;
 mod error;
@@ -19,9 +20,12 @@ mod qemu;
 mod qmp;
 pub mod registry;
 mod rest;
+mod saved;
 mod spec;
 mod supervisor;
+mod version;
 
+pub use created::Created;
 pub use driver::{
     Boot, Exit, ExitReason, Hotplug, Hypervisor, Origin, Resize, SaveTo, Saved, Vm, VmRecord, VmReport,
 };

@@ -3,6 +3,7 @@
 //! One task per VMM owns all of this. It must not know which VMM it watches.
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::console::{self, Alarms, Limit, Lines, Tail, is_alarming};
 use crate::process::{Process, Status};
-use crate::{Error, ErrorKind, Exit, ExitReason, deadlines};
+use crate::{Error, ErrorKind, Exit, ExitReason, VmRecord, deadlines};
 
 /// Between two reads of a stream. QEMU writes a console byte by byte, and a guest can make it do so all day; this makes
 /// it a few hundred reads per second instead of a hundred thousand. What is not read waits in the kernel, and a full
@@ -102,9 +103,14 @@ impl Supervised {
         self.process.id()
     }
 
-    /// The VMM's start time, for its record.
-    pub fn start_time(&self) -> u64 {
-        self.process.start_time()
+    /// What is needed to reap it without us.
+    pub fn record(&self, driver: &str, run_dir: &Path) -> VmRecord {
+        VmRecord {
+            driver: driver.to_owned(),
+            pid: self.process.id(),
+            start_time: self.process.start_time(),
+            run_dir: run_dir.to_owned(),
+        }
     }
 
     /// Becomes `Some` at the end.

@@ -12,6 +12,7 @@
 // Tests may fail loudly; clippy's exception for tests does not reach functions that tests share.
 #![allow(clippy::expect_used, clippy::panic)]
 
+#[macro_use]
 #[allow(
     dead_code,
     unused_imports,
@@ -39,24 +40,7 @@ macro_rules! conformance {
     };
     ($($module:ident)*) => {
         $(
-            conformance! { $module:
-                the_agent_greets_and_a_stop_ends_everything
-                a_stop_can_be_repeated
-                a_kill_is_an_event_and_leaves_no_zombie
-                a_stop_of_a_frozen_vmm_is_bounded
-                a_drop_kills
-                a_cancelled_launch_leaves_nothing
-                a_record_is_enough_to_reap
-                two_live_side_by_side
-                a_program_that_is_missing_is_an_error
-                a_program_that_ends_at_once_leaves_nothing
-                a_vmm_gets_only_what_is_meant_for_it
-                a_vmm_is_in_the_network_namespace_it_is_given
-                a_vmm_is_in_the_cgroups_it_is_given
-                no_descriptor_is_lost
-                abilities_are_what_the_capabilities_say
-                a_vmm_dies_with_its_owner
-            }
+            of_every_driver! { conformance! $module: }
         )*
     };
 }

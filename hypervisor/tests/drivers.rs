@@ -7,12 +7,13 @@
 //! `api-descriptions`.
 //!
 //! Real programs (`make test-driver`): `$KATA_TEST_CLH`, `$KATA_TEST_FIRECRACKER` and `$KATA_TEST_JAILER`. They need KVM, and the
-//! guest image of `conformance`. `$KATA_TEST_KERNEL_PARAMS` is added to the kernel's command line.
+//! guest image of `conformance`; the jailed one needs both of the last two. `$KATA_TEST_KERNEL_PARAMS` is added to the kernel's command line.
 
 // Tests may fail loudly; clippy's exception for tests does not reach functions that tests share.
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod contract;
+#[macro_use]
 #[allow(
     dead_code,
     unused_imports,
@@ -55,23 +56,8 @@ fn main() -> ExitCode {
 }
 
 fn of_all(subject: Subject) -> Vec<Trial> {
-    promises! { suite, subject =>
-        the_agent_greets_and_a_stop_ends_everything
-        a_stop_can_be_repeated
-        a_kill_is_an_event_and_leaves_no_zombie
-        a_stop_of_a_frozen_vmm_is_bounded
-        a_drop_kills
-        a_cancelled_launch_leaves_nothing
-        a_record_is_enough_to_reap
-        two_live_side_by_side
-        a_program_that_is_missing_is_an_error
-        a_program_that_ends_at_once_leaves_nothing
-        a_vmm_gets_only_what_is_meant_for_it
-        a_vmm_is_in_the_network_namespace_it_is_given
-        a_vmm_is_in_the_cgroups_it_is_given
-        no_descriptor_is_lost
-        abilities_are_what_the_capabilities_say
-        a_vmm_dies_with_its_owner
+    let mut trials = of_every_driver! { promises! suite, subject => };
+    trials.extend(promises! { suite, subject =>
         a_missing_kernel_is_named
         a_panic_of_the_guest_is_told_with_its_last_words
         a_disk_is_plugged_and_unplugged
@@ -79,7 +65,8 @@ fn of_all(subject: Subject) -> Vec<Trial> {
         a_damaged_vm_is_not_copied
         only_what_was_started_to_be_saved_is
         a_fingerprint_is_of_everything_that_matters
-    }
+    });
+    trials
 }
 
 fn of_doubles(subject: Subject) -> Vec<Trial> {

@@ -51,6 +51,7 @@ impl Daemon {
             fds,
             network_namespace: None,
             cgroups: cgroups.to_vec(),
+            litter: process::Litter::default(),
         };
         let (process, output) = process::start(program).await?;
         let process = Arc::new(process);

@@ -4,17 +4,11 @@
 //! nobody of a listen(2), and to connect would be to take the VMM's place.
 
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
-
-use super::sys;
+use hypervisor::Created;
 
 /// Between two looks at a socket that is there and not listened on yet.
 const INSTANT: Duration = Duration::from_millis(1);
@@ -23,44 +17,27 @@ const INSTANT: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub(super) struct Awaited {
     socket: PathBuf,
-    created: AsyncFd<OwnedFd>,
+    created: Created,
 }
 
 impl Awaited {
     /// Begins to watch, before its maker is started. The directory is there.
     pub(super) fn new(dir: &Path, name: &str) -> io::Result<Self> {
-        let created = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&created, dir, WatchFlags::CREATE | WatchFlags::ONLYDIR)?;
         Ok(Self {
             socket: dir.join(name),
-            created: sys::watch(created)?,
+            created: Created::new(dir)?,
         })
     }
 
     /// Waits until the socket is listened on.
     pub(super) async fn listens(&self) -> io::Result<()> {
         while !self.socket.exists() {
-            let mut guard = self.created.readable().await?;
-            self.drain()?;
-            guard.clear_ready();
+            self.created.changed().await?;
         }
         while !is_listened_on(&std::fs::read("/proc/net/unix")?, &self.socket) {
             tokio::time::sleep(INSTANT).await;
         }
         Ok(())
-    }
-
-    /// Which files were created is seen by looking.
-    fn drain(&self) -> io::Result<()> {
-        let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut events = inotify::Reader::new(self.created.get_ref(), &mut buffer);
-        loop {
-            match events.next() {
-                Ok(_) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
-            }
-        }
     }
 }
 

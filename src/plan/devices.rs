@@ -48,7 +48,19 @@ pub(super) fn nodes(
         } else if let Some(numbers) =
             block(device).filter(|_| !is_privileged && disks.how == DisksPlan::Plugged)
         {
-            disks.device(numbers, device.path().clone(), &access(device, rules));
+            let access = access(numbers, rules);
+            if access.is_empty() {
+                return Err(unsupported(
+                    format_args!("linux.devices[{index}]"),
+                    format!(
+                        "{} (b {}:{}) is a device that linux.resources.devices allows nothing with; allow it, or leave it out",
+                        device.path().display(),
+                        numbers.0,
+                        numbers.1
+                    ),
+                ));
+            }
+            disks.device(numbers, device.path().clone(), &access);
             let mode = device.file_mode().unwrap_or(0o660) & 0o7777;
             let (uid, gid) = (device.uid().unwrap_or(0), device.gid().unwrap_or(0));
             nodes.push(disks::node(device.path().clone(), mode, uid, gid)?);
@@ -78,29 +90,41 @@ fn block(device: &LinuxDevice) -> Option<(u32, u32)> {
     }
 }
 
-/// What the rules allow with this device by its numbers: `rwm` where none speaks of it.
-fn access(device: &LinuxDevice, rules: &[LinuxDeviceCgroup]) -> String {
+/// What the rules allow with this block device: the kernel goes through them in order, and a later one is added to what the earlier
+/// ones have left. Everything where there are none.
+fn access((major, minor): (u32, u32), rules: &[LinuxDeviceCgroup]) -> String {
+    const ALL: &str = "rwm";
+    let is = |number: u32, asked: Option<i64>| is_any(asked) || asked == Some(number.into());
     let is_about = |rule: &&LinuxDeviceCgroup| {
-        rule.allow()
-            && rule.typ() == Some(Type::B)
-            && rule.major() == Some(device.major())
-            && rule.minor() == Some(device.minor())
+        matches!(rule.typ(), None | Some(Type::A | Type::B))
+            && is(major, rule.major())
+            && is(minor, rule.minor())
     };
-    let allowed: String = rules
-        .iter()
-        .filter(is_about)
-        .filter_map(|rule| rule.access().clone())
-        .collect();
-    let access: String = "rwm".chars().filter(|c| allowed.contains(*c)).collect();
-    match access.is_empty() {
-        true => "rwm".to_owned(),
-        false => access,
+    let mut allowed = match rules {
+        [] => ALL,
+        _ => "",
     }
+    .to_owned();
+    for rule in rules.iter().filter(is_about) {
+        let named = rule.access().as_deref().unwrap_or(ALL);
+        allowed = ALL
+            .chars()
+            .filter(|&c| match named.contains(c) {
+                true => rule.allow(),
+                false => allowed.contains(c),
+            })
+            .collect();
+    }
+    allowed
 }
 
 fn allows_all(rule: &LinuxDeviceCgroup) -> bool {
-    let any = |number: Option<i64>| matches!(number, None | Some(-1));
-    rule.allow() && matches!(rule.typ(), None | Some(Type::A)) && any(rule.major()) && any(rule.minor())
+    rule.allow() && matches!(rule.typ(), None | Some(Type::A)) && is_any(rule.major()) && is_any(rule.minor())
+}
+
+/// Whether a number in a rule stands for every one.
+fn is_any(number: Option<i64>) -> bool {
+    matches!(number, None | Some(-1))
 }
 
 /// The rules without those that allow a device of the host by its number: under it, the guest may have one of its own.

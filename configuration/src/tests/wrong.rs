@@ -446,6 +446,11 @@ fn values_that_do_not_fit_together_are_told_with_both_keys() {
              grow; set static_sandbox_resource_mgmt = true, or hypervisor_name = \"qemu\" or \"clh\"",
         ),
         (
+            "[hypervisor.firecracker]\n[runtime]\ninternetworking_model = \"macvtap\"",
+            "main:3: runtime.internetworking_model does not fit with runtime.hypervisor_name: Firecracker opens taps only, \
+             and a macvtap is none; set internetworking_model = \"tcfilter\", or hypervisor_name = \"qemu\" or \"clh\"",
+        ),
+        (
             "[hypervisor.firecracker]\n[factory]\nenable_template = true",
             "main:3: factory.enable_template does not fit with runtime.hypervisor_name: copies of a Firecracker could be \
              given no network; set enable_template = false, or use hypervisor_name = \"qemu\" or \"clh\"",

@@ -1,4 +1,4 @@
-//! The Cloud Hypervisor driver. Needs version 50 or later, and KVM.
+//! The Cloud Hypervisor driver. Needs version 50.1 or later, and KVM.
 //!
 //! The monitor is given the listening end of its control socket, on which a connection of ours waits already, so that nobody
 //! else ever finds it.
@@ -23,13 +23,15 @@ use slog::{Logger, debug, info};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
-use self::hotplug::Plugged;
+use self::hotplug::{Plugged, Removals};
 use self::request::Settings;
 use self::snapshot::Revival;
 use self::vm::CloudHypervisorVm;
 use crate::probe::{self, Choice};
-use crate::rest::{self, Call, Client, RateLimit};
+use crate::rest::{Call, Client, Litter, RateLimit};
+use crate::saved::check_saveable;
 use crate::supervisor::{Sources, Supervised};
+use crate::version::Version;
 use crate::{
     Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, Origin, Size, Vm, VmRecord, VmSpec, Vsock,
     files, process,
@@ -40,8 +42,9 @@ const NAME: &str = "clh";
 /// What people call it.
 const VMM: &str = "Cloud Hypervisor";
 
-/// The oldest version whose API is the one that is spoken here.
-const OLDEST: u64 = 50;
+/// The oldest version that can be told of what type a disk's image is. Older ones look for it in what the guest has written, and
+/// open whatever file of the host it names there as a backing file.
+const OLDEST: Version = Version(50, 1);
 
 /// Its control socket, for as long as nobody has connected to it.
 const CONTROL: &str = "clh.sock";
@@ -99,6 +102,7 @@ impl CloudHypervisor {
         &self,
         spec: &VmSpec,
         mut inherited: Vec<Arc<OwnedFd>>,
+        litter: Litter,
         log: Logger,
     ) -> Result<Started, Error> {
         let failed = |what: &str, source: io::Error| {
@@ -128,6 +132,7 @@ impl CloudHypervisor {
             fds: inherited,
             network_namespace: spec.network_namespace.clone(),
             cgroups: spec.cgroups.clone(),
+            litter,
         };
         let (process, output) = process::start(program).await?;
         let (news, was_reset) = vm::listen(events, log.clone());
@@ -146,7 +151,7 @@ impl CloudHypervisor {
                 supervised,
                 client,
                 version,
-                removed: news.removed,
+                removals: news.removals,
             }),
             Err(error) => Err(supervised.failed_early(VMM, error).await),
         }
@@ -174,7 +179,7 @@ struct Started {
     supervised: Supervised,
     client: Client,
     version: String,
-    removed: vm::Removals,
+    removals: Removals,
 }
 
 /// A connection to a socket that is listened on, and gone from the file system. The monitor has the listening end.
@@ -195,21 +200,13 @@ fn events_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
 /// The version of a monitor's answer, if it can be worked with.
 fn version(answer: &Value) -> Result<String, Error> {
     let text = answer["version"].as_str().unwrap_or_default();
-    let version = text.trim_start_matches('v');
-    let major = version
-        .split('.')
-        .next()
-        .and_then(|major| major.parse::<u64>().ok());
-    match major {
-        Some(major) if major >= OLDEST => {}
-        _ => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "Cloud Hypervisor {OLDEST} or later is needed, and this is {text:?}; install a newer one, or set `path`"
-                ),
-            ));
-        }
+    if Version::leading(text).is_none_or(|version| version < OLDEST) {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "{VMM} {OLDEST} or later is needed, and this is {text:?}; install a newer one, or set `path`"
+            ),
+        ));
     }
     // Older ones do not tell them.
     let features = answer["features"]
@@ -222,7 +219,7 @@ fn version(answer: &Value) -> Result<String, Error> {
             "this Cloud Hypervisor was built without KVM (feature \"kvm\"); install another, or set `path`",
         ));
     }
-    Ok(version.to_owned())
+    Ok(text.trim_start_matches('v').to_owned())
 }
 
 #[async_trait]
@@ -266,17 +263,17 @@ impl Hypervisor for CloudHypervisor {
         files::usable(&[files::kernel(&spec.kernel), files::initrd(&spec.initrd)])?;
         let saveable = !matches!(boot, Boot::Cold);
         if saveable {
-            snapshot::check_saveable(&spec)?;
+            check_saveable(&spec)?;
         }
         let revival = match boot {
             Boot::Cold | Boot::ToSave => None,
             Boot::Clone(saved) => Some(Revival::begin(&spec, saved, &machine, &mut inherited)?),
         };
-        let sockets = rest::Litter::new(spec.devices.iter().filter_map(|device| match device {
+        let litter = Litter::new(spec.devices.iter().filter_map(|device| match device {
             Device::Vsock(Vsock::Hybrid { uds, .. }) => Some(uds.clone()),
             _ => None,
         }));
-        let mut started = self.start(&spec, inherited, log.clone()).await?;
+        let mut started = self.start(&spec, inherited, litter, log.clone()).await?;
         let brought_up = match &revival {
             None => self.bring_up(&started, &spec, machine).await,
             Some(revival) => revival.restore(&started.client).await,
@@ -285,7 +282,7 @@ impl Hypervisor for CloudHypervisor {
             return Err(started.supervised.failed_early(VMM, error).await);
         }
         let mut vm = CloudHypervisorVm {
-            plugged: Plugged::new(&spec.run_dir, self.settings.clone(), started.removed, log),
+            plugged: Plugged::new(&spec.run_dir, self.settings.clone(), started.removals, log),
             reported: Reported {
                 version: started.version,
                 reason: self.choice.reason.clone(),
@@ -304,7 +301,6 @@ impl Hypervisor for CloudHypervisor {
             run_dir: spec.run_dir,
             client: started.client,
             supervised: started.supervised,
-            sockets,
         };
         if let Some(revival) = revival
             && let Err(error) = revival.finish(&mut vm).await
@@ -315,7 +311,7 @@ impl Hypervisor for CloudHypervisor {
     }
 
     fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error> {
-        snapshot::check_saveable(spec)?;
+        check_saveable(spec)?;
         snapshot::fingerprint(&self.program, &self.settings, spec)
     }
 
@@ -338,11 +334,11 @@ mod tests {
         fn version_of(answer: Value) -> Result<String, String> {
             version(&answer).map_err(|error| error.to_string())
         }
-        assert_eq!(of("v50.0.0"), Ok("50.0.0".into()));
+        assert_eq!(of("v50.1.0"), Ok("50.1.0".into()));
         assert_eq!(of("54.1"), Ok("54.1".into()));
-        for old in ["v49.2.0", "0.3", "", "x"] {
+        for old in ["v50.0.0", "v49.2.0", "0.3", "", "x"] {
             let error = of(old).unwrap_err();
-            assert!(error.contains("50 or later") && error.contains(old), "{error}");
+            assert!(error.contains("50.1 or later") && error.contains(old), "{error}");
         }
         let with = |features: Value| version_of(json!({"version": "v54.0", "features": features}));
         assert_eq!(with(json!(["io_uring", "kvm"])), Ok("54.0".into()));

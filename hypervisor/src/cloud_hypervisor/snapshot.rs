@@ -18,6 +18,7 @@ use tokio::task::spawn_blocking;
 use super::request::{self, Settings};
 use super::vm::CloudHypervisorVm;
 use crate::rest::{Client, Directory};
+use crate::saved::{check_size, done, failed, unreadable, written};
 use crate::{Device, Error, ErrorKind, Hotplug, SaveTo, Saved, VmSpec, files, pages};
 
 /// Directory of what is being saved or restored, below the VM's own.
@@ -54,16 +55,7 @@ impl Revival {
         machine: &Value,
         inherited: &mut Vec<Arc<OwnedFd>>,
     ) -> Result<Self, Error> {
-        let there = pages::size(&saved.memory).map_err(failed("cannot examine the memory of a saved VM"))?;
-        if there != spec.memory.size_mib << 20 {
-            return Err(Error::new(
-                ErrorKind::FailedPrecondition,
-                format!(
-                    "the saved memory has {there} bytes, and the VM is to have {} MiB",
-                    spec.memory.size_mib
-                ),
-            ));
-        }
+        check_size(&saved.memory, spec)?;
         let State { mut config, state } = read(saved.state)?;
         own(&mut config, machine)?;
         let directory = Directory::new(&spec.run_dir, DIRECTORY)?;
@@ -85,15 +77,8 @@ impl Revival {
     /// Has the monitor take it in. It does not run yet.
     pub async fn restore(&self, client: &Client) -> Result<(), Error> {
         let body = request::restore(self.directory.all())?;
-        match client.send(request::RESTORE, Some(body)).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
-            Err(error) => Err(Error {
-                kind: ErrorKind::FailedPrecondition,
-                context: format!("the state of a VM cannot be read: {}", error.context),
-                source: error.source,
-            }),
-        }
+        let taken = client.send(request::RESTORE, Some(body)).await;
+        taken.map(drop).map_err(unreadable)
     }
 
     /// Gives it what it has in addition, and lets it run.
@@ -155,16 +140,16 @@ pub async fn save(client: &Client, run_dir: &Path, to: SaveTo) -> Result<(), Err
     let directory = Directory::new(run_dir, DIRECTORY)?;
     let body = request::snapshot(directory.all())?;
     client.send(request::SNAPSHOT, Some(body)).await?;
-    let taken = spawn_blocking(move || take(&directory, to)).await;
-    taken
-        .unwrap_or_else(|lost| Err(io::Error::other(lost)))
-        .map_err(failed("cannot save a VM"))
+    done(spawn_blocking(move || take(&directory, to)), "cannot save a VM").await
 }
 
 /// Moves what the monitor has written to where it is wanted.
 fn take(directory: &Directory, to: SaveTo) -> io::Result<()> {
     let value = |name: &str| -> io::Result<Value> {
-        let text = fs::read(directory.path(name))?;
+        let mut text = Vec::new();
+        written(&directory.path(name))?
+            .take(MAX_STATE)
+            .read_to_end(&mut text)?;
         Ok(serde_json::from_slice(&text)?)
     };
     let state = State {
@@ -173,23 +158,8 @@ fn take(directory: &Directory, to: SaveTo) -> io::Result<()> {
     };
     let mut file = File::from(to.state.try_clone()?);
     file.write_all(&serde_json::to_vec(&state)?)?;
-    let from = File::open(directory.path(MEMORY))?;
+    let from = written(&directory.path(MEMORY))?;
     pages::copy_nonzero(from.into(), to.memory).map(drop)
-}
-
-/// A saved machine has only what can be saved of it; the rest is plugged into its copies.
-pub fn check_saveable(spec: &VmSpec) -> Result<(), Error> {
-    let other = |device: &&Device| !matches!(device, Device::Vsock(_));
-    match spec.devices.iter().find(other) {
-        None => Ok(()),
-        Some(device) => Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!(
-                "the device {:?} cannot be part of a saved VM: it is to be plugged into the copies",
-                device.name()
-            ),
-        )),
-    }
 }
 
 /// What a saved VM depends on: see [`crate::Hypervisor::fingerprint`].
@@ -209,10 +179,6 @@ pub fn fingerprint(program: &Path, settings: &Settings, spec: &VmSpec) -> Result
     }
     text.push_str(&files::processor()?);
     Ok(text)
-}
-
-fn failed(what: &str) -> impl Fn(io::Error) -> Error + '_ {
-    move |cause| Error::caused(ErrorKind::Internal, format!("{what}: {cause}"), cause)
 }
 
 #[cfg(test)]

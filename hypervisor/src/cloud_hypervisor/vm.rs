@@ -6,23 +6,17 @@ use async_trait::async_trait;
 use slog::{Logger, warn};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::events::{Events, News};
-use super::hotplug::Plugged;
+use super::hotplug::{Plugged, Removals};
 use super::{NAME, Reported, VMM, request, snapshot};
-use crate::rest::{Client, Litter};
+use crate::rest::Client;
 use crate::supervisor::{Announcement, Killer, Supervised};
 use crate::{
     Device, Error, ErrorKind, Exit, Hotplug, Memory, Resize, SaveTo, Size, Vm, VmRecord, VmReport, deadlines,
 };
-
-/// Ids of devices that guests have let go of. Those who wait are few, and wait for one each.
-pub type Removals = broadcast::WeakSender<String>;
-
-/// Removals that wait for a slow listener.
-const REMOVALS: usize = 32;
 
 /// A running Cloud Hypervisor. Dropping it kills the process.
 #[derive(Debug)]
@@ -37,8 +31,6 @@ pub struct CloudHypervisorVm {
     /// What it was started with.
     pub(super) memory: Memory,
     pub(super) saveable: bool,
-    /// Of its vsock.
-    pub(super) sockets: Litter,
 }
 
 #[async_trait]
@@ -48,12 +40,7 @@ impl Vm for CloudHypervisorVm {
     }
 
     fn record(&self) -> VmRecord {
-        VmRecord {
-            driver: NAME.into(),
-            pid: self.supervised.pid(),
-            start_time: self.supervised.start_time(),
-            run_dir: self.run_dir.clone(),
-        }
+        self.supervised.record(NAME, &self.run_dir)
     }
 
     fn report(&self) -> VmReport {
@@ -82,7 +69,6 @@ impl Vm for CloudHypervisorVm {
             Ok(None) | Err(_) => self.supervised.kill().await.map(drop),
         };
         self.plugged.clear();
-        self.sockets.clear();
         stopped
     }
 
@@ -170,15 +156,14 @@ pub struct Heard {
     /// Its coming end.
     pub announcement: watch::Receiver<Option<Announcement>>,
     /// What guests have let go of.
-    pub removed: Removals,
+    pub removals: Removals,
 }
 
 /// Listens for what Cloud Hypervisor says, until its end. The second is sent to when the guest has reset.
 pub fn listen(mut pipe: pipe::Receiver, log: Logger) -> (Heard, oneshot::Receiver<()>) {
     let (announce, announcement) = watch::channel(None);
-    let (removals, _) = broadcast::channel(REMOVALS);
+    let (removed, removals) = Removals::new();
     let (reset, was_reset) = oneshot::channel();
-    let removed = removals.downgrade();
     tokio::spawn(async move {
         let mut reset = Some(reset);
         let mut events = Events::default();
@@ -195,8 +180,7 @@ pub fn listen(mut pipe: pipe::Receiver, log: Logger) -> (Heard, oneshot::Receive
                         let _ = reset.send(());
                     }
                 }
-                // Mostly nobody waits for it.
-                Some(News::Removed(id)) => drop(removals.send(id)),
+                Some(News::Removed(id)) => removed.send_modify(|ids| ids.extend([id])),
                 None => {}
             });
             if heard.is_err() {
@@ -211,7 +195,7 @@ pub fn listen(mut pipe: pipe::Receiver, log: Logger) -> (Heard, oneshot::Receive
     (
         Heard {
             announcement,
-            removed,
+            removals,
         },
         was_reset,
     )

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use slog::Logger;
 use tokio::sync::watch;
 
+use crate::rest::Litter;
 use crate::supervisor::{Sources, Supervised};
 use crate::{
     Boot, Capabilities, Device, Error, ErrorKind, Exit, Hotplug, Hypervisor, Origin, Resize, SaveTo,
@@ -97,6 +98,7 @@ impl Hypervisor for Fake {
             // Its containers have the pod's network without any device.
             network_namespace: spec.network_namespace,
             cgroups: spec.cgroups,
+            litter: Litter::default(),
         };
         let (process, output) = process::start(program).await?;
         let sources = Sources {
@@ -227,12 +229,7 @@ impl Vm for FakeVm {
     }
 
     fn record(&self) -> VmRecord {
-        VmRecord {
-            driver: NAME.into(),
-            pid: self.supervised.pid(),
-            start_time: self.supervised.start_time(),
-            run_dir: self.run_dir.clone(),
-        }
+        self.supervised.record(NAME, &self.run_dir)
     }
 
     fn report(&self) -> VmReport {

@@ -89,13 +89,17 @@ impl Drives {
         };
         let (path, mount) = place.disk(&slot.id, &disk)?;
         let body = request::exchange(&slot.id, &path);
-        client.send_for(request::EXCHANGE, &slot.id, body).await?;
+        // Before it is asked for: it may be opened after nobody waits for it any more.
         slot.used = Some(Used {
             name: id.clone(),
             _mount: mount,
             _file: Arc::clone(file),
         });
-        Ok(())
+        let exchanged = client.send_for(request::EXCHANGE, &slot.id, body).await;
+        if exchanged.as_ref().is_err_and(Error::is_final) {
+            slot.used = None;
+        }
+        exchanged.map(drop)
     }
 
     /// Takes a disk's file away. The guest is not asked: it finds a disk of no size.
@@ -111,5 +115,51 @@ impl Drives {
         client.send_for(request::EXCHANGE, &slot.id, body).await?;
         slot.used = None;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use slog::{Discard, Logger, o};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_may_still_be_opened_is_held() {
+        let place = Place::Open {
+            run_dir: "/nonexistent".into(),
+        };
+        let file: Arc<OwnedFd> = Arc::new(tempfile::tempfile().unwrap().into());
+        let disk = || {
+            Device::Block(Disk {
+                id: "data".into(),
+                file: Arc::clone(&file),
+                readonly: false,
+            })
+        };
+        for (is_silent, plugged, unplugged) in [
+            (true, ErrorKind::DeadlineExceeded, ErrorKind::DeadlineExceeded),
+            (false, ErrorKind::InvalidArgument, ErrorKind::NotFound),
+        ] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let client = Client::new(ours, "Monitor", "", Logger::root(Discard, o!()));
+            let mut drives = Drives::new();
+            let script = async {
+                if !is_silent {
+                    assert!(theirs.read(&mut [0; 4096]).await.unwrap() > 0);
+                    let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+                    theirs.write_all(answer).await.unwrap();
+                }
+            };
+            let (error, ()) = tokio::join!(drives.plug(&client, &place, disk()), script);
+            assert_eq!(error.unwrap_err().kind, plugged);
+            assert_eq!(Arc::strong_count(&file) > 1, is_silent, "it is held");
+            let error = drives.unplug(&client, &place, "data").await.unwrap_err();
+            assert_eq!(error.kind, unplugged);
+        }
     }
 }

@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
+use super::JAILED_ONLY;
 use super::place::Place;
 use super::request::{self, Settings};
 use super::vm::FirecrackerVm;
-use super::{JAILED_ONLY, Version};
 use crate::rest::{Client, Litter};
+use crate::saved::{check_size, done, unreadable, written};
+use crate::version::Version;
 use crate::{Device, Error, ErrorKind, Hotplug, SaveTo, Saved, VmSpec, Vsock, files, pages};
 
 /// Files that Firecracker writes, in its own directory.
@@ -40,16 +42,7 @@ impl Revival {
         place: &mut Place,
         inherited: &mut Vec<Arc<OwnedFd>>,
     ) -> Result<Self, Error> {
-        let there = pages::size(&saved.memory).map_err(failed("cannot examine the memory of a saved VM"))?;
-        if there != spec.memory.size_mib << 20 {
-            return Err(Error::new(
-                ErrorKind::FailedPrecondition,
-                format!(
-                    "the saved memory has {there} bytes, and the VM is to have {} MiB",
-                    spec.memory.size_mib
-                ),
-            ));
-        }
+        check_size(&saved.memory, spec)?;
         let (memory, state) = (Arc::new(saved.memory), Arc::new(saved.state));
         let mut vsock = None;
         for device in &spec.devices {
@@ -83,15 +76,8 @@ impl Revival {
             ));
         }
         let body = request::load(&self.state, &self.memory, moved);
-        match client.send(request::LOAD, Some(body)).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind == ErrorKind::Unavailable => Err(error),
-            Err(error) => Err(Error {
-                kind: ErrorKind::FailedPrecondition,
-                context: format!("the state of a VM cannot be read: {}", error.context),
-                source: error.source,
-            }),
-        }
+        let taken = client.send(request::LOAD, Some(body)).await;
+        taken.map(drop).map_err(unreadable)
     }
 
     /// Gives it what it has in addition, and lets it run.
@@ -107,37 +93,19 @@ impl Revival {
 /// Saves a machine, which does not go on after that.
 pub async fn save(client: &Client, place: &Place, to: SaveTo) -> Result<(), Error> {
     client.send(request::STATE, Some(request::paused())).await?;
-    let written = [STATE, MEMORY].map(|name| place.directory().join(name));
-    let litter = Litter::new(written.clone());
+    let paths = [STATE, MEMORY].map(|name| place.directory().join(name));
+    let litter = Litter::new(paths.clone());
     let body = request::save(&place.seen(STATE)?, &place.seen(MEMORY)?);
     client.send(request::SAVE, Some(body)).await?;
-    let taken = spawn_blocking(move || {
-        let [state, memory] = written;
+    let taking = spawn_blocking(move || {
+        let [state, memory] = paths;
         let mut kept = File::from(to.state.try_clone()?);
-        io::copy(&mut File::open(state)?, &mut kept)?;
-        pages::copy_nonzero(File::open(memory)?.into(), to.memory)
+        io::copy(&mut written(&state)?, &mut kept)?;
+        pages::copy_nonzero(written(&memory)?.into(), to.memory)
     });
-    let taken = taken.await;
+    let taken = done(taking, "cannot save a VM").await;
     drop(litter);
-    taken
-        .unwrap_or_else(|lost| Err(io::Error::other(lost)))
-        .map(drop)
-        .map_err(failed("cannot save a VM"))
-}
-
-/// A saved machine has only what can be saved of it.
-pub fn check_saveable(spec: &VmSpec) -> Result<(), Error> {
-    let other = |device: &&Device| !matches!(device, Device::Vsock(_));
-    match spec.devices.iter().find(other) {
-        None => Ok(()),
-        Some(device) => Err(Error::new(
-            ErrorKind::InvalidArgument,
-            format!(
-                "the device {:?} cannot be part of a saved VM: it is to be plugged into the copies",
-                device.name()
-            ),
-        )),
-    }
+    taken.map(drop)
 }
 
 /// What a saved VM depends on: see [`crate::Hypervisor::fingerprint`].
@@ -154,8 +122,4 @@ pub fn fingerprint(programs: &[&Path], settings: &Settings, spec: &VmSpec) -> Re
     }
     text.push_str(&files::processor()?);
     Ok(text)
-}
-
-fn failed(what: &str) -> impl Fn(io::Error) -> Error + '_ {
-    move |cause| Error::caused(ErrorKind::Internal, format!("{what}: {cause}"), cause)
 }

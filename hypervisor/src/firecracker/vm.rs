@@ -9,7 +9,7 @@ use super::drives::Drives;
 use super::place::Place;
 use super::{NAME, Reported, VMM, snapshot};
 use crate::process::Status;
-use crate::rest::{Client, Litter};
+use crate::rest::Client;
 use crate::supervisor::{Announcement, Supervised};
 use crate::{Device, Error, ErrorKind, Exit, Hotplug, Resize, SaveTo, Vm, VmRecord, VmReport};
 
@@ -23,8 +23,6 @@ pub struct FirecrackerVm {
     pub(super) drives: Drives,
     pub(super) saveable: bool,
     pub(super) place: Place,
-    /// Of its vsock.
-    pub(super) sockets: Litter,
 }
 
 #[async_trait]
@@ -34,12 +32,7 @@ impl Vm for FirecrackerVm {
     }
 
     fn record(&self) -> VmRecord {
-        VmRecord {
-            driver: NAME.into(),
-            pid: self.supervised.pid(),
-            start_time: self.supervised.start_time(),
-            run_dir: self.run_dir.clone(),
-        }
+        self.supervised.record(NAME, &self.run_dir)
     }
 
     fn report(&self) -> VmReport {
@@ -64,7 +57,6 @@ impl Vm for FirecrackerVm {
         let stopped = self.supervised.kill().await.map(drop);
         self.drives.clear();
         self.place.clear();
-        self.sockets.clear();
         stopped
     }
 

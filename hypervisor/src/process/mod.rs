@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -21,6 +21,7 @@ use tokio::net::unix::pipe;
 
 use crate::{Error, ErrorKind, pages};
 
+pub use crate::rest::Litter;
 pub use record::reap;
 pub use sys::close_on_exec_from;
 pub(crate) use sys::{landlock_abi, watch};
@@ -38,6 +39,8 @@ pub struct Program {
     pub network_namespace: Option<Arc<OwnedFd>>,
     /// `cgroup.procs` of the cgroups that it is started in, opened for writing: one of each hierarchy. Of the others, ours.
     pub cgroups: Vec<Arc<OwnedFd>>,
+    /// Files that it makes. They go when it is gone, and not before: one that is being killed may still make them.
+    pub litter: Litter,
 }
 
 /// A child process. Dropping it kills it; to reap it is the supervisor's part ([`Process::ended`]).
@@ -46,6 +49,7 @@ pub struct Process {
     pid: Pid,
     start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
+    litter: Mutex<Litter>,
 }
 
 /// How a process ended.
@@ -95,12 +99,12 @@ pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error>
         },
     );
     let output = pipe::Receiver::from_owned_fd(output.into()).map_err(failed)?;
-    let child = spawner::spawn(command).await.map_err(failed)?;
-    let process = Process::of_child(child.id()).map_err(failed)?;
+    let child = spawner::spawn(command, program.litter).await.map_err(failed)?;
+    let mut process = Process::of_child(child.id()).map_err(failed)?;
     // What we are spared in want of memory (containerd's shims are) is not for a guest to hide behind. Raising one's own
     // child's score is always allowed; a child that has ended has none.
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", child.id()), "0");
-    child.hand_over();
+    process.litter = Mutex::new(child.hand_over());
     Ok((process, output))
 }
 
@@ -124,6 +128,7 @@ impl Process {
             pid,
             start_time: record::start_time(pid)?,
             pidfd: sys::watch(pidfd)?,
+            litter: Mutex::default(),
         })
     }
 
@@ -158,6 +163,10 @@ impl Process {
             let mut guard = self.pidfd.readable().await?;
             let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
             if let Some(status) = waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
+                // Poisoned by nobody, and then it goes with the process.
+                if let Ok(mut litter) = self.litter.lock() {
+                    litter.clear();
+                }
                 return Ok(match status.terminating_signal() {
                     Some(signal) => Status::Killed(signal),
                     None => Status::Exited(status.exit_status().unwrap_or(0)),

@@ -11,30 +11,38 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
+use crate::rest::Litter;
+
 struct Request {
     command: Command,
+    litter: Litter,
     reply: oneshot::Sender<io::Result<Newborn>>,
 }
 
 /// A child that nobody supervises yet: dropping it kills and reaps it, so that a caller that is cancelled while its
 /// child is being started leaves nothing.
-pub struct Newborn(Option<Child>);
+pub struct Newborn {
+    child: Option<Child>,
+    /// Goes after it.
+    litter: Litter,
+}
 
 impl Newborn {
     /// Its pid.
     pub fn id(&self) -> u32 {
-        self.0.as_ref().map_or(0, Child::id)
+        self.child.as_ref().map_or(0, Child::id)
     }
 
-    /// Somebody else kills and reaps it from now on.
-    pub fn hand_over(mut self) {
-        self.0 = None;
+    /// Somebody else kills and reaps it from now on, and removes its litter.
+    pub fn hand_over(mut self) -> Litter {
+        self.child = None;
+        std::mem::take(&mut self.litter)
     }
 }
 
 impl Drop for Newborn {
     fn drop(&mut self) {
-        if let Some(mut child) = self.0.take() {
+        if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -42,7 +50,7 @@ impl Drop for Newborn {
 }
 
 /// Starts `command` on the spawner's thread; returns when the program runs (or could not be executed).
-pub async fn spawn(command: Command) -> io::Result<Newborn> {
+pub async fn spawn(command: Command, litter: Litter) -> io::Result<Newborn> {
     static SPAWNER: OnceLock<mpsc::Sender<Request>> = OnceLock::new();
 
     let (reply, answer) = oneshot::channel();
@@ -55,7 +63,12 @@ pub async fn spawn(command: Command) -> io::Result<Newborn> {
         }
     };
     let gone = || io::Error::other("the spawner thread has ended");
-    spawner.send(Request { command, reply }).map_err(|_| gone())?;
+    let request = Request {
+        command,
+        litter,
+        reply,
+    };
+    spawner.send(request).map_err(|_| gone())?;
     answer.await.map_err(|_| gone())?
 }
 
@@ -65,12 +78,20 @@ fn start() -> io::Result<mpsc::Sender<Request>> {
         .name("spawner".into())
         .stack_size(128 * 1024)
         .spawn(move || {
-            for Request { mut command, reply } in requests {
+            for Request {
+                mut command,
+                litter,
+                reply,
+            } in requests
+            {
                 // Nobody waits any more: the caller was cancelled before the start.
                 if reply.is_closed() {
                     continue;
                 }
-                let _ = reply.send(command.spawn().map(|child| Newborn(Some(child))));
+                let _ = reply.send(command.spawn().map(|child| Newborn {
+                    child: Some(child),
+                    litter,
+                }));
             }
         })?;
     Ok(sender)

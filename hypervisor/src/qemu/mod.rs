@@ -28,6 +28,7 @@ use self::resize::Grown;
 use self::snapshot::Revival;
 use self::vm::QemuVm;
 use crate::probe::{self, Choice};
+use crate::rest::Litter;
 use crate::supervisor::{Sources, Supervised};
 use crate::{
     Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, Origin, Vm, VmRecord, VmSpec, files, process,
@@ -118,6 +119,7 @@ impl Qemu {
             fds: line.fds,
             network_namespace: spec.network_namespace,
             cgroups: spec.cgroups,
+            litter: Litter::default(),
         };
         let (process, output) = process::start(program).await?;
         // Ours must be closed, or their end would never be seen.

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::argv::{self, Channels, Life, Settings};
 use super::vm::QemuVm;
 use crate::qmp::{Client, Events};
+use crate::saved::{check_size, done, failed};
 use crate::{
     Device, Error, ErrorKind, MemoryBacking, SaveTo, Saved, VmSpec, Vsock, deadlines, files, pages, process,
 };
@@ -71,16 +72,7 @@ impl Revival {
                 Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. })
             )
         });
-        let there = pages::size(&memory).map_err(failed("cannot examine the memory of a saved VM"))?;
-        if there != spec.memory.size_mib << 20 {
-            return Err(Error::new(
-                ErrorKind::FailedPrecondition,
-                format!(
-                    "the saved memory has {there} bytes, and the VM is to have {} MiB",
-                    spec.memory.size_mib
-                ),
-            ));
-        }
+        check_size(&memory, spec)?;
         let (memory, copying) = match spec.memory.backing {
             MemoryBacking::Private => (Arc::new(memory), None),
             MemoryBacking::Shared => {
@@ -102,10 +94,7 @@ impl Revival {
     pub async fn finish(self, vm: &mut QemuVm) -> Result<(), Error> {
         let mut events = prepare(&vm.client, Arc::clone(&self.state)).await?;
         if let Some(copying) = self.copying {
-            copying
-                .await
-                .unwrap_or_else(|lost| Err(io::Error::other(lost)))
-                .map_err(failed("cannot copy the memory of a saved VM"))?;
+            done(copying, "cannot copy the memory of a saved VM").await?;
         }
         let uri = json!({"uri": format!("fd:{STATE}")});
         vm.client.execute("migrate-incoming", uri).await?;
@@ -152,11 +141,8 @@ pub async fn save(vm: &mut QemuVm, memory: &Arc<OwnedFd>, to: SaveTo) -> Result<
     let from = memory
         .try_clone()
         .map_err(failed("cannot save the memory of a VM"))?;
-    let copied = spawn_blocking(move || pages::copy_nonzero(from, to.memory)).await;
-    copied
-        .unwrap_or_else(|lost| Err(io::Error::other(lost)))
-        .map(drop)
-        .map_err(failed("cannot save the memory of a VM"))
+    let copying = spawn_blocking(move || pages::copy_nonzero(from, to.memory));
+    done(copying, "cannot save the memory of a VM").await.map(drop)
 }
 
 /// Gives QEMU the file for the state, and has it leave memory alone.
@@ -231,10 +217,6 @@ pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> 
         text.push_str(&files::processor()?);
     }
     Ok(text)
-}
-
-fn failed(what: &str) -> impl Fn(io::Error) -> Error + '_ {
-    move |cause| Error::caused(ErrorKind::Internal, format!("{what}: {cause}"), cause)
 }
 
 /// How many serial ports a VM has.

@@ -1,19 +1,15 @@
 //! Connects to a monitor that makes its own socket, as soon as it listens.
 
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, open};
-use rustix::io::Errno;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
 
-use crate::process;
+use crate::Created;
 
 /// Between two attempts at a socket that is there and not listened on yet: the kernel tells nobody of a listen(2).
 const INSTANT: Duration = Duration::from_millis(1);
@@ -24,7 +20,7 @@ pub struct Awaited {
     name: String,
     /// A path to the socket may be longer than a socket's address can be.
     directory: OwnedFd,
-    created: AsyncFd<OwnedFd>,
+    created: Created,
 }
 
 impl Awaited {
@@ -33,13 +29,11 @@ impl Awaited {
     /// # Errors
     /// It cannot be watched.
     pub fn new(directory: &Path, name: &str) -> io::Result<Self> {
-        let created = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&created, directory, WatchFlags::CREATE | WatchFlags::ONLYDIR)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
             name: name.to_owned(),
             directory: open(directory, flags, Mode::empty())?,
-            created: process::watch(created)?,
+            created: Created::new(directory)?,
         })
     }
 
@@ -52,26 +46,9 @@ impl Awaited {
         loop {
             match UnixStream::connect(&socket).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    let mut guard = self.created.readable().await?;
-                    self.drain()?;
-                    guard.clear_ready();
-                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => self.created.changed().await?,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => sleep(INSTANT).await,
                 Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Which files were created is seen by looking.
-    fn drain(&self) -> io::Result<()> {
-        let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut events = inotify::Reader::new(self.created.get_ref(), &mut buffer);
-        loop {
-            match events.next() {
-                Ok(_) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(()),
-                Err(errno) => return Err(errno.into()),
             }
         }
     }

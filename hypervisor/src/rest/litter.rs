@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, ErrorKind};
 
 /// Files that are removed when this is dropped, as far as they are there.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Litter(Vec<PathBuf>);
 
 impl Litter {

@@ -112,9 +112,21 @@ impl CloudHypervisor {
                 match self.devices.remove(id) {
                     Some(_) => {
                         let properties = json!({"id": id, "bdf": "0000:00:05.0"});
-                        Ok(Done::with(vec![event("vm", "device-removed", properties)]))
+                        Ok(Done::with(vec![
+                            Effect::Close(id.into()),
+                            event("vm", "device-removed", properties),
+                        ]))
                     }
-                    None => Err(Refusal::state(404, format!("there is no device {id:?}"))),
+                    None => {
+                        // With a status of its own from version 54 on.
+                        let major = self
+                            .version
+                            .split('.')
+                            .next()
+                            .and_then(|major| major.parse().ok());
+                        let status = if major < Some(54_u32) { 500 } else { 404 };
+                        Err(Refusal::state(status, format!("there is no device {id:?}")))
+                    }
                 }
             }
             other => panic!(
@@ -153,6 +165,7 @@ impl CloudHypervisor {
             .map(|path| Effect::Open {
                 path: path.into(),
                 write: false,
+                disk: None,
             })
             .collect();
         self.config = body.clone();
@@ -180,6 +193,7 @@ impl CloudHypervisor {
                 effects.push(Effect::Open {
                     path: body["path"].as_str().unwrap_or_default().into(),
                     write: body["readonly"] != true,
+                    disk: body["id"].as_str().map(str::to_owned),
                 });
             }
             "/vm.add-fs" => {

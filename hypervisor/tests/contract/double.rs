@@ -1,7 +1,7 @@
 //! The double of a monitor: a program that is called like the real one, serves its API as strictly as the description has it,
 //! and runs the real agent as the guest, at the other end of the hybrid vsock. It is the test's own program under another name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IoSliceMut, Write};
 use std::mem::MaybeUninit;
@@ -74,6 +74,8 @@ struct Double {
     /// The guest's end is our doing.
     is_ours: Arc<AtomicBool>,
     examination: Examination,
+    /// Files of the guest's disks.
+    disks: BTreeMap<String, File>,
     /// Guests that end at once, but not before the answer to what has started them.
     ends: Vec<(Ending, &'static str)>,
 }
@@ -116,6 +118,7 @@ impl Double {
             root,
             guest: None,
             is_ours: Arc::default(),
+            disks: BTreeMap::new(),
             ends: Vec::new(),
         })
     }
@@ -221,12 +224,18 @@ impl Double {
             Refusal::new(400, super::monitor::Because::Host, format!("{what}: {error}"))
         };
         match effect {
-            Effect::Open { path, write } => {
+            Effect::Open { path, write, disk } => {
                 let path = inside(self.root.as_deref(), path);
                 let opened = OpenOptions::new().read(true).write(*write).open(&path);
-                opened
-                    .map(drop)
-                    .map_err(|error| failed(&path.to_string_lossy(), error))
+                let file = opened.map_err(|error| failed(&path.to_string_lossy(), error))?;
+                if let Some(disk) = disk {
+                    self.disks.insert(disk.clone(), file);
+                }
+                Ok(())
+            }
+            Effect::Close(disk) => {
+                self.disks.remove(disk);
+                Ok(())
             }
             Effect::Connect(path) => UnixStream::connect(path)
                 .map(drop)

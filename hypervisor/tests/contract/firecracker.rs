@@ -88,6 +88,7 @@ impl Firecracker {
                 let open = |path: &str| Effect::Open {
                     path: path.into(),
                     write: false,
+                    disk: None,
                 };
                 Ok(Done::with(files.map(open).collect()))
             }
@@ -106,10 +107,10 @@ impl Firecracker {
                         "virtio-block needs path_on_host and is_read_only",
                     ));
                 };
-                self.drives.insert(id, !readonly);
+                self.drives.insert(id.clone(), !readonly);
                 let path = path.into();
-                let write = !readonly;
-                Ok(Done::with(vec![Effect::Open { path, write }]))
+                let (write, disk) = (!readonly, Some(id));
+                Ok(Done::with(vec![Effect::Open { path, write, disk }]))
             }
             ("PUT", "/network-interfaces/{iface_id}") => {
                 self.configure()?;
@@ -125,7 +126,8 @@ impl Firecracker {
                     .as_str()
                     .ok_or(Refusal::description("nothing is changed"))?;
                 let path = path.into();
-                Ok(Done::with(vec![Effect::Open { path, write }]))
+                let disk = Some(id);
+                Ok(Done::with(vec![Effect::Open { path, write, disk }]))
             }
             ("PUT", "/actions") => self.act(body),
             ("PATCH", "/vm") => self.go(body),

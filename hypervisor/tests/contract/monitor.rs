@@ -82,8 +82,14 @@ impl Done {
 /// What is to be done on the host. An error of it is the request's.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Open a file as a guest's disk or kernel is.
-    Open { path: String, write: bool },
+    /// Open a file as a guest's kernel is, or as its disk of this id, which stays open until it is closed or is another file.
+    Open {
+        path: String,
+        write: bool,
+        disk: Option<String>,
+    },
+    /// Close the file of a disk.
+    Close(String),
     /// Connect to a daemon's socket, and hang up.
     Connect(String),
     /// Make the socket of a vsock device.

@@ -17,7 +17,12 @@ use crate::suite::{PROCESS, Place, Subject, leftovers};
 
 pub async fn a_monitor_that_is_too_old_is_refused_in_one_sentence(subject: Subject) {
     let _shared = PROCESS.read().await;
-    for (version, problem) in [("0.9.0", "or later is needed"), ("", "or later is needed")] {
+    // The last version of either that is refused.
+    let newest = match subject {
+        Subject::Clh => "50.0.0",
+        _ => "1.6.9",
+    };
+    for (version, problem) in [(newest, "or later is needed"), ("", "or later is needed")] {
         let place = Place::of_version(subject, version);
         let launched = place.driver.launch(place.spec(), Boot::Cold).await;
         let error = launched.err().expect("a refusal");

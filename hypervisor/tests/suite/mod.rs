@@ -1,10 +1,35 @@
 //! The promises, one function each.
 
+/// Gives a macro the names of what every driver promises, after what it is to have before them.
+macro_rules! of_every_driver {
+    ($macro:ident! $($before:tt)*) => {
+        $macro! { $($before)*
+            the_agent_greets_and_a_stop_ends_everything
+            a_stop_can_be_repeated
+            a_kill_is_an_event_and_leaves_no_zombie
+            a_stop_of_a_frozen_vmm_is_bounded
+            a_drop_kills
+            a_cancelled_launch_leaves_nothing
+            a_record_is_enough_to_reap
+            two_live_side_by_side
+            a_program_that_is_missing_is_an_error
+            a_program_that_ends_at_once_leaves_nothing
+            a_vmm_gets_only_what_is_meant_for_it
+            a_vmm_is_in_the_network_namespace_it_is_given
+            a_vmm_is_in_the_cgroups_it_is_given
+            no_descriptor_is_lost
+            abilities_are_what_the_capabilities_say
+            a_vmm_dies_with_its_owner
+        }
+    };
+}
+
 mod daemons;
 mod disks;
 mod growth;
 mod saving;
 mod subject;
+mod traces;
 mod usage;
 
 use std::fs::File;
@@ -30,6 +55,8 @@ pub use saving::{
 };
 use subject::{BOOT, SOON};
 pub use subject::{Place, Subject};
+pub use traces::leftovers;
+use traces::{alive, children, descriptors, ended, is_mounted_below, processes_naming};
 use usage::{processor_time, resident_kib};
 
 /// Counting descriptors needs the process for itself: that test takes this for writing, the others for reading.
@@ -46,6 +73,11 @@ pub async fn the_agent_greets_and_a_stop_ends_everything(subject: Subject) {
     place.greeted().await;
     let report = vm.report();
     assert!(!report.vmm.is_empty() && !report.reason.is_empty(), "{report:?}");
+    assert_eq!(
+        report.machine.contains("jailed"),
+        subject == Subject::Jailed,
+        "{report:?}"
+    );
 
     vm.stop().await.expect("a stop");
     let exit = end(vm.as_ref()).await;
@@ -108,21 +140,29 @@ pub async fn a_drop_kills(subject: Subject) {
 }
 
 pub async fn a_cancelled_launch_leaves_nothing(subject: Subject) {
-    let _shared = PROCESS.read().await;
+    // Whatever is started, it is a child of this process.
+    let _alone = PROCESS.write().await;
     let place = Place::new(subject);
+    let before = children();
     // Before, while and after the program is being started.
     for milliseconds in [0, 1, 2, 5, 10, 20, 50] {
         let launch = place.driver.launch(place.spec(), Boot::Cold);
-        drop(timeout(Duration::from_millis(milliseconds), launch).await);
+        if let Ok(launched) = timeout(Duration::from_millis(milliseconds), launch).await {
+            drop(launched.expect("nothing of the one before is in its way"));
+        }
         let deadline = Instant::now() + SOON;
-        while processes_naming(place.run_dir()) > 0 {
+        while children() != before {
             assert!(
                 Instant::now() < deadline,
                 "cancelled after {milliseconds} ms, and something still runs"
             );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        assert_eq!(leftovers(place.run_dir()), Vec::<String>::new());
+        assert!(!is_mounted_below(place.run_dir()), "something is still mounted");
     }
+    let mut vm = place.launch().await;
+    vm.stop().await.expect("a stop");
 }
 
 pub async fn a_record_is_enough_to_reap(subject: Subject) {
@@ -391,9 +431,10 @@ pub async fn a_vmm_dies_with_its_owner(subject: Subject) {
     ended(record.pid).await;
     let successor = Place::new(subject).driver;
     successor.reap(&record).await.expect("nothing left is success");
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("the list of mounts");
-    let below = temporary.path().to_str().expect("a path");
-    assert!(!mounts.contains(below), "something is still mounted there");
+    assert!(
+        !is_mounted_below(temporary.path()),
+        "something is still mounted there"
+    );
 }
 
 pub async fn what_qemu_says_of_its_arguments_is_in_the_error(subject: Subject) {
@@ -527,46 +568,4 @@ async fn end(vm: &dyn Vm) -> Exit {
 fn signal(pid: u32, signal: Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a pid")).expect("a pid");
     rustix::process::kill_process(pid, signal).expect("a signal");
-}
-
-/// Whether there is such a process; a zombie counts.
-fn alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
-}
-
-/// Waits for the end of a process that is not ours; to reap it is the business of whoever inherited it.
-async fn ended(pid: u32) {
-    let deadline = Instant::now() + SOON;
-    let runs = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => !stat.contains(") Z "),
-        Err(_) => false,
-    };
-    while runs() {
-        assert!(Instant::now() < deadline, "process {pid} still lives");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Processes whose command line names something in `directory`.
-fn processes_naming(directory: &Path) -> usize {
-    let needle = directory.to_str().expect("a path").as_bytes();
-    let processes = std::fs::read_dir("/proc").expect("proc").flatten();
-    processes
-        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
-        .filter(|line| line.windows(needle.len()).any(|window| window == needle))
-        .count()
-}
-
-/// What a driver left in the run directory besides the test's own socket and the directories it keeps things in.
-pub fn leftovers(run_dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(run_dir).expect("a directory").flatten();
-    entries
-        .filter(|entry| !entry.path().is_dir())
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| !["agent.sock", "agent_1024", "accelerator.json"].contains(&name.as_str()))
-        .collect()
-}
-
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").expect("proc").count()
 }

@@ -21,6 +21,9 @@ pub const SOON: Duration = Duration::from_secs(5);
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
+/// Names Firecracker's jailer.
+const JAILER: &str = "KATA_TEST_JAILER";
+
 /// The agent's first bytes. They are repeated here because this crate must not depend on the agent's.
 const GREETING: &[u8; 16] = b"KATA-AGENT/0001\n";
 
@@ -101,22 +104,21 @@ impl Subject {
     }
 
     fn real_program(self) -> Option<PathBuf> {
-        let variable = match self {
-            Self::Fake => return None,
-            Self::Q35 | Self::Microvm => return Some(QEMU.into()),
-            Self::Clh => "KATA_TEST_CLH",
-            Self::Firecracker | Self::Jailed => "KATA_TEST_FIRECRACKER",
-        };
-        std::env::var_os(variable).map(PathBuf::from)
+        let named = |variable| std::env::var_os(variable).map(PathBuf::from);
+        match self {
+            Self::Fake => None,
+            Self::Q35 | Self::Microvm => Some(QEMU.into()),
+            Self::Clh => named("KATA_TEST_CLH"),
+            Self::Firecracker => named("KATA_TEST_FIRECRACKER"),
+            // Without a jailer it would be the subject before.
+            Self::Jailed => named(JAILER).and(named("KATA_TEST_FIRECRACKER")),
+        }
     }
 
     /// A configuration with which its VMs start.
     pub fn config(self) -> HypervisorConfig {
         match self.real_program() {
-            Some(program) => self.config_of(
-                program,
-                std::env::var_os("KATA_TEST_JAILER").unwrap_or_default().into(),
-            ),
+            Some(program) => self.config_of(program, std::env::var_os(JAILER).unwrap_or_default().into()),
             None if self == Self::Fake => self.config_of(agent(), PathBuf::new()),
             None => self.config_of_double(&doubles(), None, None),
         }

@@ -235,6 +235,68 @@ fn a_block_device_of_a_container_becomes_one_of_the_guests() {
     }
 }
 
+/// In their order, and whether they name the device by its numbers or with many others.
+#[test]
+fn rules_decide_what_a_container_may_do_with_a_block_device() {
+    let disk = json!({"path": "/dev/xvda", "type": "b", "major": 8, "minor": 16});
+    let deny_all = json!({"allow": false, "access": "rwm"});
+    let exact = |allow: bool, access: &str| json!({"allow": allow, "type": "b", "major": 8, "minor": 16, "access": access});
+    for (rules, expected) in [
+        (json!([]), Some("rwm")),
+        (
+            json!([{"allow": true, "type": "b", "major": 8, "access": "r"}]),
+            Some("r"),
+        ),
+        (
+            json!([deny_all, {"allow": true, "type": "b", "major": 8, "minor": -1, "access": "r"}]),
+            Some("r"),
+        ),
+        (
+            json!([deny_all, {"allow": true, "type": "b", "access": "rm"}]),
+            Some("rm"),
+        ),
+        (
+            json!([deny_all, {"allow": true, "type": "a", "major": 8, "minor": 16}]),
+            Some("rwm"),
+        ),
+        (json!([exact(true, "rwm"), exact(false, "w")]), Some("rm")),
+        (json!([exact(false, "w"), exact(true, "rwm")]), Some("rwm")),
+        (json!([deny_all, exact(true, "r"), exact(true, "w")]), Some("rw")),
+        (json!([deny_all]), None),
+        (json!([exact(true, "rwm"), deny_all]), None),
+        (
+            json!([deny_all, {"allow": true, "type": "c", "major": 8, "minor": 16}]),
+            None,
+        ),
+        (
+            json!([deny_all, {"allow": true, "type": "b", "major": 8, "minor": 17}]),
+            None,
+        ),
+        (
+            json!([deny_all, {"allow": true, "type": "b", "major": 9, "minor": 16}]),
+            None,
+        ),
+        (json!([exact(true, "x")]), None),
+    ] {
+        let container = container_of(spec(&[
+            ("/linux/devices", json!([disk])),
+            ("/linux/resources/devices", rules.clone()),
+        ]));
+        let planned = with(DisksPlan::Plugged, &container);
+        match (planned, expected) {
+            (Ok((plan, _)), Some(expected)) => {
+                assert_eq!(plan.guest.devices[0].access, expected, "{rules}");
+                assert_eq!(plan.disks[0].readonly, !expected.contains('w'), "{rules}");
+            }
+            (Err(error), None) => assert!(
+                error.context.contains("linux.devices[0]") && error.context.contains("8:16"),
+                "{rules}: {error}"
+            ),
+            (planned, expected) => panic!("{rules}: {planned:?}, not {expected:?}"),
+        }
+    }
+}
+
 fn found(block: Option<(u32, u32)>, direct: Option<DirectVolume>) -> Found {
     Found {
         identity: Identity {
