@@ -53,7 +53,8 @@ async fn a_sandbox_tells_of_itself_as_long_as_it_is_there() {
     );
     for (method, path, kind) in [
         ("GET", "/iptables", ErrorKind::Unsupported),
-        ("PUT", "/policy", ErrorKind::Unsupported),
+        // What it is given is no policy, says the agent.
+        ("PUT", "/policy", ErrorKind::InvalidArgument),
         ("GET", "/direct-volume/stats", ErrorKind::Unsupported),
         ("GET", "/nothing", ErrorKind::NotFound),
         ("DELETE", "/inspect", ErrorKind::NotFound),

@@ -151,9 +151,10 @@ fn killed_during_boot(case: &mut Case<'_>, part: &str) -> Result<()> {
     let run = case
         .run_configured(&configuration, &["--rm"], &id, &["true"])
         .start()?;
-    // The guest needs seconds from here on.
+    // The guest needs seconds from here on. Which of the parts is there first is nobody's promise.
     wait::until("the virtual machine starts", deadlines::RUN, || {
-        Ok(case.processes(&["qemu-system", &id])?.first().cloned())
+        let has = |part| Ok::<_, anyhow::Error>(!case.processes(&[part, &id])?.is_empty());
+        Ok((has("qemu-system")? && has(part)?).then_some(()))
     })?;
     let begin = Instant::now();
     kill(&part_of(case, part, &id)?, Signal::KILL)?;
@@ -203,33 +204,23 @@ fn the_client_is_killed_during_start(case: &mut Case<'_>) -> Result<()> {
     // Made by the client, for streams that no shim ever heard of.
     case.forgive("file /run/containerd/fifo/");
     if case.runtime() == Runtime::Runc {
+        // A shim that containerd takes back before its creation leaves its socket.
         case.forgive("file /run/containerd/s/");
     }
     let id = case.id();
     let client = case.run(&[], &id, FOREVER).start()?;
-    // In the middle of the creation, which takes long with us and is over at once with runc.
-    let part = match case.runtime() {
-        Runtime::Runc => "containerd-shim",
-        Runtime::Kata => "qemu-system",
-    };
-    wait::until("the container is being created", deadlines::RUN, || {
-        Ok(case.processes(&[part, &id])?.first().cloned())
+    let container = case.container(&id);
+    wait::until("the container is being created", deadlines::RUN, || match case.runtime() {
+        // Its creation is over at once, and is not met in its middle: containerd 1.6 forgets a shim whose creation is given up
+        // before the shim has said where it is, and runc's then waits for ever, or leaves what it had made so far.
+        Runtime::Runc => Ok(container.status()?.map(drop)),
+        Runtime::Kata => Ok(case.processes(&["qemu-system", &id])?.first().map(drop)),
     })?;
     drop(client);
-    let container = case.container(&id);
     // Whatever has become of the task, force takes it away; containerd may need a moment to know it.
     wait::until("the task is gone", deadlines::RUN, || {
         let deleted = case.ctr(&["task", "delete", "--force", &id]).output()?;
-        let is_forgotten = container.status()?.is_none();
-        let shims = case.processes(&["containerd-shim", &id])?;
-        if case.runtime() == Runtime::Runc && is_forgotten {
-            // containerd 1.6 forgets a shim whose creation was given up before the shim had said where it is; and runc's then
-            // waits for somebody for ever.
-            for shim in &shims {
-                kill(shim, Signal::KILL)?;
-            }
-        }
-        let is_gone = is_forgotten && shims.is_empty();
+        let is_gone = container.status()?.is_none() && case.processes(&["containerd-shim", &id])?.is_empty();
         Ok((deleted.code().is_some() && is_gone).then_some(()))
     })?;
     container.delete()
