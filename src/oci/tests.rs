@@ -1,6 +1,6 @@
 //! Specifications as callers write them, and as they must not be.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -388,9 +388,9 @@ fn a_flood_is_refused_at_once() {
         "{}",
         error.context
     );
-    // Ten times what it takes unoptimized on a busy machine.
+    // Measured by what it takes to make them, which a busy machine makes slower as well.
     assert!(
-        made.elapsed() < Duration::from_secs(2),
+        made.elapsed() < 20 * made.duration_since(begun),
         "{:?} of {:?}",
         made.elapsed(),
         begun.elapsed()

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::process::{ExitCode, ExitStatus};
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::deps::{self, Purpose};
 use crate::program::Program;
@@ -23,14 +24,8 @@ pub fn run(_: Args) -> Result<ExitCode> {
     let workspace = Workspace::here();
     let steps = Steps::of("test");
     let step = |name| steps.next(name);
-    step("packages and tools");
+    step("packages");
     deps::packages(&[Purpose::Build, Purpose::Run, Purpose::Test])?;
-    deps::tools(&workspace, deps::DAEMONS)?;
-    step("guest image");
-    guest::build(&workspace, None, false)?;
-    step("programs");
-    workspace.build_programs()?;
-    step("tests, compiling");
     let cargo_test = || {
         Program::cargo()
             .args(["test", "--workspace", "--no-fail-fast"])
@@ -38,7 +33,24 @@ pub fn run(_: Args) -> Result<ExitCode> {
             .env("RUST_BACKTRACE", "0")
             .dir(workspace.root())
     };
-    cargo_test().args(["--no-run"]).run()?;
+    step("guest image; programs and tests, compiling");
+    // Crates are optimized one part after the other at a build's end: two builds keep both cores busy then. They share no
+    // directory of cargo's.
+    thread::scope(|scope| {
+        let guest = scope.spawn(|| {
+            deps::tools(&workspace, deps::DAEMONS)?;
+            guest::build(&workspace, None, false)
+        });
+        let tests = workspace
+            .build_programs()
+            .and_then(|()| cargo_test().args(["--no-run"]).run());
+        let guest = guest
+            .join()
+            .map_err(|_| anyhow!("the build of the guest image panicked"))
+            .flatten();
+        tests?;
+        guest.map(drop)
+    })?;
     step("tests, running");
     let mut total = Total::default();
     let mut failures = Failures::default();
