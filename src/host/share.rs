@@ -28,7 +28,7 @@ use crate::{ContainerId, deadlines};
 
 /// What the caller names, in errors.
 const ROOT: &str = "the root file system";
-const SOURCE: &str = "the source of a mount";
+pub(super) const SOURCE: &str = "the source of a mount";
 
 /// The share of one sandbox. Clones are the same.
 #[derive(Debug, Clone)]
@@ -394,7 +394,7 @@ fn ours(path: &Path, cause: io::Error) -> Error {
 }
 
 /// An error with something that the caller has named.
-fn theirs(what: &str, path: &Path, cause: io::Error) -> Error {
+pub(super) fn theirs(what: &str, path: &Path, cause: io::Error) -> Error {
     let said = reason(&cause);
     Error::caused(
         kind(&cause),
