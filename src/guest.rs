@@ -45,6 +45,21 @@ pub(crate) fn disk(id: &str) -> String {
     format!("{}/disks/{id}", p::GUEST_DIR)
 }
 
+/// Guest path of the file system in which a copy is, under the name [`DATA`].
+pub(crate) fn copies(id: &str) -> String {
+    format!("{}/copies/{id}", p::GUEST_DIR)
+}
+
+/// The storage for it, which has yet to be filled.
+pub(crate) fn copied(mount_point: &str) -> p::Storage {
+    p::Storage {
+        driver: "copy".to_owned(),
+        options: ["mode=0755", "nosuid", "nodev"].map(str::to_owned).to_vec(),
+        mount_point: mount_point.to_owned(),
+        ..Default::default()
+    }
+}
+
 /// How the guest finds a disk with this serial number.
 pub(crate) fn serial(id: &str) -> String {
     format!("serial:{id}")
@@ -55,8 +70,8 @@ pub(crate) fn volume(device: u64, inode: u64) -> String {
     format!("{}/volumes/{device:x}-{inode:x}", p::GUEST_DIR)
 }
 
-/// The sandbox's part of the conversation, but for clock and entropy.
-pub(crate) fn create_sandbox(sandbox: &SandboxConfig, grows: bool) -> p::CreateSandboxRequest {
+/// The sandbox's part of the conversation, but for clock and entropy. `shares`: something of the host is shared with the guest.
+pub(crate) fn create_sandbox(sandbox: &SandboxConfig, shares: bool, grows: bool) -> p::CreateSandboxRequest {
     let share = p::Storage {
         driver: "virtio-fs".to_owned(),
         source: SHARE_TAG.to_owned(),
@@ -74,7 +89,7 @@ pub(crate) fn create_sandbox(sandbox: &SandboxConfig, grows: bool) -> p::CreateS
         sandbox_id: sandbox.id.to_string(),
         hostname: sandbox.hostname.clone(),
         dns: Some(dns).into(),
-        storages: vec![share],
+        storages: if shares { vec![share] } else { Vec::new() },
         shm_size: sandbox.shm_size,
         sysctls: sandbox.sysctls.clone().into_iter().collect(),
         grows,

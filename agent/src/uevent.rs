@@ -1,6 +1,7 @@
-//! Waits for a device to appear: the kernel announces every change of its devices on a netlink socket, so nobody polls.
+//! Waits for a device to appear: the kernel announces changes of its devices on a netlink socket.
 //!
-//! An announcement only says "look again"; what is looked at is sysfs. Must not know what devices are for.
+//! An announcement only says "look again"; what is looked at is sysfs. One change is not announced, that of a disk that had no size
+//! and has one, so that there is a look now and then without. Must not know what devices are for.
 
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,6 +19,9 @@ use crate::sys;
 /// Multicast group of the kernel's own announcements (group 2 is udev's).
 const KERNEL_GROUP: u32 = 1;
 
+/// How long nobody looks where nothing is announced.
+const UNANNOUNCED: Duration = Duration::from_millis(50);
+
 /// Looks until something is found, again after every announcement.
 ///
 /// # Errors
@@ -33,7 +37,10 @@ pub async fn wait_for<T>(device: &str, deadline: Duration, mut look: impl FnMut(
             if let Some(found) = look() {
                 return Ok(found);
             }
-            announced(&kernel).await?;
+            // Its end means to look as well.
+            if let Ok(announced) = tokio::time::timeout(UNANNOUNCED, announced(&kernel)).await {
+                announced?;
+            }
         }
     };
     match tokio::time::timeout(deadline, search).await {

@@ -5,6 +5,7 @@
 
 mod bundle;
 mod cgroup;
+mod copies;
 mod daemon;
 mod devices;
 mod disk;
@@ -132,8 +133,9 @@ impl Host {
         let root = spec.root().as_ref().map(|root| root.path().clone());
         let mut container = oci::container(&id, spec, bundle, request.rootfs.clone())?;
         container.found = sources::look(plan::sources(&container)?, Path::new(direct::PLACE), site)?;
-        let container = plan::container(&request.config, plan, &container, &Volumes::default())?;
+        let mut container = plan::container(&request.config, plan, &container, &Volumes::default())?;
         share::find_sources(&container, root.is_some_and(|root| root.is_absolute()), site)
+            .and_then(|()| copies::fill(&mut container, site))
             .and_then(|()| disk::open_all(&container.disks, site))
             .map(drop)
             .map_err(|error| error.while_doing(format_args!("container {id}")))
@@ -205,21 +207,22 @@ impl Host {
         })
     }
 
-    /// The share, and its device.
-    async fn share(held: &mut Held, plan: &SharePlan, steps: &Steps, log: &Logger) -> Result<Device> {
+    /// The share, and its device where anything is shared: else nobody serves it, and nothing is put into it.
+    async fn share(held: &mut Held, plan: &SharePlan, steps: &Steps, log: &Logger) -> Result<Option<Device>> {
         let inert = *plan != SharePlan::Process;
         let dir = held.home.dir().to_owned();
         let share = Share::make(&dir, inert, steps)?;
         let shared = share.directory().to_owned();
         held.share = Some(share);
         match plan {
-            SharePlan::Process => Ok(devices::process_share(&shared)),
+            SharePlan::Nothing => Ok(None),
+            SharePlan::Process => Ok(Some(devices::process_share(&shared))),
             SharePlan::VirtioFs { daemon, cache } => {
                 let (daemon, device) =
                     devices::virtiofsd(daemon, cache, &dir, &shared, &held.cgroups, log).await?;
                 held.took(daemon)?;
                 steps.take()?;
-                Ok(device)
+                Ok(Some(device))
             }
         }
     }
@@ -317,7 +320,8 @@ impl Ground for Host {
             steps.take()?;
         }
 
-        let mut machine_devices = vec![agents.device, share];
+        let mut machine_devices = vec![agents.device];
+        machine_devices.extend(share);
         let mut guest = plan.guest.clone();
         let network = match &plan.network {
             Some(plan) => Self::network(held, plan, steps, log).await?,
@@ -395,6 +399,7 @@ impl Ground for Host {
                 .and_then(|disks| {
                     steps.take()?;
                     tell_serials(&mut plan.guest, &disks, &*hypervisor)?;
+                    copies::fill(&mut plan, site)?;
                     Ok(disks)
                 })
                 .map_err(|error| {

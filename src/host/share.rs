@@ -28,7 +28,7 @@ use crate::{ContainerId, deadlines};
 
 /// What the caller names, in errors.
 const ROOT: &str = "the root file system";
-const SOURCE: &str = "the source of a mount";
+pub(super) const SOURCE: &str = "the source of a mount";
 
 /// The share of one sandbox. Clones are the same.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ struct Held {
     /// Names of those that somebody is making, and of those that are there.
     making: BTreeSet<String>,
     ready: BTreeSet<String>,
-    /// Names of those that nobody uses and that are not gone yet.
+    /// Names of those that nobody uses, that are not gone yet, and that nobody is taking away.
     doomed: BTreeSet<String>,
 }
 
@@ -300,13 +300,14 @@ impl Share {
                     held.doomed.insert(name);
                 }
             }
-            held.doomed.clone()
+            // All of them, and not their names only: another container that goes now leaves them to us.
+            std::mem::take(&mut held.doomed)
         };
         let mut result = Ok(());
         for name in doomed {
             let taken = take_away(&self.mounts.join(&name));
-            if taken.is_ok() {
-                self.held().doomed.remove(&name);
+            if taken.is_err() {
+                self.held().doomed.insert(name);
             }
             result = result.and(taken);
         }
@@ -322,26 +323,42 @@ fn or_both(error: Error, undone: Result<()>) -> Error {
     }
 }
 
-/// Unmounts what is in a sealed directory, and removes it. Nothing there is success.
+/// Unmounts what is in a sealed directory, and removes it. Nothing there is success, also where somebody else has just taken it
+/// away: one whose deadline had passed, or the end of the sandbox.
 fn take_away(dir: &Path) -> Result<()> {
-    let entries = match fs::read_dir(dir) {
+    let places: Vec<PathBuf> = match fs::read_dir(dir) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(|cause| ours(dir, cause))?,
+        entries => {
+            let entries = entries.map_err(|cause| ours(dir, cause))?;
+            entries.flatten().map(|entry| entry.path()).collect()
+        }
     };
-    let places: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    take_away_places(dir, &places)
+}
+
+/// The same, where these were in it.
+fn take_away_places(dir: &Path, places: &[PathBuf]) -> Result<()> {
     let mut result = Ok(());
     for place in places.iter().map(PathBuf::as_path).chain([dir]) {
         result = result.and(mount::clear(place).map_err(|cause| ours(place, cause)));
     }
     result?;
-    for place in &places {
+    for place in places {
         let removed = match place.is_dir() {
             true => fs::remove_dir(place),
             false => fs::remove_file(place),
         };
-        removed.map_err(|cause| ours(place, cause))?;
+        or_gone(removed).map_err(|cause| ours(place, cause))?;
     }
-    fs::remove_dir(dir).map_err(|cause| ours(dir, cause))
+    or_gone(fs::remove_dir(dir)).map_err(|cause| ours(dir, cause))
+}
+
+/// What is gone is gone, whoever has removed it.
+fn or_gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Looks for everything of the host's that a container is to see: `root` says whether the root file system is already there.
@@ -394,7 +411,7 @@ fn ours(path: &Path, cause: io::Error) -> Error {
 }
 
 /// An error with something that the caller has named.
-fn theirs(what: &str, path: &Path, cause: io::Error) -> Error {
+pub(super) fn theirs(what: &str, path: &Path, cause: io::Error) -> Error {
     let said = reason(&cause);
     Error::caused(
         kind(&cause),
@@ -421,5 +438,37 @@ fn kind(cause: &io::Error) -> ErrorKind {
         Some(libc::ENODEV) => ErrorKind::Unsupported,
         _ if cause.kind() == io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
         _ => ErrorKind::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_somebody_else_has_taken_away_since_one_looked_is_gone() {
+        let run_dir = tempfile::tempdir().unwrap();
+        let dir = run_dir.path().join("v8");
+        let make = || {
+            fs::create_dir(&dir).unwrap();
+            [dir.join(DATA), dir.join("file")].map(|place| {
+                make_directory(&place).unwrap();
+                place
+            })
+        };
+        // Everything, or one place, or nothing has gone.
+        let places = make();
+        fs::remove_dir_all(&dir).unwrap();
+        take_away_places(&dir, &places).unwrap();
+        let places = make();
+        fs::remove_dir(&places[0]).unwrap();
+        take_away_places(&dir, &places).unwrap();
+        take_away_places(&dir, &make()).unwrap();
+        take_away(&dir).unwrap();
+        // What is not ours stays, and is told.
+        let places = make();
+        fs::write(places[0].join("kept"), "").unwrap();
+        take_away_places(&dir, &places).unwrap_err();
+        assert!(places[0].join("kept").exists());
     }
 }

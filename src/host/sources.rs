@@ -13,7 +13,7 @@ use super::{mount, mountinfo};
 use crate::aside::Site;
 use crate::direct::{self, MountInfo};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{DirectVolume, Found, Identity, Medium};
+use crate::model::{DirectVolume, FileKind, Found, Identity, Medium};
 
 /// More than anybody has to say of a volume, bytes.
 const MOST_INFO: u64 = 64 << 10;
@@ -51,6 +51,7 @@ fn look_at(path: &Path, mounts: &[u8]) -> io::Result<Option<Found>> {
         // A kernel before 5.8 does not tell the mounts apart.
         return Ok(None);
     }
+    let kind = FileType::from_raw_mode(status.stx_mode.into());
     let mut numbers = vec![status.stx_mnt_id];
     numbers.extend(mountinfo::ids_below(mounts, &real(&source)?));
     Ok(Some(Found {
@@ -63,8 +64,12 @@ fn look_at(path: &Path, mounts: &[u8]) -> io::Result<Option<Found>> {
         mode: u32::from(status.stx_mode) & 0o7777,
         uid: status.stx_uid,
         gid: status.stx_gid,
-        block: (FileType::from_raw_mode(status.stx_mode.into()) == FileType::BlockDevice)
-            .then_some((status.stx_rdev_major, status.stx_rdev_minor)),
+        kind: match kind {
+            FileType::RegularFile => FileKind::File,
+            FileType::Directory => FileKind::Directory,
+            _ => FileKind::Other,
+        },
+        block: (kind == FileType::BlockDevice).then_some((status.stx_rdev_major, status.stx_rdev_minor)),
         direct: None,
     }))
 }

@@ -34,23 +34,33 @@ fn remove(dir: &OwnedFd, name: &OsStr, depth: usize) -> io::Result<()> {
         return Err(named(name, Errno::NAMETOOLONG));
     }
     // The kernel refuses to enter a mount, even one of the same file system.
-    let below = openat2(
+    let opened = openat2(
         dir,
         name,
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
         ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
-    )
-    .map_err(|errno| match errno {
-        Errno::XDEV => io::Error::other(format!("{}: something is mounted there", name.display())),
-        errno => named(name, errno),
-    })?;
+    );
+    let below = match opened {
+        // Somebody else has just removed it.
+        Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::XDEV) => {
+            return Err(io::Error::other(format!(
+                "{}: something is mounted there",
+                name.display()
+            )));
+        }
+        opened => opened.map_err(|errno| named(name, errno))?,
+    };
     let mut result = Ok(());
     for entry in entries(&below)? {
         result = result.and(remove(&below, OsStr::from_bytes(&entry), depth - 1));
     }
     result?;
-    unlinkat(dir, name, AtFlags::REMOVEDIR).map_err(|errno| named(name, errno))
+    match unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(named(name, errno)),
+    }
 }
 
 /// Names in a directory, all before the first is removed.

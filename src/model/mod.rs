@@ -197,10 +197,23 @@ pub struct Found {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// What it is.
+    pub kind: FileKind,
     /// Major and minor number, if it is a block device.
     pub block: Option<(u32, u32)>,
     /// What is to be mounted in its place, as somebody has said with `kata-runtime direct-volume`.
     pub direct: Option<DirectVolume>,
+}
+
+/// What a path names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A file with content.
+    File,
+    /// A directory.
+    Directory,
+    /// A device, socket or pipe.
+    Other,
 }
 
 /// A volume that the guest mounts, and nobody on the host.
@@ -325,6 +338,8 @@ pub enum ChannelPlan {
 /// Directories of the host in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SharePlan {
+    /// None: root file systems are on block devices, and the guest has copies of small files.
+    Nothing,
     /// virtio-fs.
     VirtioFs {
         /// virtiofsd's program.
@@ -358,6 +373,8 @@ pub struct ContainerPlan {
     pub root: RootPlan,
     /// Host files and directories that it mounts.
     pub binds: Vec<BindPlan>,
+    /// Host files and directories that it has copies of, in storages of the agent's part that have yet to be filled.
+    pub copies: Vec<CopyPlan>,
     /// Block devices of the host that it has.
     pub disks: Vec<DiskPlan>,
     /// Programs of the host's that are told of its life.
@@ -474,6 +491,21 @@ impl DiskFs {
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|fs| fs.name() == name)
     }
+}
+
+/// A file, or directory with small ones, of the host that a container has a copy of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyPlan {
+    /// Number of the mount in the specification.
+    pub index: usize,
+    /// Absolute path on the host.
+    pub source: PathBuf,
+    /// Whether a directory was found there.
+    pub is_directory: bool,
+    /// Mounts below the source come along.
+    pub recursive: bool,
+    /// Mount point of the storage in which it is, under the name [`crate::guest::DATA`].
+    pub mount_point: String,
 }
 
 /// A file or directory of the host that becomes visible in the guest, for all containers of the sandbox that mount it.

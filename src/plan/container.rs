@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::disks::Disks;
 use super::namespaces::Namespaces;
 use super::volumes::Volumes;
-use super::{devices, hooks, limits, mounts, namespaces, unsupported};
+use super::{copies, devices, hooks, limits, mounts, namespaces, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{ContainerConfig, ContainerPlan, ContainerType, RootPlan, SandboxPlan, SharePlan};
@@ -31,6 +31,11 @@ pub(super) fn plan(
     let mut disks = Disks::new(sandbox.disks, container);
     let on_disk = disks.root(container)?;
     let given = mounts::given(sandbox);
+    let shares = sandbox.share != SharePlan::Nothing;
+    if !shares && on_disk.is_none() {
+        return Err(copies::no_root(container));
+    }
+    let volumes = shares.then_some(volumes);
     let mut mounts = mounts::plan(container, &given, volumes, &mut disks, namespaces.own_user)?;
     let root = spec.root().as_ref().ok_or_else(|| missing("root"))?;
     let guest_root = RootBuilder::default()
@@ -68,7 +73,13 @@ pub(super) fn plan(
     linux.set_namespaces(Some(list));
     for_guest.set_linux(Some(linux));
 
-    let storages = on_disk.iter().cloned().chain(mounts.storages).collect();
+    let copied = mounts.copies.iter().map(|copy| guest::copied(&copy.mount_point));
+    let storages = on_disk
+        .iter()
+        .cloned()
+        .chain(mounts.storages)
+        .chain(copied)
+        .collect();
     Ok(ContainerPlan {
         id: container.id.clone(),
         directory: container.directory.clone(),
@@ -77,6 +88,7 @@ pub(super) fn plan(
             None => self::root(container, root.path())?,
         },
         binds: mounts.binds,
+        copies: mounts.copies,
         disks: disks.list,
         hooks: hooks::on_host(container)?,
         guest: guest::create_container(&container.id, json(&for_guest)?, storages, disks.devices),

@@ -23,8 +23,13 @@ fn is_empty_dir(component: Component<'_>) -> bool {
 }
 
 /// The guest's own volume for what is found at a path, if it is a whole volume of memory. (A part of one, a `subPath`, is
-/// shared as it is: the kubelet has made it on the host.)
-pub(super) fn volume(path: &Path, found: &Found, limits: &[LinuxHugepageLimit]) -> Option<p::Storage> {
+/// shared as it is: the kubelet has made it on the host.) Where nothing `is_shared`, one of the host's disk is memory as well.
+pub(super) fn volume(
+    path: &Path,
+    found: &Found,
+    limits: &[LinuxHugepageLimit],
+    is_shared: bool,
+) -> Option<p::Storage> {
     if path
         .components()
         .rev()
@@ -34,7 +39,8 @@ pub(super) fn volume(path: &Path, found: &Found, limits: &[LinuxHugepageLimit]) 
         return None;
     }
     let (driver, mut options) = match found.medium {
-        Medium::Disk => return None,
+        Medium::Disk if is_shared => return None,
+        Medium::Disk => ("tmpfs", Vec::new()),
         Medium::Memory { limit: 0 } => ("tmpfs", Vec::new()),
         Medium::Memory { limit } => ("tmpfs", vec![format!("size={limit}")]),
         Medium::HugePages { size } => {
@@ -75,7 +81,7 @@ mod tests {
     use oci_spec::runtime::LinuxHugepageLimitBuilder;
 
     use super::*;
-    use crate::model::Identity;
+    use crate::model::{FileKind, Identity};
 
     const VOLUME: &str = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache";
 
@@ -90,6 +96,7 @@ mod tests {
             mode: 0o2777,
             uid: 0,
             gid: 1234,
+            kind: FileKind::Directory,
             block: None,
             direct: None,
         }
@@ -139,12 +146,24 @@ mod tests {
             .build()
             .unwrap();
         for (path, medium, expected) in table {
-            let volume = volume(Path::new(path), &found(medium), std::slice::from_ref(&limit));
+            let volume = volume(
+                Path::new(path),
+                &found(medium),
+                std::slice::from_ref(&limit),
+                true,
+            );
             let shown = volume
                 .as_ref()
                 .map(|volume| format!("{} {}", volume.driver, volume.options.join(" ")));
             assert_eq!(shown.as_deref(), expected, "{path} {medium:?}");
             assert!(volume.is_none_or(|volume| volume.pod && volume.mount_point == "/run/kata/volumes/2a-1"));
         }
+        let own = volume(Path::new(VOLUME), &found(Medium::Disk), &[], false).unwrap();
+        assert_eq!(
+            own.options,
+            ["mode=2777", "uid=0", "gid=1234"],
+            "there is no other way"
+        );
+        assert!(own.pod);
     }
 }

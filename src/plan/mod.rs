@@ -4,6 +4,7 @@
 mod cgroup;
 mod channel;
 mod container;
+mod copies;
 mod devices;
 mod disks;
 mod hooks;
@@ -45,7 +46,8 @@ pub fn sandbox(
     exists: &dyn Fn(&Path) -> bool,
 ) -> Result<SandboxPlan> {
     let hypervisor = &config.hypervisor;
-    let share = share::choose(hypervisor, abilities, exists)?;
+    let disks = disks::choose(hypervisor, abilities);
+    let share = share::choose(hypervisor, abilities, disks, exists)?;
     let channel = channel::choose(config, abilities, exists)?;
     let Sizing { started, growth } = sizing::size(config, abilities, sandbox.resources);
     let most = growth.map_or(started, |growth| growth.most);
@@ -54,6 +56,7 @@ pub fn sandbox(
     // vhost-user daemons map the guest's memory too.
     let is_shared =
         matches!(share, SharePlan::VirtioFs { .. }) || matches!(channel, ChannelPlan::DaemonVsock(_));
+    let guest = guest::create_sandbox(sandbox, share != SharePlan::Nothing, grows);
     Ok(SandboxPlan {
         id: sandbox.id.clone(),
         kernel: hypervisor.kernel.clone(),
@@ -74,11 +77,11 @@ pub fn sandbox(
         template,
         channel,
         share,
-        disks: disks::choose(hypervisor, abilities),
+        disks,
         network: network(config, sandbox, abilities, started.vcpus)?,
         cgroup: cgroup::choose(config, sandbox),
         is_alone: sandbox.is_alone,
-        guest: guest::create_sandbox(sandbox, grows),
+        guest,
     })
 }
 

@@ -10,10 +10,10 @@ use agent_protocol as p;
 use oci_spec::runtime::{LinuxDevice, Mount};
 
 use super::disks::{self, Disks};
-use super::{memory, unsupported};
+use super::{copies, memory, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
-use crate::model::{BindPlan, ContainerConfig, DisksPlan, SandboxPlan};
+use crate::model::{BindPlan, ContainerConfig, CopyPlan, DisksPlan, SandboxPlan};
 use crate::plan::volumes::{Volumes, Wanted};
 
 /// File systems that the kernel makes out of nothing.
@@ -49,6 +49,8 @@ pub(super) struct Mounts {
     pub(super) guest: Vec<Mount>,
     /// On the host, for the guest.
     pub(super) binds: Vec<BindPlan>,
+    /// Of the host, in the guest.
+    pub(super) copies: Vec<CopyPlan>,
     /// In the guest, for the pod or for the container alone.
     pub(super) storages: Vec<p::Storage>,
     /// What is not mounted, but a device in the container.
@@ -97,11 +99,12 @@ impl Given {
     }
 }
 
-/// Sorts the mounts of a specification, and adds what is `given` to it. `own_user`: the container has a user namespace of its own.
+/// Sorts the mounts of a specification, and adds what is `given` to it. `volumes`: what is shared, where anything can be.
+/// `own_user`: the container has a user namespace of its own.
 pub(super) fn plan(
     container: &ContainerConfig,
     given: &[Given],
-    volumes: &Volumes,
+    volumes: Option<&Volumes>,
     disks: &mut Disks,
     own_user: bool,
 ) -> Result<Mounts> {
@@ -195,7 +198,7 @@ impl Options {
 struct Place<'a> {
     index: usize,
     container: &'a ContainerConfig,
-    volumes: &'a Volumes,
+    volumes: Option<&'a Volumes>,
 }
 
 /// Whether it is a mount in the container.
@@ -273,14 +276,25 @@ fn bind(
         .any(|kernel| clean.starts_with(kernel))
     {
         mount.set_source(Some(clean));
-    } else if let Some(storage) = of_memory(&source, &clean, container) {
+    } else if let Some(storage) = of_memory(&source, &clean, container, volumes.is_some()) {
         mount.set_source(Some(storage.mount_point.clone().into()));
         if !mounts.storages.contains(&storage) {
             mounts.storages.push(storage);
         }
-    } else {
+    } else if let Some(volumes) = volumes {
         let name = share(source, &clean, options, container, volumes, &mut mounts.binds);
         mount.set_source(Some(guest::shared(&name, guest::DATA).into()));
+    } else {
+        let wanted = copies::Wanted {
+            index,
+            source: &source,
+            destination: mount.destination(),
+            readonly: options.readonly,
+            recursive: options.recursive,
+        };
+        let copy = copies::plan(&wanted, container, mounts.copies.len())?;
+        mount.set_source(Some(Path::new(&copy.mount_point).join(guest::DATA)));
+        mounts.copies.push(copy);
     }
     Ok(true)
 }
@@ -294,7 +308,7 @@ fn source(mount: &Mount, bundle: &Path) -> Option<PathBuf> {
 /// What of the host a container's mounts name, as far as it matters what is there.
 pub(super) fn sources(container: &ContainerConfig) -> Result<Vec<PathBuf>> {
     let mut disks = Disks::new(DisksPlan::Mounted, container);
-    let mounts = plan(container, &[], &Volumes::default(), &mut disks, false)?;
+    let mounts = plan(container, &[], Some(&Volumes::default()), &mut disks, false)?;
     // Among the host's devices, what is a disk.
     let devices = container.spec.mounts().iter().flatten().filter_map(|mount| {
         let source = source(mount, &container.bundle).filter(|_| Options::read(mount).bind)?;
@@ -305,12 +319,18 @@ pub(super) fn sources(container: &ContainerConfig) -> Result<Vec<PathBuf>> {
     Ok(binds.chain(devices).collect())
 }
 
-fn of_memory(source: &Path, clean: &Path, container: &ContainerConfig) -> Option<p::Storage> {
+fn of_memory(
+    source: &Path,
+    clean: &Path,
+    container: &ContainerConfig,
+    is_shared: bool,
+) -> Option<p::Storage> {
     let linux = container.spec.linux().as_ref();
     let limits = linux
         .and_then(|linux| linux.resources().as_ref())
         .and_then(|resources| resources.hugepage_limits().as_deref());
-    memory::volume(clean, container.found.get(source)?, limits.unwrap_or_default())
+    let found = container.found.get(source)?;
+    memory::volume(clean, found, limits.unwrap_or_default(), is_shared)
 }
 
 /// Shares what is at a path of the host; the answer is its name in the share.

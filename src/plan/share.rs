@@ -6,20 +6,24 @@ use configuration::{HypervisorConfig, SharedFs, VirtioFsCache};
 use hypervisor::Capabilities;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::SharePlan;
+use crate::model::{DisksPlan, SharePlan};
 
-/// The configured way. A root file system has no other one yet, so that there must be one.
+/// The configured way, or none where root file systems can be on block devices.
 pub(super) fn choose(
     config: &HypervisorConfig,
     abilities: &Capabilities,
+    disks: DisksPlan,
     exists: &dyn Fn(&Path) -> bool,
 ) -> Result<SharePlan> {
     if config.shared_fs == SharedFs::None {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "shared_fs = \"none\": the container's root file system reaches the guest through a shared file system only; \
-             use shared_fs = \"virtio-fs\"",
-        ));
+        return match disks {
+            DisksPlan::Plugged => Ok(SharePlan::Nothing),
+            DisksPlan::Mounted | DisksPlan::Impossible => Err(Error::new(
+                ErrorKind::Unsupported,
+                "shared_fs = \"none\": a container's root file system reaches this guest through a shared file system only; \
+                 use shared_fs = \"virtio-fs\"",
+            )),
+        };
     }
     if abilities.guest_is_process {
         return Ok(SharePlan::Process);
@@ -27,7 +31,8 @@ pub(super) fn choose(
     if !abilities.vhost_user || !abilities.fs_sharing {
         return Err(Error::new(
             ErrorKind::Unsupported,
-            "shared_fs = \"virtio-fs\": this hypervisor cannot share a file system; use another hypervisor",
+            "shared_fs = \"virtio-fs\": this hypervisor cannot share a file system; use shared_fs = \"none\" and a \
+             snapshotter that gives block devices (devmapper, blockfile), or another hypervisor",
         ));
     }
     let daemon = &config.virtio_fs_daemon;

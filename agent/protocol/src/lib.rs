@@ -40,6 +40,15 @@ pub const MAX_CHUNK: usize = 256 * 1024;
 /// Largest OCI specification that is sent to the guest, in bytes of JSON. ttrpc refuses messages over 4 MiB.
 pub const MAX_SPEC: usize = 3 * 1024 * 1024;
 
+/// Most bytes of a container's specification and of its copied files together. ttrpc refuses messages over 4 MiB.
+pub const MAX_COPIED: usize = MAX_SPEC;
+
+/// Most copied files of one storage.
+pub const MAX_COPIED_FILES: usize = 4096;
+
+/// What a copied file counts for beside its path and its content, in bytes.
+pub const COPIED_ENTRY: usize = 64;
+
 /// Largest program of a console, in bytes. ttrpc refuses messages over 4 MiB.
 pub const MAX_CONSOLE: usize = 3 * 1024 * 1024;
 

@@ -22,6 +22,7 @@ mod spawn;
 mod sys;
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -31,6 +32,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::pidfd_send_signal;
 use tokio::io::Interest;
 
@@ -205,6 +207,61 @@ impl Apart {
             .map_err(|_| Error::Late { what, limit })?
             .step(|| format!("watch {what}"))
             .map(drop)
+    }
+}
+
+/// Something that may hang, done in a process of its own that tells what came of it.
+#[derive(Debug)]
+pub struct Told(OwnedFd);
+
+/// Does it. The process has none of the agent's descriptors but `keep`. `undo`: nobody waits for it any more when it is done.
+///
+/// # Errors
+/// When no process can be made.
+pub fn apart_with(
+    keep: BorrowedFd<'_>,
+    work: impl FnOnce() -> io::Result<()>,
+    undo: impl FnOnce(),
+) -> Result<Told> {
+    let (hear, tell) =
+        pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(|| "make a pipe for what may hang")?;
+    let child = || {
+        // See `apart`.
+        let _ = sys::close_all_but(&[keep, tell.as_fd()]);
+        let errno = match work() {
+            Ok(()) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        if rustix::io::write(&tell, &errno.to_le_bytes()).is_err() && errno == 0 {
+            undo();
+        }
+        sys::exit(0)
+    };
+    sys::clone_process(0, None, child).step(|| "make a process for what may hang")?;
+    Ok(Told(hear))
+}
+
+impl Told {
+    /// Waits until it is done; the answer is what came of it.
+    ///
+    /// # Errors
+    /// [`Error::Late`]: when it is done yet, it is undone. [`Error::Vanished`].
+    pub async fn result_within(self, what: &'static str, limit: Duration) -> Result<io::Result<()>> {
+        let watched = sys::watch(self.0.as_fd(), Interest::READABLE).step(|| format!("watch {what}"))?;
+        // At its end there is one more look.
+        if let Ok(ready) = tokio::time::timeout(limit, watched.readable()).await {
+            let _ = ready.step(|| format!("watch {what}"))?;
+        }
+        let mut errno = [0; 4];
+        match rustix::io::read(&self.0, &mut errno) {
+            Ok(4) => Ok(match i32::from_le_bytes(errno) {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            }),
+            Err(rustix::io::Errno::AGAIN) => Err(Error::Late { what, limit }),
+            Ok(_) => Err(Error::Vanished),
+            Err(errno) => Err(errno).step(|| format!("read what came of {what}")),
+        }
     }
 }
 

@@ -100,6 +100,20 @@ pub(super) fn close_range(first: u32, last: u32) -> io::Result<()> {
     check(unsafe { libc::close_range(first, last, 0) })
 }
 
+/// Closes all descriptors but the standard ones and these.
+pub(super) fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut numbers: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers {
+        if number > first {
+            close_range(first, number - 1)?;
+        }
+        first = first.max(number + 1);
+    }
+    close_range(first, u32::MAX)
+}
+
 /// Registers a descriptor with the event loop for as long as the answer lives.
 pub(super) fn watch(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<BorrowedFd<'_>>> {
     // SAFETY: a `BorrowedFd` names the same open descriptor as long as it lives.

@@ -10,7 +10,7 @@ use crate::identity::{Dns, Identity};
 use crate::network::{self, AddressWords, Interface, Network, RouteWords, RuleWords};
 use crate::process::stdio::Wanted;
 use crate::sandbox::Stream;
-use crate::storage::{DiskDevice, Storage};
+use crate::storage::{Copied, DiskDevice, Storage};
 
 /// Abilities of this agent that are not a matter of course.
 const FEATURES: [&str; 2] = ["seccomp", "cgroup2"];
@@ -55,7 +55,11 @@ pub fn hello() -> Result<p::HelloResponse> {
 /// Checked storages, in order.
 pub fn storages(storages: &[p::Storage]) -> Result<Vec<Storage>> {
     let parse = |s: &p::Storage| {
-        let storage = Storage::parse(&s.driver, &s.source, &s.fstype, &s.options, &s.mount_point)?;
+        let copied =
+            |file: &p::CopiedFile| Copied::parse(&file.path, file.mode, (file.uid, file.gid), &file.data);
+        let files = s.files.iter().map(copied).collect::<Result<_>>()?;
+        let storage =
+            Storage::parse(&s.driver, &s.source, &s.fstype, &s.options, &s.mount_point)?.with_files(files)?;
         match s.pod {
             true => storage.of_the_pod(),
             false => Ok(storage),

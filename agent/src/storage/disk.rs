@@ -43,8 +43,11 @@ impl Disk {
                 (text.trim() == serial).then(|| disk.file_name().into_string().ok())?
             })?,
         };
-        // Its name is there before it can be used; the announcement that makes us look again comes when it can.
-        Some(Path::new("/dev").join(node)).filter(|path| std::fs::File::open(path).is_ok())
+        // Its name is there before it can be used; the announcement that makes us look again comes when it can. A monitor that
+        // exchanges the file of a disk says which one it is before the kernel knows how large that is.
+        let size = std::fs::read_to_string(Path::new("/sys/class/block").join(&node).join("size")).ok()?;
+        Some(Path::new("/dev").join(node))
+            .filter(|path| size.trim() != "0" && std::fs::File::open(path).is_ok())
     }
 
     /// Its node, which may have to appear yet.

@@ -2,14 +2,14 @@
 //!
 //! Must not know who asks: a sandbox and a container own what was mounted for them.
 
+mod copy;
 mod disk;
 mod options;
 mod pages;
 mod path;
 
 use std::collections::HashMap;
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +24,7 @@ use crate::container;
 use crate::error::{Error, Result};
 use crate::init::modules;
 use crate::uevent;
+pub use copy::Copied;
 pub use disk::DiskDevice;
 use disk::{DEVICE_DEADLINE, Disk};
 use options::Options;
@@ -46,6 +47,7 @@ enum Driver {
         tag: String,
     },
     Tmpfs,
+    Copy(Vec<Copied>),
     HugePages(Pages),
     Bind {
         source: GuestPath,
@@ -82,6 +84,7 @@ impl Storage {
                 tag: name("storage.source", source)?,
             },
             "tmpfs" => Driver::Tmpfs,
+            "copy" => Driver::Copy(Vec::new()),
             "hugetlbfs" => Driver::HugePages(Pages::parse(&options.data)?),
             "bind" => Driver::Bind {
                 source: GuestPath::parse("storage.source", source)?,
@@ -112,6 +115,25 @@ impl Storage {
             _ => Err(Error::invalid(
                 "storage.pod",
                 "set for a driver that is not of memory",
+            )),
+        }
+    }
+
+    /// The same, with these files in it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for too many, or a storage that has its own.
+    pub fn with_files(self, files: Vec<Copied>) -> Result<Self> {
+        copy::check(&files)?;
+        match self.driver {
+            Driver::Copy(_) => Ok(Self {
+                driver: Driver::Copy(files),
+                ..self
+            }),
+            _ if files.is_empty() => Ok(self),
+            _ => Err(Error::invalid(
+                "storage.files",
+                "set for a driver that copies none",
             )),
         }
     }
@@ -238,23 +260,70 @@ impl Mounter {
     }
 
     async fn mount(&self, storage: &Storage) -> Result<Mounted> {
-        let device = match &storage.driver {
-            Driver::Block { disk, .. } => {
+        match &storage.driver {
+            Driver::Block { disk, fstype } => {
                 self.has_mounted_a_disk.store(true, Ordering::Relaxed);
-                Some(disk.appeared().await?)
+                self.mount_disk(storage, &disk.appeared().await?, fstype).await
             }
             // The device of a share may have to appear as well; until then its tag is as wrong as any other.
             Driver::VirtioFs { tag } if !self.shares.contains_key(tag) => {
-                let look = || match self.mount_now(storage, None) {
+                let look = || match self.mount_now(storage) {
                     Err(Error::File { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => None,
                     mounted => Some(mounted),
                 };
-                return uevent::wait_for(&format!("a share with the tag {tag:?}"), DEVICE_DEADLINE, look)
-                    .await?;
+                uevent::wait_for(&format!("a share with the tag {tag:?}"), DEVICE_DEADLINE, look).await?
             }
-            _ => None,
+            _ => self.mount_now(storage),
+        }
+    }
+
+    /// In another process: the kernel reads the disk, replays what its journal has, and the host may have the disk on a slow or
+    /// broken network.
+    async fn mount_disk(&self, storage: &Storage, device: &Path, fstype: &str) -> Result<Mounted> {
+        modules::load(&format!("{}.{fstype}", modules::LIST))?;
+        let (mounted, target) = self.mount_point(storage, Make::Directory)?;
+        let name = name_of(&target);
+        let data = storage.options.text(&[])?;
+        let mounting = container::apart_with(
+            target.as_fd(),
+            || {
+                Ok(mount(
+                    device,
+                    &name,
+                    fstype,
+                    storage.options.flags.0,
+                    data.as_c_str(),
+                )?)
+            },
+            // Nobody has waited.
+            || {
+                let _ = unmount(&name, UnmountFlags::DETACH);
+            },
+        )?;
+        let result = match mounting.result_within("the mount of a disk", MOUNT).await {
+            Ok(result) => result.map_err(Error::file("mount", storage.mount_point.in_guest())),
+            Err(error) => Err(error.into()),
         };
-        self.mount_now(storage, device)
+        drop(target);
+        match result {
+            Ok(()) => Ok(mounted),
+            Err(error) => {
+                let _ = self.unmount(mounted);
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the directory or file to mount on, made if need be.
+    fn mount_point(&self, storage: &Storage, make: Make) -> Result<(Mounted, OwnedFd)> {
+        let (target, made) = self.root.resolve_or_make(&storage.mount_point, make)?;
+        let mounted = Mounted {
+            mount_point: storage.mount_point.clone(),
+            make,
+            made,
+            writes: storage.writes(),
+        };
+        Ok((mounted, target))
     }
 
     /// Mounts one of the pod's.
@@ -262,10 +331,10 @@ impl Mounter {
     /// # Errors
     /// [`Error::File`] with the kernel's reason; [`Error::NoPages`].
     pub fn mount_of_pod(&self, storage: &Storage) -> Result<Mounted> {
-        self.mount_now(storage, None)
+        self.mount_now(storage)
     }
 
-    fn mount_now(&self, storage: &Storage, device: Option<PathBuf>) -> Result<Mounted> {
+    fn mount_now(&self, storage: &Storage) -> Result<Mounted> {
         let source = match &storage.driver {
             Driver::Bind { source, .. } => Some(self.root.resolve(source)?),
             _ => None,
@@ -277,13 +346,7 @@ impl Mounter {
             Some(fd) if !is_directory(fd) => Make::File,
             _ => Make::Directory,
         };
-        let (target, made) = self.root.resolve_or_make(&storage.mount_point, make)?;
-        let mounted = Mounted {
-            mount_point: storage.mount_point.clone(),
-            make,
-            made,
-            writes: storage.writes(),
-        };
+        let (mounted, target) = self.mount_point(storage, make)?;
         let target = name_of(&target).into_os_string();
         let path = storage.mount_point.in_guest();
         let result = match &storage.driver {
@@ -292,6 +355,7 @@ impl Mounter {
                 None => self.mount_new(tag, "virtiofs", storage, &[], &target),
             },
             Driver::Tmpfs => self.mount_new("tmpfs", "tmpfs", storage, &[], &target),
+            Driver::Copy(files) => self.mount_copy(storage, files, &target),
             Driver::HugePages(_) => self.mount_new("hugetlbfs", "hugetlbfs", storage, &[], &target),
             Driver::Bind { recursive, .. } => {
                 let source = source.as_ref().map(name_of).unwrap_or_default();
@@ -302,10 +366,7 @@ impl Mounter {
                 };
                 bind.map_err(Error::file("bind", path))
             }
-            Driver::Block { fstype, .. } => {
-                modules::load(&format!("{}.{fstype}", modules::LIST))?;
-                self.mount_new(device.unwrap_or_default(), fstype, storage, &[], &target)
-            }
+            Driver::Block { .. } => Err(Error::State("a disk is mounted beside everything else")),
             Driver::Overlay { lower, upper, work } => {
                 self.mount_overlay(storage, lower, upper.as_ref(), work.as_ref(), &target)
             }
@@ -314,7 +375,7 @@ impl Mounter {
         match result {
             Ok(()) => Ok(mounted),
             Err(error) => {
-                // Either nothing is mounted, or a bind mount whose flags the kernel refused.
+                // Either nothing is mounted, or a bind mount whose flags the kernel refused, or memory that was too small.
                 let _ = self.unmount(mounted);
                 Err(error)
             }
@@ -329,13 +390,7 @@ impl Mounter {
         directories: &[String],
         target: &std::ffi::OsStr,
     ) -> Result<()> {
-        let data: Vec<&str> = directories
-            .iter()
-            .chain(&storage.options.data)
-            .map(String::as_str)
-            .collect();
-        let data =
-            CString::new(data.join(",")).map_err(|_| Error::invalid("storage.options", "zero byte"))?;
+        let data = storage.options.text(directories)?;
         mount(
             source.as_ref(),
             target,
@@ -344,6 +399,12 @@ impl Mounter {
             data.as_c_str(),
         )
         .map_err(Error::file("mount", storage.mount_point.in_guest()))
+    }
+
+    fn mount_copy(&self, storage: &Storage, files: &[Copied], target: &std::ffi::OsStr) -> Result<()> {
+        self.mount_new("tmpfs", "tmpfs", storage, &[], target)?;
+        let mounted = self.root.resolve(&storage.mount_point)?;
+        copy::fill(files, &mounted, &storage.mount_point.in_guest())
     }
 
     fn mount_overlay(
@@ -430,6 +491,9 @@ impl Mounter {
         result.map_err(Error::file("unmount", mounted.mount_point.in_guest()))
     }
 }
+
+/// For the kernel to mount the file system of a disk. A large one that was not left in order takes its time.
+const MOUNT: Duration = Duration::from_secs(60);
 
 /// For the kernel to write to disks what belongs on them: gigabytes, on a slow one. The host gives up before, and asks again.
 const FLUSH: Duration = Duration::from_secs(3600);

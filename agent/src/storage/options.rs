@@ -1,5 +1,7 @@
 //! Mount options as text, split into the kernel's flags and what the file system itself reads. Pure.
 
+use std::ffi::CString;
+
 use rustix::mount::MountFlags;
 
 use crate::error::{Error, Result};
@@ -65,6 +67,15 @@ impl Options {
             }
         }
         Ok(parsed)
+    }
+
+    /// What the file system itself reads, after what goes `before`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a zero byte.
+    pub fn text(&self, before: &[String]) -> Result<CString> {
+        let data: Vec<&str> = before.iter().chain(&self.data).map(String::as_str).collect();
+        CString::new(data.join(",")).map_err(|_| Error::invalid("storage.options", "zero byte"))
     }
 }
 

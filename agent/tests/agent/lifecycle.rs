@@ -525,3 +525,68 @@ async fn limits_are_read_changed_and_counted() {
     sandbox.agent.update_container(nothing, SOON).await.unwrap();
     sandbox.destroy().await;
 }
+
+/// Where nothing of the host is shared: a secret as the kubelet lays it out, and a file that the container may change for itself.
+#[tokio::test]
+async fn a_container_has_copies_that_go_with_it() {
+    let sandbox = Sandbox::ready().await;
+    let mut spec = crate::support::spec(
+        "cat /secret/token /etc/greeting; echo more >> /etc/greeting && cat /etc/greeting",
+        false,
+    );
+    let mounts =
+        [("/secret", "c0m0", "ro"), ("/etc/greeting", "c0m1", "rw")].map(|(destination, name, option)| {
+            serde_json::json!({"destination": destination, "type": "bind", "options": ["rbind", option],
+            "source": format!("/run/kata/copies/{name}/data")})
+        });
+    spec["mounts"].as_array_mut().unwrap().extend(mounts);
+    let file = |path: &str, mode, data: &str| p::CopiedFile {
+        path: path.into(),
+        mode,
+        data: data.into(),
+        ..Default::default()
+    };
+    let copy = |name: &str, files| p::Storage {
+        driver: "copy".into(),
+        mount_point: format!("/run/kata/copies/{name}"),
+        files,
+        ..Default::default()
+    };
+    let secret = vec![
+        file("data", 0o040_755, ""),
+        file("data/..1", 0o040_755, ""),
+        file("data/..1/token", 0o100_644, "secret\n"),
+        file("data/..data", 0o120_777, "..1"),
+        file("data/token", 0o120_777, "..data/token"),
+    ];
+    let request = |storages| p::CreateContainerRequest {
+        container_id: "c".into(),
+        spec: spec.to_string().into_bytes(),
+        storages,
+        stdio: Some(p::Stdio {
+            stdout: true,
+            ..Default::default()
+        })
+        .into(),
+        ..Default::default()
+    };
+    let twice = vec![file("data", 0o100_644, "a"), file("data", 0o100_644, "b")];
+    let error = sandbox
+        .agent
+        .create_container(request(vec![copy("c0m0", twice)]), SOON)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("copies/c0m0/data"), "{error}");
+    let greeting = vec![file("data", 0o100_644, "hello\n")];
+    let storages = vec![copy("c0m0", secret), copy("c0m1", greeting)];
+    sandbox
+        .agent
+        .create_container(request(storages), SOON)
+        .await
+        .unwrap();
+    sandbox.start("c").await.unwrap();
+    sandbox.expect("c", "", "secret\nhello\nhello\nmore\n").await;
+    assert_eq!(sandbox.wait("c", "").await.unwrap(), 0);
+    sandbox.delete("c", false).await.unwrap();
+    sandbox.destroy().await;
+}

@@ -1,7 +1,14 @@
 //! States and endings: what is refused when, and that nothing is left.
 
-use agent::container::{Error, ProcessStdio};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use agent::container::{Error, ProcessStdio, apart_with};
 use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{read, write};
+use rustix::pipe::pipe;
 use serde_json::json;
 
 use crate::fixture::{Fixture, exit_code};
@@ -161,4 +168,53 @@ pub async fn limits_are_in_force_or_said_not_to_be() {
     );
     container.delete().await.unwrap();
     exit_code(started.pid).await;
+}
+
+pub async fn what_hangs_is_waited_for_so_long_and_undone_when_nobody_waits() {
+    const WHAT: &str = "a test";
+    const LONG: Duration = Duration::from_secs(60);
+    let (from, to) = pipe().unwrap();
+    let told = apart_with(to.as_fd(), || Ok(()), || ()).unwrap();
+    told.result_within(WHAT, LONG).await.unwrap().unwrap();
+    let told = apart_with(to.as_fd(), || Err(io::Error::from_raw_os_error(117)), || ()).unwrap();
+    let error = told.result_within(WHAT, LONG).await.unwrap().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(117));
+    let killed = || Ok(nix::sys::signal::raise(Signal::SIGKILL)?);
+    let told = apart_with(to.as_fd(), killed, || ()).unwrap();
+    let error = told.result_within(WHAT, LONG).await.unwrap_err();
+    assert!(matches!(error, Error::Vanished), "{error}");
+
+    // It hangs until somebody writes to the one descriptor that it keeps.
+    let (until, go) = pipe().unwrap();
+    let (undone, tell) = pipe().unwrap();
+    drop((from, to));
+    let work = || {
+        read(&until, &mut [0; 1])?;
+        Ok(())
+    };
+    // The other descriptor is closed in it, and what is undone shows in a file.
+    let dir = tempfile::tempdir().unwrap();
+    let mark = dir.path().join("undone");
+    let undo = || {
+        let others = write(&tell, b"x").is_ok();
+        std::fs::write(&mark, others.to_string()).unwrap();
+    };
+    let told = apart_with(until.as_fd(), work, undo).unwrap();
+    let error = told
+        .result_within(WHAT, Duration::from_millis(50))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::Late { what: WHAT, .. }), "{error}");
+    assert!(!mark.exists(), "it is not done yet");
+    drop(tell);
+    write(&go, b"x").unwrap();
+    // Its end closes the last reader of this pipe.
+    drop((until, undone));
+    let mut closed = [PollFd::new(&go, PollFlags::empty())];
+    let limit = Timespec {
+        tv_sec: 60,
+        tv_nsec: 0,
+    };
+    assert_eq!(poll(&mut closed, Some(&limit)).unwrap(), 1);
+    assert_eq!(std::fs::read_to_string(&mark).unwrap(), "false");
 }

@@ -33,7 +33,7 @@ fn main() {
         return;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let cases: [Case; 39] = cases![
+    let cases: [Case; 40] = cases![
         isolation::namespaces_are_new,
         isolation::a_pod_shares_namespaces,
         isolation::a_user_namespace_maps_ids,
@@ -69,6 +69,7 @@ fn main() {
         lifecycle::deletion_kills_what_is_left,
         lifecycle::nested_cgroups_are_removed,
         lifecycle::limits_are_in_force_or_said_not_to_be,
+        lifecycle::what_hangs_is_waited_for_so_long_and_undone_when_nobody_waits,
         timing::create_and_start,
         timing::create_and_start_with_the_pods_network,
         timing::create_and_start_with_a_large_profile,

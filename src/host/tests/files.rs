@@ -185,6 +185,42 @@ async fn a_volume_that_two_begin_with_at_once_is_made_once() {
 }
 
 #[tokio::test]
+async fn volumes_of_two_that_go_at_once_are_taken_away_once() {
+    let stand = Stand::new();
+    for name in ["root", "volume"] {
+        fs::create_dir(stand.path(name)).unwrap();
+    }
+    let (mut host, shared) = ready(&stand).await;
+    let (share, steps) = host.shared().unwrap();
+    for round in 0..10 {
+        let add = |id: &str, names: std::ops::Range<u32>| {
+            let volume = |n| bind(&format!("v{round}-{n}"), stand.path("volume"), false);
+            let plan = container(
+                id,
+                RootPlan::Directory(stand.path("root")),
+                names.map(volume).collect(),
+            );
+            share.add(|_| Ok(plan), &steps).unwrap();
+        };
+        add("one", 0..8);
+        add("two", 8..16);
+        let begin = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            for id in ["one", "two"] {
+                let (share, begin) = (&share, &begin);
+                scope.spawn(move || {
+                    begin.wait();
+                    share.remove(&ContainerId::new(id).unwrap()).unwrap();
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(&shared).unwrap().count(), 0);
+    }
+    host.release().await.unwrap();
+    stand.assert_clean();
+}
+
+#[tokio::test]
 async fn a_run_directory_that_is_shared_with_others_makes_no_difference() {
     use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
     let stand = Stand::new();

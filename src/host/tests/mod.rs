@@ -1,6 +1,7 @@
 //! The host's side, with real mounts and daemons. Needs root.
 
 mod cgroup;
+mod copies;
 mod dead;
 mod disk;
 mod files;

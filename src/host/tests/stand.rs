@@ -185,7 +185,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
             max_mib: 256,
             backing: match share {
                 SharePlan::VirtioFs { .. } => MemoryBacking::Shared,
-                SharePlan::Process => MemoryBacking::Private,
+                SharePlan::Process | SharePlan::Nothing => MemoryBacking::Private,
             },
         },
         growth: None,
@@ -216,6 +216,7 @@ pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> Conta
         directory: id.into(),
         root,
         binds,
+        copies: Vec::new(),
         disks: Vec::new(),
         hooks: Default::default(),
         guest: p::CreateContainerRequest {

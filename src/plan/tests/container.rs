@@ -5,7 +5,9 @@ use agent_protocol::{GUEST_HOSTNAME, GUEST_RESOLV_CONF, GUEST_SHM};
 use super::super::*;
 use super::*;
 use crate::ContainerId;
-use crate::model::{BindPlan, ContainerConfig, ContainerType, Found, HookPlan, Identity, Medium, RootPlan};
+use crate::model::{
+    BindPlan, ContainerConfig, ContainerType, FileKind, Found, HookPlan, Identity, Medium, RootPlan,
+};
 use crate::sandbox::RootfsMount;
 
 /// Set to write the golden files instead of comparing them.
@@ -459,6 +461,7 @@ fn mounting(id: &str, mounts: &[(&str, &str, u64)]) -> ContainerConfig {
             mode: 0o755,
             uid: 0,
             gid: 0,
+            kind: FileKind::Directory,
             block: None,
             direct: None,
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::*;
 use super::*;
 use crate::model::{
-    DirectVolume, DiskFs, DiskPlan, DiskSource, DisksPlan, Found, Identity, Medium, RootPlan,
+    DirectVolume, DiskFs, DiskPlan, DiskSource, DisksPlan, FileKind, Found, Identity, Medium, RootPlan,
 };
 use crate::sandbox::RootfsMount;
 
@@ -308,6 +308,10 @@ fn found(block: Option<(u32, u32)>, direct: Option<DirectVolume>) -> Found {
         mode: 0o600,
         uid: 0,
         gid: 6,
+        kind: match block {
+            Some(_) => FileKind::Other,
+            None => FileKind::Directory,
+        },
         block,
         direct,
     }

@@ -2,6 +2,7 @@
 
 mod any;
 mod container;
+mod copies;
 mod disks;
 mod sandbox;
 

@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::*;
-use crate::model::{CgroupPlan, Resources};
+use crate::model::{CgroupPlan, DisksPlan, Resources};
 
 /// Monitors with a vsock of their own have no other, but for virtio-serial where there is that.
 #[test]
@@ -155,7 +155,7 @@ fn directories_are_shared_as_configured_or_the_reason_is_told() {
     let only = |program: &'static str| move |path: &Path| path == Path::new(program);
     let config = config();
     let choose = |abilities: &Capabilities, exists: &dyn Fn(&Path) -> bool| {
-        share::choose(&config.hypervisor, abilities, exists)
+        share::choose(&config.hypervisor, abilities, DisksPlan::Plugged, exists)
     };
     let virtio_fs = SharePlan::VirtioFs {
         daemon: VIRTIOFSD.into(),
@@ -174,16 +174,22 @@ fn directories_are_shared_as_configured_or_the_reason_is_told() {
         vhost_user: false,
         ..abilities()
     };
-    assert_eq!(choose(&without, &all).unwrap_err().kind, ErrorKind::Unsupported);
+    let error = choose(&without, &all).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    assert!(error.context.contains("gives block devices"), "{}", error.context);
     let mut none = config.hypervisor.clone();
     none.shared_fs = SharedFs::None;
-    let error = share::choose(&none, &abilities(), &all).unwrap_err();
-    assert_eq!(error.kind, ErrorKind::Unsupported);
-    assert!(
-        error.context.contains("shared_fs = \"virtio-fs\""),
-        "{}",
-        error.context
-    );
+    let choose = |disks| share::choose(&none, &abilities(), disks, &|_| false);
+    assert_eq!(choose(DisksPlan::Plugged).unwrap(), SharePlan::Nothing);
+    for without_disks in [DisksPlan::Mounted, DisksPlan::Impossible] {
+        let error = choose(without_disks).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        assert!(
+            error.context.contains("shared_fs = \"virtio-fs\""),
+            "{}",
+            error.context
+        );
+    }
 }
 
 #[test]
