@@ -42,6 +42,8 @@ pub struct Drives {
 struct Slot {
     id: String,
     readonly: bool,
+    /// How often it has had a file.
+    times: usize,
     used: Option<Used>,
 }
 
@@ -60,6 +62,7 @@ impl Drives {
         let slot = |id: String, readonly| Slot {
             id,
             readonly,
+            times: 0,
             used: None,
         };
         let writable = (0..WRITABLE).map(|number| slot(format!("rw{number}"), false));
@@ -108,7 +111,9 @@ impl Drives {
         let free = self
             .slots
             .iter_mut()
-            .find(|slot| slot.used.is_none() && slot.readonly == *readonly);
+            .filter(|slot| slot.used.is_none() && slot.readonly == *readonly)
+            // The guest is not asked whether it still has the file before.
+            .min_by_key(|slot| slot.times);
         let Some(slot) = free else {
             let (count, kind) = match readonly {
                 true => (READ_ONLY, "read-only"),
@@ -125,6 +130,7 @@ impl Drives {
         let (path, mount) = place.disk(&slot.id, &disk)?;
         let body = request::exchange(&slot.id, &path);
         // Before it is asked for: it may be opened after nobody waits for it any more.
+        slot.times += 1;
         slot.used = Some(Used {
             name: id.clone(),
             serial,
