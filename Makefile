@@ -18,17 +18,18 @@ test-cri:
 	cargo test --package e2e --test cri -- $(if $(RUNTIME),$(RUNTIME)::)
 
 # The drivers' suite with a real program, and a short list end to end (docs/drivers.md): DRIVER=clh|firecracker BIN=<its path>,
-# for Firecracker also JAILER=<its path>; GUEST=<directory of a vmlinux and initrd.img>, PARAMS=<for their kernel>. Without BIN: the
-# suite with doubles that are as strict as the descriptions in KATA_API_DIR.
+# for Firecracker also JAILER=<its path>; GUEST=<directory of a vmlinux and initrd.img>, PARAMS=<for their kernel>, PATIENCE=<factor
+# of every deadline>. Without BIN: the suite with doubles that are as strict as the descriptions in KATA_API_DIR.
 DRIVER ?= clh
 DRIVER_ENV = $(if $(BIN),$(if $(filter clh,$(DRIVER)),KATA_TEST_CLH,KATA_TEST_FIRECRACKER)="$(BIN)") \
 	$(if $(JAILER),KATA_TEST_JAILER="$(JAILER)") $(if $(GUEST),KATA_GUEST_DIR="$(GUEST)") \
-	$(if $(PARAMS),KATA_TEST_KERNEL_PARAMS="$(PARAMS)")
+	$(if $(PARAMS),KATA_TEST_KERNEL_PARAMS="$(PARAMS)") $(if $(PATIENCE),KATA_TEST_PATIENCE="$(PATIENCE)")
 test-driver:
 	cargo build --package agent
 	$(DRIVER_ENV) cargo test --package hypervisor --test drivers -- $(DRIVER):: --test-threads=1
 	$(if $(JAILER),$(DRIVER_ENV) cargo test --package hypervisor --test drivers -- jailed:: --test-threads=1)
-	$(if $(BIN),$(DRIVER_ENV) cargo test --package runtime --test integration -- --ignored drivers::$(DRIVER))
+	$(if $(BIN),$(DRIVER_ENV) cargo test --package runtime --test integration -- --ignored --nocapture --test-threads=1 drivers::$(DRIVER))
+	$(if $(JAILER),$(DRIVER_ENV) cargo test --package runtime --test integration -- --ignored --nocapture drivers::jailed)
 
 bench:
 	cargo xtask bench

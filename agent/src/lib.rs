@@ -19,6 +19,7 @@ mod init;
 mod kernel;
 mod log;
 mod network;
+mod patience;
 mod policy;
 mod process;
 mod reaper;

@@ -18,6 +18,7 @@ use crate::dial::Dialler;
 use crate::error::{Error, Result};
 use crate::init::{self, power};
 use crate::log;
+use crate::patience;
 use crate::sandbox::{Handle, Sandbox, Settings};
 use crate::server::Serving;
 use crate::storage::{Mounter, Root};
@@ -34,6 +35,7 @@ pub fn guest() -> ! {
     power::off_on_panic();
     sys::keep_freed_memory();
     let served = init::prepare().and_then(|parameters| {
+        patience::multiply(parameters.patience);
         let mounter = Mounter::new(Root::open(Path::new(GUEST_DIR))?, Default::default());
         let settings = Settings {
             mounter,

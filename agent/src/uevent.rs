@@ -14,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::error::{Error, Result};
+use crate::patience::patient;
 use crate::sys;
 
 /// Multicast group of the kernel's own announcements (group 2 is udev's).
@@ -30,6 +31,7 @@ pub async fn wait_for<T>(device: &str, deadline: Duration, mut look: impl FnMut(
     if let Some(found) = look() {
         return Ok(found);
     }
+    let deadline = patient(deadline);
     // Listening starts before the second look, so that nothing happens unseen between the two.
     let kernel = listen()?;
     let search = async {

@@ -3,9 +3,11 @@
 //!
 //! It must not know what is on them, but for the first bytes: an image may be hostile, and only the guest mounts it.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::sys;
 use crate::aside::Site;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{DiskFs, DiskPlan, DiskSource};
@@ -192,14 +195,20 @@ fn lock(plan: &DiskPlan, file: &File, status: &Stat) -> Result<()> {
 fn loop_device(status: &Stat, only_read: bool) -> Option<PathBuf> {
     let disks = fs::read_dir("/sys/block").ok()?.flatten();
     disks.into_iter().find_map(|disk| {
-        let backing = fs::read(disk.path().join("loop/backing_file")).ok()?;
-        let backing = PathBuf::from(std::ffi::OsStr::new(
-            std::str::from_utf8(&backing).ok()?.trim_end_matches('\n'),
-        ));
-        let there = fs::metadata(backing).ok()?;
-        let is_it = (there.dev(), there.ino()) == (status.st_dev, status.st_ino);
+        let shown = fs::read(disk.path().join("loop/backing_file")).ok()?;
+        let node = Path::new(DEV).join(disk.file_name());
+        // The path that is shown may be one of another mount namespace, or of a file that has another name by now.
+        let file = match File::open(&node).and_then(|device| sys::loop_file(&device)) {
+            Ok(file) => file,
+            Err(_) => {
+                let path = Path::new(OsStr::from_bytes(shown.trim_ascii_end()));
+                let there = fs::metadata(path).ok()?;
+                (there.dev(), there.ino())
+            }
+        };
+        let is_it = file == (status.st_dev, status.st_ino);
         let reads = || fs::read(disk.path().join("ro")).is_ok_and(|ro| ro.starts_with(b"1"));
-        (is_it && !(only_read && reads())).then(|| Path::new(DEV).join(disk.file_name()))
+        (is_it && !(only_read && reads())).then_some(node)
     })
 }
 

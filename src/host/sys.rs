@@ -1,4 +1,5 @@
-//! What no library wraps: setting the attributes of a mount; and what one cannot wrap safely: watching a descriptor.
+//! What no library wraps: setting the attributes of a mount, which file a loop device has; and what one cannot wrap safely: watching
+//! a descriptor.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -33,6 +34,30 @@ pub(super) fn set_attributes(
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+/// The numbers of the file that a loop device has, as `fstat` shows them: those of its file system, and its own there.
+pub(super) fn loop_file(device: impl AsFd) -> io::Result<(u64, u64)> {
+    /// LOOP_GET_STATUS64 of linux/loop.h.
+    const GET_STATUS: libc::Ioctl = 0x4c05;
+    /// The beginning of its `struct loop_info64`, and room for the rest.
+    #[repr(C)]
+    struct Status {
+        device: u64,
+        inode: u64,
+        rest: [u64; 27],
+    }
+    let mut status = Status {
+        device: 0,
+        inode: 0,
+        rest: [0; 27],
+    };
+    // SAFETY: the kernel writes a `struct loop_info64`, of 232 bytes, which is what is there for it.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), GET_STATUS, &raw mut status) };
+    match result {
+        0.. => Ok((status.device, status.inode)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

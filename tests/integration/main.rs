@@ -12,6 +12,7 @@
 )]
 
 mod admin;
+mod alone;
 mod bad;
 mod death;
 mod drivers;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -284,6 +285,32 @@ impl Stand {
         }]
     }
 
+    /// A disk with that directory on it, made when it is first asked for.
+    pub fn disk(&self, name: &str) -> PathBuf {
+        let image = self.path(&format!("{name}.ext4"));
+        if !image.exists() {
+            let file = fs::File::create(&image).unwrap();
+            file.set_len(64 << 20).unwrap();
+            let mut made = Command::new("mkfs.ext4");
+            made.arg("-qd").arg(self.layer()).arg(&image);
+            let made = made
+                .status()
+                .unwrap_or_else(|error| panic!("this test needs mkfs.ext4 (e2fsprogs): {error}"));
+            assert!(made.success());
+        }
+        image
+    }
+
+    /// The content of a file on that disk, when nobody has it any more.
+    pub fn on_disk(&self, name: &str, path: &str) -> String {
+        let mut read = Command::new("debugfs");
+        read.arg("-R").arg(format!("cat {path}")).arg(self.disk(name));
+        let read = read
+            .output()
+            .unwrap_or_else(|error| panic!("this test needs debugfs (e2fsprogs): {error}"));
+        String::from_utf8(read.stdout).unwrap()
+    }
+
     /// What a container has written, in its snapshot.
     pub fn written(&self, name: &str, path: &str) -> String {
         let path = self.path("snapshots").join(name).join("fs").join(path);
@@ -395,6 +422,15 @@ fn busybox(root: &Path) {
     for name in ["bin", "dev", "proc", "sys", "run", "tmp", "etc", "mnt"] {
         fs::create_dir_all(root.join(name)).unwrap();
     }
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        root.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        mode,
+        0,
+    )
+    .unwrap();
     fs::copy("/bin/busybox", root.join("bin/busybox"))
         .unwrap_or_else(|e| panic!("this test needs busybox-static: /bin/busybox: {e}"));
     for tool in [

@@ -3,6 +3,7 @@
 //! The agent's end never blocks and every wait has a deadline; the child's end blocks. What the child says is trusted
 //! until it executes the container's program: until then it runs our code only.
 
+use crate::patience::patient;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -177,6 +178,7 @@ impl AgentEnd {
         what: &'static str,
         limit: Duration,
     ) -> Result<Option<(Message, Option<OwnedFd>)>> {
+        let limit = patient(limit);
         let ready =
             sys::watch(self.socket.as_fd(), Interest::READABLE).step(|| "watch the container's process")?;
         let wait = ready.async_io(Interest::READABLE, |socket| receive(socket.as_fd()));

@@ -21,6 +21,7 @@ mod setup;
 mod spawn;
 mod sys;
 
+use crate::patience::patient;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -201,6 +202,7 @@ impl Apart {
     /// # Errors
     /// [`Error::Late`]; it may be done yet.
     pub async fn done_within(self, what: &'static str, limit: Duration) -> Result<()> {
+        let limit = patient(limit);
         let ended = sys::watch(self.0.as_fd(), Interest::READABLE).step(|| format!("watch {what}"))?;
         let ready = tokio::time::timeout(limit, ended.readable()).await;
         ready
@@ -247,6 +249,7 @@ impl Told {
     /// # Errors
     /// [`Error::Late`]: when it is done yet, it is undone. [`Error::Vanished`].
     pub async fn result_within(self, what: &'static str, limit: Duration) -> Result<io::Result<()>> {
+        let limit = patient(limit);
         let watched = sys::watch(self.0.as_fd(), Interest::READABLE).step(|| format!("watch {what}"))?;
         // At its end there is one more look.
         if let Ok(ready) = tokio::time::timeout(limit, watched.readable()).await {

@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::events::Event;
 use crate::growth::Amount;
 use crate::network::{self, Network};
+use crate::patience::patient;
 use crate::process::Signal;
 use crate::process::stream::Output;
 use crate::reaper::{self, Exit, Exited};
@@ -157,9 +158,10 @@ impl Handle {
     /// [`Error::Late`] when a process outlives SIGKILL; the first failure of what remains, all of which is tried.
     pub async fn destroy(&self, grace: Duration, machine_ends: bool) -> Result<()> {
         let mut busy = self.call(|sandbox| Ok(sandbox.begin_destroy())).await?;
-        timeout(SETTLE_DEADLINE, busy.wait_for(BTreeSet::is_empty))
+        let limit = patient(SETTLE_DEADLINE);
+        timeout(limit, busy.wait_for(BTreeSet::is_empty))
             .await
-            .map_err(|_| Error::Late("the end of creations and deletions".to_owned(), SETTLE_DEADLINE))?
+            .map_err(|_| Error::Late("the end of creations and deletions".to_owned(), limit))?
             .map_err(|_| Error::ShuttingDown)?;
         if !grace.is_zero() {
             let ends = self
@@ -495,8 +497,9 @@ async fn completed<T: Send + 'static>(work: impl Future<Output = Result<T>> + Se
 
 /// Waits for what was sent SIGKILL.
 async fn killed(ends: Vec<Exited>) -> Result<()> {
-    timeout(KILL_DEADLINE, join_all(ends.into_iter().map(reaper::ended)))
+    let limit = patient(KILL_DEADLINE);
+    timeout(limit, join_all(ends.into_iter().map(reaper::ended)))
         .await
         .map(drop)
-        .map_err(|_| Error::Late("the end of a killed process".to_owned(), KILL_DEADLINE))
+        .map_err(|_| Error::Late("the end of a killed process".to_owned(), limit))
 }

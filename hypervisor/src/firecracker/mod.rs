@@ -10,7 +10,6 @@ mod vm;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,9 +46,6 @@ const OLDEST: Version = Version(1, 7);
 
 /// From this version on a copy can be given sockets of its own; those of older ones need a jail each.
 const JAILED_ONLY: Version = Version(1, 16);
-
-/// Bytes of a disk's serial number.
-const SERIAL: usize = 20;
 
 /// Every request that the driver can send.
 pub const CALLS: &[Call] = request::CALLS;
@@ -409,14 +405,8 @@ impl Hypervisor for Firecracker {
         snapshot::fingerprint(&programs, &self.settings, spec)
     }
 
-    /// Firecracker makes it of the numbers of the file, and nobody is asked.
     fn serial(&self, disk: &Disk) -> Result<String, Error> {
-        let metadata = std::fs::File::from(disk.file.try_clone().map_err(unknown)?)
-            .metadata()
-            .map_err(unknown)?;
-        let mut serial = format!("{}{}{}", metadata.st_dev(), metadata.st_rdev(), metadata.st_ino());
-        serial.truncate(SERIAL);
-        Ok(serial)
+        drives::serial(disk)
     }
 
     async fn reap(&self, record: &VmRecord) -> Result<(), Error> {
@@ -424,14 +414,6 @@ impl Hypervisor for Firecracker {
         place::clear_dead(&record.run_dir);
         reaped
     }
-}
-
-fn unknown(source: io::Error) -> Error {
-    Error::caused(
-        ErrorKind::Internal,
-        format!("cannot examine a disk's file: {source}"),
-        source,
-    )
 }
 
 #[cfg(test)]
@@ -455,39 +437,5 @@ mod tests {
             let error = of(old).unwrap_err();
             assert!(error.contains("1.7 or later") && error.contains(old), "{error}");
         }
-    }
-
-    #[test]
-    fn a_serial_number_is_of_the_file_and_not_too_long() {
-        let config = Settings {
-            seccomp: true,
-            disk_limit: RateLimit::default(),
-            net_limit: RateLimit::default(),
-        };
-        let driver = Firecracker {
-            program: PathBuf::new(),
-            jailer: None,
-            kernel: PathBuf::new(),
-            initrd: PathBuf::new(),
-            settings: config,
-            choice: Choice {
-                kvm: true,
-                reason: String::new(),
-            },
-            log: Logger::root(slog::Discard, slog::o!()),
-        };
-        let file = tempfile::tempfile().unwrap();
-        let metadata = file.metadata().unwrap();
-        let expected = format!("{}{}{}", metadata.st_dev(), metadata.st_rdev(), metadata.st_ino());
-        let disk = Disk {
-            id: "data".into(),
-            file: Arc::new(file.into()),
-            readonly: false,
-        };
-        let serial = driver.serial(&disk).unwrap();
-        assert!(
-            serial.len() <= SERIAL && expected.starts_with(&serial),
-            "{serial} {expected}"
-        );
     }
 }

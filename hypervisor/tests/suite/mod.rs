@@ -53,7 +53,7 @@ pub use saving::{
     copies_go_on_where_the_saved_vm_stopped, only_what_was_started_to_be_saved_is,
     the_memory_of_a_copy_counts_in_its_cgroups,
 };
-use subject::{BOOT, SOON};
+use subject::{BOOT, SOON, patient};
 pub use subject::{Place, Subject};
 pub use traces::leftovers;
 use traces::{alive, children, descriptors, ended, is_mounted_below, processes_naming};
@@ -119,7 +119,7 @@ pub async fn a_stop_of_a_frozen_vmm_is_bounded(subject: Subject) {
     let place = Place::new(subject);
     let mut vm = place.launch().await;
     signal(vm.pid(), Signal::STOP);
-    timeout(SOON, vm.stop())
+    timeout(patient(SOON), vm.stop())
         .await
         .expect("a stop in time")
         .expect("a stop");
@@ -132,7 +132,7 @@ pub async fn a_drop_kills(subject: Subject) {
     let vm = place.launch().await;
     let (pid, mut exited) = (vm.pid(), vm.exited());
     drop(vm);
-    timeout(SOON, exited.wait_for(Option::is_some))
+    timeout(patient(SOON), exited.wait_for(Option::is_some))
         .await
         .expect("an end")
         .expect("a reason");
@@ -415,7 +415,7 @@ pub async fn a_vmm_dies_with_its_owner(subject: Subject) {
         .spawn()
         .expect("an owner");
     let mut lines = BufReader::new(owner.stdout.take().expect("its output")).lines();
-    let record: VmRecord = timeout(BOOT, async {
+    let record: VmRecord = timeout(patient(BOOT), async {
         loop {
             let line = lines.next_line().await.expect("output").expect("a VMM's record");
             if let Some(record) = line.strip_prefix("vmm ") {
@@ -494,7 +494,7 @@ pub async fn a_panic_of_the_guest_is_told_with_its_last_words(subject: Subject) 
         .with_param("root=/dev/nonexistent");
     let vm = place.launch().await;
     let mut exited = vm.exited();
-    let exit = timeout(BOOT, exited.wait_for(Option::is_some))
+    let exit = timeout(patient(BOOT), exited.wait_for(Option::is_some))
         .await
         .expect("an end")
         .expect("a reason")
@@ -515,7 +515,7 @@ pub async fn a_guest_that_powers_off_is_told(subject: Subject) {
     spec.kernel_params.clear();
     let vm = place.driver.launch(spec, Boot::Cold).await.expect("a VM");
     let mut exited = vm.exited();
-    let exit = timeout(BOOT, exited.wait_for(Option::is_some))
+    let exit = timeout(patient(BOOT), exited.wait_for(Option::is_some))
         .await
         .expect("an end")
         .expect("a reason")
@@ -558,7 +558,7 @@ fn with_script(config: &mut configuration::HypervisorConfig, directory: &Path, t
 
 async fn end(vm: &dyn Vm) -> Exit {
     let mut exited = vm.exited();
-    let exit = timeout(SOON, exited.wait_for(Option::is_some))
+    let exit = timeout(patient(SOON), exited.wait_for(Option::is_some))
         .await
         .expect("an end in time")
         .expect("an exit");

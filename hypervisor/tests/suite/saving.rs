@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::subject::{Place, SOON, Subject};
+use super::subject::{Place, SOON, Subject, patient};
 use super::{PROCESS, leftovers};
 
 /// A saved VM.
@@ -64,7 +64,7 @@ async fn hang_up(place: &Place) {
     let mut stream = place.greeted().await;
     stream.shutdown().await.expect("the end of what we say");
     let mut rest = Vec::new();
-    timeout(SOON, stream.read_to_end(&mut rest))
+    timeout(patient(SOON), stream.read_to_end(&mut rest))
         .await
         .expect("the VMM hangs up too")
         .expect("an end");

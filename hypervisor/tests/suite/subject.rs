@@ -19,6 +19,16 @@ pub const BOOT: Duration = Duration::from_secs(180);
 /// For what should happen at once.
 pub const SOON: Duration = Duration::from_secs(5);
 
+/// Multiplies what is waited for: a KVM that emulates, on a machine that has other things to do, needs more.
+const PATIENCE: &str = "KATA_TEST_PATIENCE";
+
+/// So long, or longer where it was asked for.
+pub fn patient(limit: Duration) -> Duration {
+    let factor =
+        std::env::var(PATIENCE).map_or(1, |text| text.parse().expect("KATA_TEST_PATIENCE: a number"));
+    limit * factor
+}
+
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 
 /// Names Firecracker's jailer.
@@ -347,7 +357,7 @@ pub async fn greeted_on(listener: &UnixListener) -> UnixStream {
         assert_eq!(&bytes, GREETING);
         stream
     };
-    timeout(BOOT, greeting)
+    timeout(patient(BOOT), greeting)
         .await
         .expect("the agent greets before the deadline")
 }

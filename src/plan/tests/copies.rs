@@ -140,7 +140,14 @@ fn what_would_be_written_to_is_refused_with_the_alternative() {
         source: "overlay".into(),
         options: vec!["lowerdir=/a".into()],
     }];
+    let mut layerless = no_root.clone();
+    layerless.rootfs = vec![RootfsMount {
+        fs_type: "bind".into(),
+        source: "/var/lib/snapshots/1/fs".into(),
+        options: vec!["rbind".into()],
+    }];
     for (container, words) in [
+        (layerless, "is no block device"),
         (
             no_root,
             "root: the root file system of container c1 is no block device",

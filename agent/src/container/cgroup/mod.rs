@@ -6,6 +6,7 @@ mod devices;
 mod limits;
 pub(super) mod path;
 
+use crate::patience::patient;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -280,6 +281,7 @@ impl Drop for Made {
 
 /// Waits until `cgroup.events` says `key value`; the kernel notifies each change of that file.
 async fn wait_for(cgroup: &Path, key: &str, value: &str, what: &'static str, limit: Duration) -> Result<()> {
+    let limit = patient(limit);
     let path = cgroup.join("cgroup.events");
     let events = File::open(&path).map_err(failed("open", &path))?;
     let wait = async {

@@ -45,7 +45,12 @@ struct Loop(PathBuf);
 impl Loop {
     fn new(file: &Path) -> Result<Self> {
         let shown = Program::new("losetup")
-            .args(["--find".as_ref(), "--show".as_ref(), file.as_os_str()])
+            .args([
+                "--find".as_ref(),
+                "--show".as_ref(),
+                "--partscan".as_ref(),
+                file.as_os_str(),
+            ])
             .read()?;
         Ok(Self(shown.trim().into()))
     }
@@ -324,11 +329,35 @@ fn what_cannot_be_a_disk_is_refused(case: &mut Case<'_>) -> Result<()> {
         add(case, &directory, path, fs_type, &[])?;
         refused(what, wanted, &["--mount", &bind])?;
     }
+    // Whatever its name is by now.
+    let renamed = case.path("renamed");
+    fs::rename(&good, &renamed)?;
+    add(case, &directory, &renamed, "ext4", &[])?;
+    refused(
+        "a file that a loop device has",
+        device.path(),
+        &["--mount", &bind],
+    )?;
     add(case, &directory, &device.0, "ext4", &[])?;
     mounted(&device.0, &place, || {
         refused("a device that is mounted", "in use", &["--mount", &bind])?;
         refused("a device that is mounted", "in use", &["--device", device.path()])
     })?;
+    // Half of it is a partition, with a file system of its own.
+    Program::new("addpart")
+        .args([device.path(), "1", "8192", "8192"])
+        .read()?;
+    let partition = format!("{}p1", device.path());
+    Program::new("mkfs.ext4").args(["-F", "-q", &partition]).read()?;
+    mounted(Path::new(&partition), &place, || {
+        refused(
+            "a disk with a partition that is mounted",
+            "in use",
+            &["--mount", &bind],
+        )?;
+        refused("a partition that is mounted", "in use", &["--device", &partition])
+    })?;
+    Program::new("delpart").args([device.path(), "1"]).read()?;
     remove(case, &directory)?;
     case.forgive("file /run/kata-containers");
     Ok(())
