@@ -4,5 +4,7 @@ mod cgroup;
 mod dead;
 mod disk;
 mod files;
+mod fuzzed;
+mod label;
 mod leak;
 mod stand;
