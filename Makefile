@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: build run test test-cri test-driver bench install uninstall guest check fmt
+.PHONY: build run test test-cri test-driver fuzz bench install uninstall guest check fmt
 
 build:
 	cargo build --workspace
@@ -30,6 +30,10 @@ test-driver:
 	$(if $(JAILER),$(DRIVER_ENV) cargo test --package hypervisor --test drivers -- jailed:: --test-threads=1)
 	$(if $(BIN),$(DRIVER_ENV) cargo test --package runtime --test integration -- --ignored --nocapture --test-threads=1 drivers::$(DRIVER))
 	$(if $(JAILER),$(DRIVER_ENV) cargo test --package runtime --test integration -- --ignored --nocapture drivers::jailed)
+
+# The parsers of what others say, driven by libFuzzer: TARGET=<part of a name>, TIME=<seconds for each>.
+fuzz:
+	cargo xtask fuzz $(if $(TIME),--time "$(TIME)") $(if $(TARGET),"$(TARGET)")
 
 bench:
 	cargo xtask bench

@@ -232,6 +232,9 @@ settings! {
         /// what stops it.
         disable_seccomp: Not = false => seccomp_sandbox: bool;
 
+        /// Start the VMM and virtiofsd without the SELinux label that the caller asks for. A host without SELinux gives none.
+        disable_selinux: Flag = false => disable_selinux: bool;
+
         /// Log what the guest's console and the VMM say at debug level too.
         enable_debug: Flag = false => enable_debug: bool, pod "hypervisor.enable_debug";
 

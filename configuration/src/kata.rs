@@ -190,8 +190,8 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: QEMU,
-        keys: &["disable_selinux", "disable_guest_selinux"],
-        reason: "neither the VMM nor the guest gets an SELinux label; remove it",
+        keys: &["disable_guest_selinux"],
+        reason: "the guest has no SELinux; remove it",
     },
     Known {
         table: QEMU,

@@ -13,6 +13,8 @@ mod error;
 mod fake;
 mod files;
 mod firecracker;
+#[cfg(test)]
+mod fuzzed;
 mod pages;
 mod probe;
 pub mod process;

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::process::Label;
 use crate::{Error, ErrorKind};
 
 /// A virtual machine before it exists.
@@ -34,6 +35,8 @@ pub struct VmSpec {
     /// `cgroup.procs` of the cgroups that the VMM's process is in, opened for writing: one of each hierarchy. Of the others,
     /// the caller's.
     pub cgroups: Vec<Arc<OwnedFd>>,
+    /// What the VMM's process tells the host's security modules of itself before it executes.
+    pub labels: Vec<Label>,
 }
 
 impl VmSpec {

@@ -11,6 +11,8 @@ mod deadlines;
 mod delete;
 mod error;
 mod events;
+#[cfg(test)]
+mod fuzzed;
 mod group;
 mod info;
 mod input;

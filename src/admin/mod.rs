@@ -16,6 +16,8 @@
 pub mod client;
 mod console;
 mod frames;
+#[cfg(test)]
+mod fuzzed;
 mod http;
 mod metrics;
 mod proc;

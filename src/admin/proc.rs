@@ -1,5 +1,7 @@
 //! Files of `/proc`, the host's and the guest's, as names and numbers. What a guest says of itself may be anything. Pure.
 
+use std::collections::BTreeSet;
+
 /// A name and its number.
 pub(super) type Item = (String, f64);
 
@@ -13,6 +15,15 @@ fn is_name(text: &str) -> bool {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"_-.:@".contains(&byte))
+}
+
+/// The first of each name, up to a number of them: a scraper refuses all figures if one is there twice.
+fn once<T>(named: impl Iterator<Item = (String, T)>) -> Vec<(String, T)> {
+    let mut seen = BTreeSet::new();
+    named
+        .filter(|(name, _)| seen.insert(name.clone()))
+        .take(MOST_ITEMS)
+        .collect()
 }
 
 fn number(text: &str) -> Option<f64> {
@@ -35,7 +46,7 @@ pub(super) fn lines(text: &str) -> Vec<Item> {
         let name = name.trim_end_matches('_').to_owned();
         is_name(&name).then_some((name, value * factor))
     };
-    text.lines().filter_map(item).take(MOST_ITEMS).collect()
+    once(text.lines().filter_map(item))
 }
 
 /// Names of the numbers in a line of `/proc/net/dev`.
@@ -65,11 +76,7 @@ pub(super) fn network(text: &str) -> Vec<(String, Vec<(&'static str, f64)>)> {
         let name = name.trim();
         is_name(name).then(|| (name.to_owned(), named(&NETWORK, rest)))
     };
-    text.lines()
-        .skip(2)
-        .filter_map(interface)
-        .take(MOST_ITEMS)
-        .collect()
+    once(text.lines().skip(2).filter_map(interface))
 }
 
 /// Bytes that were received and sent, of all interfaces but the loopback.
@@ -119,7 +126,7 @@ pub(super) fn disks(text: &str) -> Vec<(String, Vec<(&'static str, f64)>)> {
         let rest: Vec<_> = words.collect();
         is_name(name).then(|| (name.to_owned(), named(&DISK, &rest.join(" "))))
     };
-    text.lines().filter_map(disk).take(MOST_ITEMS).collect()
+    once(text.lines().filter_map(disk))
 }
 
 /// Names of the numbers in a line of a processor in `/proc/stat`.
@@ -144,7 +151,7 @@ pub(super) fn processors(text: &str) -> Vec<(String, Vec<(&'static str, f64)>)> 
         let name = if index.is_empty() { "total" } else { index };
         is_name(name).then(|| (name.to_owned(), named(&CPU, rest)))
     };
-    text.lines().filter_map(processor).take(MOST_ITEMS).collect()
+    once(text.lines().filter_map(processor))
 }
 
 /// `/proc/loadavg`: load, and processes now and at most.
@@ -245,6 +252,14 @@ mod tests {
         let (load, tasks) = load("0.25 0.50 NaN 1/50 7\n");
         assert_eq!(load, [("load1".to_owned(), 0.25), ("load5".to_owned(), 0.5)]);
         assert_eq!(tasks[1], ("max".to_owned(), 50.0));
+    }
+
+    #[test]
+    fn what_a_guest_says_twice_is_told_once() {
+        assert_eq!(lines("a 1\nA 2\n"), [("a".to_owned(), 1.0)]);
+        assert_eq!(network("\n\n eth0: 1\neth0: 2\n").len(), 1);
+        assert_eq!(disks("1 0 vda 1\n2 0 vda 2\n").len(), 1);
+        assert_eq!(processors("cpu 1\ncputotal 2\ncpu0 1\ncpu0 2\n").len(), 2);
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(super) fn template(spec: &VmSpec, plan: &TemplatePlan) -> VmSpec {
         devices: ports.collect(),
         network_namespace: None,
         cgroups: Vec::new(),
+        labels: Vec::new(),
     }
 }
 

@@ -73,6 +73,7 @@ pub(super) fn spec(config: &Config, abilities: &Capabilities) -> VmSpec {
         devices: vec![device],
         network_namespace: None,
         cgroups: Vec::new(),
+        labels: Vec::new(),
     };
     key::template(&sandbox, &template)
 }

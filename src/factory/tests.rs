@@ -332,6 +332,7 @@ fn spec(id: &str) -> VmSpec {
         ],
         network_namespace: None,
         cgroups: Vec::new(),
+        labels: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use hypervisor::console::{Limit, Lines, Tail, Verdict};
-use hypervisor::process::{self, Process, Program, Status};
+use hypervisor::process::{self, Label, Process, Program, Status};
 use slog::{Logger, debug, info, o};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -26,6 +26,15 @@ const QUOTED_LINES: usize = 4;
 /// Bytes that a pipe holds.
 const PIPE: usize = 64 * 1024;
 
+/// Where a daemon is to be on the host.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Place {
+    /// See [`VmSpec::cgroups`](hypervisor::VmSpec::cgroups).
+    pub(super) cgroups: Vec<Arc<OwnedFd>>,
+    /// See [`VmSpec::labels`](hypervisor::VmSpec::labels).
+    pub(super) labels: Vec<Label>,
+}
+
 /// A running daemon. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Daemon {
@@ -35,13 +44,13 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one in these cgroups; it inherits `fds` at the numbers that they have here. Cancel safe.
+    /// Starts one at this place; it inherits `fds` at the numbers that they have here. Cancel safe.
     pub(super) async fn start(
         name: &'static str,
         path: &Path,
         args: Vec<OsString>,
         fds: Vec<Arc<OwnedFd>>,
-        cgroups: &[Arc<OwnedFd>],
+        place: &Place,
         log: &Logger,
     ) -> Result<Self> {
         debug!(log, "starting {}", name; "program" => %path.display(), "arguments" => ?args);
@@ -50,7 +59,8 @@ impl Daemon {
             args,
             fds,
             network_namespace: None,
-            cgroups: cgroups.to_vec(),
+            cgroups: place.cgroups.clone(),
+            labels: place.labels.clone(),
             litter: process::Litter::default(),
         };
         let (process, output) = process::start(program).await?;
@@ -172,9 +182,16 @@ mod tests {
     async fn shell(script: &str) -> Daemon {
         let log = Logger::root(Discard, o!());
         let args = vec!["-c".into(), script.into()];
-        Daemon::start("testd", Path::new("/bin/sh"), args, Vec::new(), &[], &log)
-            .await
-            .unwrap()
+        Daemon::start(
+            "testd",
+            Path::new("/bin/sh"),
+            args,
+            Vec::new(),
+            &Place::default(),
+            &log,
+        )
+        .await
+        .unwrap()
     }
 
     #[tokio::test]

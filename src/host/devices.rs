@@ -15,7 +15,7 @@ use rustix::process::{Resource, getrlimit};
 use slog::Logger;
 use tokio::time::timeout;
 
-use super::daemon::Daemon;
+use super::daemon::{Daemon, Place};
 use super::ready::Awaited;
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
@@ -114,12 +114,7 @@ fn random() -> Result<u32> {
 }
 
 /// Starts the daemon that serves vsock, and waits until the VMM can connect to it.
-pub(super) async fn vsock_daemon(
-    program: &Path,
-    dir: &Path,
-    cgroups: &[Arc<OwnedFd>],
-    log: &Logger,
-) -> Result<Daemon> {
+pub(super) async fn vsock_daemon(program: &Path, dir: &Path, place: &Place, log: &Logger) -> Result<Daemon> {
     const NAME: &str = "vhost-device-vsock";
     let failed = |cause: io::Error| {
         Error::caused(
@@ -133,7 +128,7 @@ pub(super) async fn vsock_daemon(
     vm.push(",uds-path=");
     vm.push(dir.join(VSOCK));
     let awaited = Awaited::new(dir, VHOST_SOCKET).map_err(failed)?;
-    let daemon = Daemon::start(NAME, program, vec!["--vm".into(), vm], Vec::new(), cgroups, log).await?;
+    let daemon = Daemon::start(NAME, program, vec!["--vm".into(), vm], Vec::new(), place, log).await?;
     let ready = async {
         tokio::select! {
             listens = awaited.listens() => listens.map_err(failed),
@@ -160,7 +155,7 @@ pub(super) async fn virtiofsd(
     cache: &str,
     dir: &Path,
     shared: &Path,
-    cgroups: &[Arc<OwnedFd>],
+    place: &Place,
     log: &Logger,
 ) -> Result<(Daemon, Device)> {
     let socket = dir.join(FS_SOCKET);
@@ -194,7 +189,7 @@ pub(super) async fn virtiofsd(
         &files,
     ];
     args.extend(fixed.map(OsString::from));
-    let daemon = Daemon::start("virtiofsd", program, args, vec![listener], cgroups, log).await?;
+    let daemon = Daemon::start("virtiofsd", program, args, vec![listener], place, log).await?;
     let device = Device::VirtioFs(VirtioFs {
         tag: SHARE_TAG.to_owned(),
         socket,

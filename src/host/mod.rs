@@ -11,6 +11,7 @@ mod devices;
 mod disk;
 mod home;
 mod hooks;
+mod label;
 mod leftovers;
 mod mount;
 mod mountinfo;
@@ -41,10 +42,11 @@ use slog::{Logger, o, warn};
 use tokio::net::TcpListener;
 
 pub(crate) use bundle::specification;
-use daemon::Daemon;
+use daemon::{Daemon, Place};
 use home::Home;
 pub(crate) use home::is_owned;
 pub(crate) use hooks::Hooks;
+use label::Modules;
 pub(crate) use leftovers::clean_up_dead;
 use network::{Attached, Keeper};
 use share::Share;
@@ -72,6 +74,7 @@ pub(crate) struct Host {
     /// Containers so far, so that no name in the share is ever used twice.
     added: u64,
     steps: Steps,
+    modules: Modules,
     log: Logger,
 }
 
@@ -82,8 +85,8 @@ struct Held {
     share: Option<Share>,
     daemons: Vec<Daemon>,
     network: Option<Keeper>,
-    /// See [`VmSpec::cgroups`].
-    cgroups: Vec<Arc<OwnedFd>>,
+    /// Where its daemons are started.
+    place: Place,
 }
 
 /// What a pod's network means for its virtual machine.
@@ -152,6 +155,7 @@ impl Host {
             held: None,
             added: 0,
             steps: Steps::default(),
+            modules: Modules::of_the_host(),
             log: request.log.new(o!("sandbox" => request.id.to_string())),
         })
     }
@@ -169,7 +173,7 @@ impl Host {
             record.cgroup = Some(made);
             record.write(dir)
         };
-        held.cgroups = cgroup::make(plan, steps, &mut keep)?;
+        held.place.cgroups = cgroup::make(plan, steps, &mut keep)?;
         Ok(())
     }
 
@@ -219,7 +223,7 @@ impl Host {
             SharePlan::Process => Ok(Some(devices::process_share(&shared))),
             SharePlan::VirtioFs { daemon, cache } => {
                 let (daemon, device) =
-                    devices::virtiofsd(daemon, cache, &dir, &shared, &held.cgroups, log).await?;
+                    devices::virtiofsd(daemon, cache, &dir, &shared, &held.place, log).await?;
                 held.took(daemon)?;
                 steps.take()?;
                 Ok(Some(device))
@@ -245,7 +249,7 @@ impl Held {
         for daemon in self.daemons.drain(..).rev() {
             result = result.and(daemon.stop().await);
         }
-        self.cgroups.clear();
+        self.place.cgroups.clear();
         if let Some(cgroup) = &self.record.cgroup {
             result = result.and(cgroup::remove(cgroup).await);
         }
@@ -298,7 +302,10 @@ impl Ground for Host {
             share: None,
             daemons: Vec::new(),
             network: None,
-            cgroups: Vec::new(),
+            place: Place {
+                cgroups: Vec::new(),
+                labels: self.modules.for_daemon(&plan.labels),
+            },
         });
         steps.take()?;
         held.record.write(held.home.dir())?;
@@ -315,7 +322,7 @@ impl Ground for Host {
         let agents = devices::listen(&dir, &plan.channel)?;
         steps.take()?;
         if let ChannelPlan::DaemonVsock(program) = &plan.channel {
-            let daemon = devices::vsock_daemon(program, &dir, &held.cgroups, log).await?;
+            let daemon = devices::vsock_daemon(program, &dir, &held.place, log).await?;
             held.took(daemon)?;
             steps.take()?;
         }
@@ -344,7 +351,8 @@ impl Ground for Host {
                 memory: plan.memory.clone(),
                 devices: machine_devices,
                 network_namespace: network.namespace,
-                cgroups: held.cgroups.clone(),
+                cgroups: held.place.cgroups.clone(),
+                labels: self.modules.for_monitor(&plan.labels),
             },
             listener: agents.listener,
             guest,

@@ -49,8 +49,19 @@ pub struct SandboxConfig {
     pub cgroup: Option<HostCgroup>,
     /// Hooks of the first container may still change the network when the virtual machine runs.
     pub network_may_change: bool,
+    /// What its first container's process would be to the host's security modules: the virtual machine is it.
+    pub labels: HostLabels,
     /// Annotations of the first container.
     pub annotations: BTreeMap<String, String>,
+}
+
+/// What a process is to the host's security modules. Empty: whatever we are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostLabels {
+    /// SELinux's context.
+    pub selinux: String,
+    /// AppArmor's profile.
+    pub apparmor: String,
 }
 
 /// A pod that no container stands for, as its caller tells of it.
@@ -290,6 +301,8 @@ pub struct SandboxPlan {
     pub network: Option<NetworkPlan>,
     /// The cgroup of its processes on the host. `None`: they stay where we are.
     pub cgroup: Option<CgroupPlan>,
+    /// What its processes are to the host's security modules.
+    pub labels: HostLabels,
     /// See [`SandboxConfig::is_alone`].
     pub is_alone: bool,
     /// The sandbox's part of the conversation with the agent, but for clock and entropy.

@@ -7,6 +7,8 @@ mod check;
 mod container_type;
 mod dns;
 mod env;
+#[cfg(test)]
+mod fuzzed;
 mod kernel;
 mod load;
 mod pod;
@@ -37,7 +39,7 @@ pub use state::{
 pub use {container as container_config, sandbox as sandbox_config};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ContainerConfig, HostCgroup, NetworkNamespace, SandboxConfig};
+use crate::model::{ContainerConfig, HostCgroup, HostLabels, NetworkNamespace, SandboxConfig};
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, SandboxId};
 
@@ -69,6 +71,7 @@ pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result
         network_namespace: network_namespace(spec),
         cgroup: cgroup(spec)?,
         network_may_change: network_may_change(spec),
+        labels: labels(spec),
         annotations,
     })
 }
@@ -125,6 +128,15 @@ fn annotations_of(spec: &Spec) -> Annotations {
         .flatten()
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect()
+}
+
+fn labels(spec: &Spec) -> HostLabels {
+    let process = spec.process().as_ref();
+    let said = |label: Option<&Option<String>>| label.cloned().flatten().unwrap_or_default();
+    HostLabels {
+        selinux: said(process.map(|process| process.selinux_label())),
+        apparmor: said(process.map(|process| process.apparmor_profile())),
+    }
 }
 
 /// Docker names `/proc/0/ns/net` for a namespace that does not exist yet.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::{cgroup, dns, resources};
 use crate::SandboxId;
 use crate::error::Result;
-use crate::model::{ContainerType, Dns, NetworkNamespace, PodConfig, SandboxConfig};
+use crate::model::{ContainerType, Dns, HostLabels, NetworkNamespace, PodConfig, SandboxConfig};
 
 /// What a pod's configuration says of its sandbox. `resolv_conf` is the text of the host's, which a pod has that is told of no other.
 ///
@@ -40,6 +40,8 @@ pub fn pod(id: &SandboxId, pod: PodConfig, resolv_conf: &str) -> Result<SandboxC
         // It has no hooks.
         network_may_change: false,
         cgroup,
+        // Its caller tells what they are made of, and not what they are.
+        labels: HostLabels::default(),
         annotations: pod.annotations,
     })
 }

@@ -29,8 +29,8 @@ pub use volumes::Volumes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
 use crate::model::{
-    ChannelPlan, ContainerConfig, ContainerPlan, ContainerType, GrowthPlan, NetworkNamespace, NetworkPlan,
-    Resources, SandboxConfig, SandboxPlan, SharePlan, TemplatePlan,
+    ChannelPlan, ContainerConfig, ContainerPlan, ContainerType, GrowthPlan, HostLabels, NetworkNamespace,
+    NetworkPlan, Resources, SandboxConfig, SandboxPlan, SharePlan, TemplatePlan,
 };
 use sizing::Sizing;
 
@@ -80,6 +80,7 @@ pub fn sandbox(
         disks,
         network: network(config, sandbox, abilities, started.vcpus)?,
         cgroup: cgroup::choose(config, sandbox),
+        labels: labels(config, sandbox),
         is_alone: sandbox.is_alone,
         guest,
     })
@@ -98,6 +99,15 @@ pub(crate) fn kernel_params(config: &Config) -> Vec<String> {
         params.push(guest::AGENT_DEBUG.to_owned());
     }
     params
+}
+
+/// Labels of the processes on the host.
+fn labels(config: &Config, sandbox: &SandboxConfig) -> HostLabels {
+    let mut labels = sandbox.labels.clone();
+    if config.hypervisor.disable_selinux {
+        labels.selinux.clear();
+    }
+    labels
 }
 
 /// Plans the network, where the pod has one of its own. A single container that has the host's gets none; but a pod that asks for

@@ -91,6 +91,7 @@ impl Ground for Bare {
                 ],
                 network_namespace: None,
                 cgroups: Vec::new(),
+                labels: Vec::new(),
             },
             listener,
             guest: p::CreateSandboxRequest {

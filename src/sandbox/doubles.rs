@@ -194,6 +194,7 @@ impl Ground for Counted {
                 devices: Vec::new(),
                 network_namespace: None,
                 cgroups: Vec::new(),
+                labels: Vec::new(),
             },
             listener,
             guest: p::CreateSandboxRequest::default(),

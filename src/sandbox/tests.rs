@@ -44,6 +44,7 @@ pub(crate) fn config() -> Config {
             virtio_fs_daemon: PathBuf::new(),
             virtio_fs_cache: VirtioFsCache::Auto,
             disable_block_device_use: false,
+            disable_selinux: false,
             vhost_user_vsock_daemon: PathBuf::new(),
             disk_rate_limiter_bw_max_rate: 0,
             disk_rate_limiter_bw_one_time_burst: 0,

@@ -184,6 +184,7 @@ impl Stand {
                 virtio_fs_daemon: daemons.0,
                 virtio_fs_cache: VirtioFsCache::Auto,
                 disable_block_device_use: false,
+                disable_selinux: false,
                 vhost_user_vsock_daemon: daemons.1,
                 disk_rate_limiter_bw_max_rate: 0,
                 disk_rate_limiter_bw_one_time_burst: 0,

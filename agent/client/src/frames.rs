@@ -122,6 +122,38 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Checked<S> {
 }
 
 #[cfg(test)]
+mod fuzzed {
+    use super::*;
+
+    #[test]
+    fn answers_of_a_guest() {
+        let seeds = [
+            &[
+                0, 0, 0, 2, 0, 0, 0, 1, RESPONSE, 0, 8, 1, 0, 0, 0, 0, 0, 0, 0, 3, RESPONSE, 0,
+            ][..],
+            &[0, 4, 255, 255, 0, 0, 0, 1, RESPONSE, 0],
+            &[255, 255, 255, 255, 0, 0, 0, 1, RESPONSE, 0],
+            &[0, 0, 0, 0, 0, 0, 0, 1, 3, 0],
+        ];
+        fuzz::target("answers-of-a-guest", seeds, |input| {
+            let read = |size: usize| {
+                let mut frames = Frames::default();
+                let ended = input
+                    .chunks(size)
+                    .try_for_each(|piece| frames.see(piece))
+                    .is_err();
+                assert!(frames.have < HEADER && frames.body <= LONGEST);
+                (ended, (!ended).then_some((frames.have, frames.body)))
+            };
+            // However it comes, it is the same.
+            let whole = read(input.len().max(1));
+            assert_eq!(read(1), whole);
+            assert_eq!(read(7), whole);
+        });
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

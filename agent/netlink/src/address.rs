@@ -66,7 +66,7 @@ pub struct Address {
 
 impl Address {
     /// `body` is a `struct ifaddrmsg` and what follows.
-    fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         let mut flags = u32::from(*body.get(2)?);
         let (mut address, mut local, mut broadcast) = (None, None, None);
         for (kind, value) in attributes(body.get(BODY..)?) {

@@ -6,6 +6,8 @@
 
 mod address;
 mod error;
+#[cfg(test)]
+mod fuzzed;
 mod link;
 mod message;
 mod neighbour;
@@ -19,6 +21,6 @@ pub use address::{Address, AddressFlags};
 pub use error::{Error, Result};
 pub use link::{Link, LinkChange, LinkKind, Mac, Macvtap};
 pub use neighbour::Neighbour;
-pub use route::{RT_TABLE_MAIN, Route, RouteKind};
+pub use route::{Hop, RT_TABLE_MAIN, Route, RouteKind};
 pub use rule::Rule;
 pub use socket::Socket;

@@ -97,6 +97,8 @@ pub struct Link {
     pub loopback: bool,
     /// Set up by an administrator.
     pub up: bool,
+    /// Nobody is asked for hardware addresses on it.
+    pub no_arp: bool,
     /// Hardware address, of an Ethernet device.
     pub mac: Option<Mac>,
     /// Largest packet, bytes.
@@ -107,7 +109,7 @@ pub struct Link {
 
 impl Link {
     /// `body` is a `struct ifinfomsg` and what follows.
-    fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         const ARPHRD_ETHER: u16 = 1;
         let flags = u32_at(body, 8)?;
         let mut link = Self {
@@ -117,6 +119,7 @@ impl Link {
             ethernet: u16_at(body, 2)? == ARPHRD_ETHER,
             loopback: flags & libc::IFF_LOOPBACK as u32 != 0,
             up: flags & libc::IFF_UP as u32 != 0,
+            no_arp: flags & libc::IFF_NOARP as u32 != 0,
             mac: None,
             mtu: 0,
             master: None,
@@ -169,6 +172,8 @@ pub struct LinkChange {
     pub mtu: Option<u32>,
     /// Up or down.
     pub up: Option<bool>,
+    /// Nobody is asked for hardware addresses on it: whoever is reached, the frame goes to the device's own address.
+    pub no_arp: bool,
     /// The kernel makes no IPv6 link-local address of its own when the device comes up, and so never speaks first.
     pub no_link_local: bool,
 }
@@ -211,11 +216,15 @@ impl Socket {
             }
         }
         let up = libc::IFF_UP as u32;
-        let (flags, mask) = match change.up {
+        let (mut flags, mut mask) = match change.up {
             None => (0, 0),
             Some(true) => (up, up),
             Some(false) => (0, up),
         };
+        if change.no_arp {
+            flags |= libc::IFF_NOARP as u32;
+            mask |= libc::IFF_NOARP as u32;
+        }
         let mut request = Request::new(RTM_SETLINK, Mode::Change.flags(), &body(index, flags, mask));
         if let Some(name) = &change.name {
             request = request.with_text(IFLA_IFNAME, name);

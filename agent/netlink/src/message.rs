@@ -79,6 +79,11 @@ impl Nest {
     pub fn with_nest(self, kind: u16, nest: Self) -> Self {
         self.with(kind | NESTED, &nest.bytes)
     }
+
+    /// What it is so far.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 fn put(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {

@@ -32,7 +32,7 @@ pub struct Neighbour {
 
 impl Neighbour {
     /// `body` is a `struct ndmsg` and what follows. `None`: not a permanent neighbour.
-    fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         let (state, flags) = (u16_at(body, 8)?, *body.get(10)?);
         if state & NUD_PERMANENT == 0 || flags & NTF_PROXY != 0 {
             return None;

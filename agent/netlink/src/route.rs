@@ -1,9 +1,9 @@
-//! Routes (`RTM_*ROUTE`, linux/rtnetlink.h): those of all tables but the kernel's own that lead to one device, or nowhere.
+//! Routes (`RTM_*ROUTE`, linux/rtnetlink.h): those of all tables but the kernel's own.
 
 use std::net::IpAddr;
 
 use crate::error::Result;
-use crate::message::{Nest, Request, attributes, family, find, ip, octets, u32_at, unspecified};
+use crate::message::{Nest, Request, attributes, family, find, ip, octets, u16_at, u32_at, unspecified};
 use crate::socket::{Mode, Socket};
 
 const RTM_NEWROUTE: u16 = 24;
@@ -35,6 +35,9 @@ const RTNH_F_ONLINK: u32 = 4;
 /// Bytes of `struct rtmsg`.
 const BODY: usize = 12;
 
+/// Bytes of `struct rtnexthop`.
+const HOP: usize = 8;
+
 /// What happens to packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RouteKind {
@@ -44,6 +47,73 @@ pub enum RouteKind {
     Refused,
     /// Anything else that a table can hold.
     Other,
+}
+
+/// One of several next hops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hop {
+    /// Number of the device that it leads to.
+    pub index: u32,
+    /// Whom packets are sent to; may be of the other family.
+    pub gateway: Option<IpAddr>,
+    /// How many packets it gets, beside the others: 1 to 256.
+    pub weight: u16,
+    /// It is on the link, though no address says so.
+    pub on_link: bool,
+}
+
+impl Hop {
+    /// The first of a list, which is a `struct rtnexthop` and attributes each. `None`: the list is at its end.
+    fn take(list: &mut &[u8]) -> Option<Self> {
+        let length = usize::from(u16_at(list, 0)?);
+        let attrs = list.get(HOP..length)?;
+        let mut hop = Self {
+            index: u32_at(list, 4)?,
+            gateway: None,
+            weight: u16::from(*list.get(3)?) + 1,
+            on_link: u32::from(*list.get(2)?) & RTNH_F_ONLINK != 0,
+        };
+        for (kind, value) in attributes(attrs) {
+            match kind {
+                RTA_GATEWAY => hop.gateway = ip(value),
+                // struct rtvia, as of a route.
+                RTA_VIA => hop.gateway = ip(value.get(2..)?),
+                _ => {}
+            }
+        }
+        *list = list.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(hop)
+    }
+
+    /// Adds it to a list, in a route of this family.
+    fn put(&self, family: u8, list: &mut Vec<u8>) {
+        let gateway = match self.gateway {
+            None => Nest::default(),
+            Some(gateway) => {
+                let (kind, value) = gateway_for(family, gateway);
+                Nest::default().with(kind, &value)
+            }
+        };
+        // A gateway is a few bytes.
+        let length = u16::try_from(HOP + gateway.bytes().len()).unwrap_or(u16::MAX);
+        list.extend_from_slice(&length.to_ne_bytes());
+        list.push(if self.on_link { RTNH_F_ONLINK as u8 } else { 0 });
+        list.push(u8::try_from(self.weight.saturating_sub(1)).unwrap_or(u8::MAX));
+        list.extend_from_slice(&self.index.to_ne_bytes());
+        list.extend_from_slice(gateway.bytes());
+    }
+}
+
+/// The attribute that names a gateway in a route of this family.
+fn gateway_for(family: u8, gateway: IpAddr) -> (u16, Vec<u8>) {
+    let own = crate::message::family(gateway);
+    if own == family {
+        return (RTA_GATEWAY, octets(gateway));
+    }
+    // struct rtvia: a family of two bytes, an address.
+    let mut via = u16::from(own).to_ne_bytes().to_vec();
+    via.extend(octets(gateway));
+    (RTA_VIA, via)
 }
 
 /// A route.
@@ -59,10 +129,10 @@ pub struct Route {
     pub prefix: u8,
     /// Next hop; may be of the other family.
     pub gateway: Option<IpAddr>,
-    /// Number of the device that it leads to; 0: none, or several.
+    /// Number of the device that it leads to; 0: none, or one for each of its next hops.
     pub index: u32,
-    /// It leads to several next hops.
-    pub multipath: bool,
+    /// Its next hops, where it has several. Packets are shared among them.
+    pub hops: Vec<Hop>,
     /// Source address of our own packets.
     pub source: Option<IpAddr>,
     /// Preference, lower first.
@@ -79,7 +149,7 @@ pub struct Route {
 
 impl Route {
     /// `body` is a `struct rtmsg` and what follows. `None`: of no interest here.
-    fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         let flags = u32_at(body, 8)?;
         let attrs = body.get(BODY..)?;
         let table = find(attrs, RTA_TABLE)
@@ -99,7 +169,7 @@ impl Route {
             prefix: body[1],
             gateway: None,
             index: 0,
-            multipath: false,
+            hops: Vec::new(),
             source: None,
             metric: 0,
             mtu: 0,
@@ -117,14 +187,17 @@ impl Route {
                 RTA_PRIORITY => route.metric = u32_at(value, 0)?,
                 RTA_PREFSRC => route.source = ip(value),
                 RTA_METRICS => route.mtu = find(value, RTAX_MTU).and_then(|mtu| u32_at(mtu, 0)).unwrap_or(0),
-                RTA_MULTIPATH => route.multipath = true,
+                RTA_MULTIPATH => {
+                    let mut list = value;
+                    route.hops = std::iter::from_fn(|| Hop::take(&mut list)).collect();
+                }
                 _ => {}
             }
         }
         Some(route)
     }
 
-    fn request(&self) -> Request {
+    pub(crate) fn request(&self) -> Request {
         let mut body = [0; BODY];
         body[0] = family(self.destination);
         body[1] = self.prefix;
@@ -138,18 +211,17 @@ impl Route {
         }
         let mut request = Request::new(RTM_NEWROUTE, Mode::Append.flags(), &body)
             .with(RTA_DST, &octets(self.destination))
-            .with(RTA_TABLE, &self.table.to_ne_bytes())
-            .with(RTA_OIF, &self.index.to_ne_bytes());
-        match self.gateway {
-            Some(gateway) if family(gateway) == body[0] => {
-                request = request.with(RTA_GATEWAY, &octets(gateway));
+            .with(RTA_TABLE, &self.table.to_ne_bytes());
+        if self.hops.is_empty() {
+            request = request.with(RTA_OIF, &self.index.to_ne_bytes());
+            if let Some(gateway) = self.gateway {
+                let (kind, value) = gateway_for(body[0], gateway);
+                request = request.with(kind, &value);
             }
-            Some(gateway) => {
-                let mut via = u16::from(family(gateway)).to_ne_bytes().to_vec();
-                via.extend(octets(gateway));
-                request = request.with(RTA_VIA, &via);
-            }
-            None => {}
+        } else {
+            let mut list = Vec::new();
+            self.hops.iter().for_each(|hop| hop.put(body[0], &mut list));
+            request = request.with(RTA_MULTIPATH, &list);
         }
         if let Some(source) = self.source {
             request = request.with(RTA_PREFSRC, &octets(source));
@@ -199,7 +271,7 @@ mod tests {
             prefix: 0,
             gateway: Some("10.1.2.1".parse().unwrap()),
             index: 2,
-            multipath: false,
+            hops: Vec::new(),
             source: Some("10.1.2.3".parse().unwrap()),
             metric: 100,
             mtu: 1400,
@@ -223,7 +295,24 @@ mod tests {
             protocol: 2,
             ..default.clone()
         };
-        for route in [default, mixed, link] {
+        let hop = |index, gateway: Option<&str>, weight| Hop {
+            index,
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
+            weight,
+            on_link: weight == 256,
+        };
+        let shared = Route {
+            gateway: None,
+            index: 0,
+            on_link: false,
+            hops: vec![
+                hop(2, Some("10.1.2.1"), 1),
+                hop(3, Some("fe80::1"), 256),
+                hop(4, None, 7),
+            ],
+            ..default.clone()
+        };
+        for route in [default, mixed, link, shared] {
             let bytes = route.request().finish(1);
             assert_eq!(Route::parse(&bytes[16..]), Some(route));
         }

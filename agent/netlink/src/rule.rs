@@ -65,7 +65,7 @@ pub struct Rule {
 
 impl Rule {
     /// `body` is a `struct fib_rule_hdr` and what follows. `None`: not of IPv4 or IPv6.
-    fn parse(body: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         let any = unspecified(*body.first()?)?;
         let flags = u32_at(body, 8)?;
         let mut rule = Self {

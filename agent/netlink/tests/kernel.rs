@@ -10,7 +10,7 @@
 use std::process::Command;
 
 use netlink::{
-    Address, AddressFlags, Link, LinkChange, LinkKind, Mac, Macvtap, Neighbour, RT_TABLE_MAIN, Route,
+    Address, AddressFlags, Hop, Link, LinkChange, LinkKind, Mac, Macvtap, Neighbour, RT_TABLE_MAIN, Route,
     RouteKind, Rule, Socket,
 };
 use nix::sched::{CloneFlags, unshare};
@@ -80,6 +80,7 @@ fn devices_are_seen_and_changed() {
             mac: Some(mac),
             mtu: Some(1400),
             up: Some(true),
+            no_arp: true,
             no_link_local: true,
         };
         socket.change_link(a.index, &change).expect("a change");
@@ -88,6 +89,7 @@ fn devices_are_seen_and_changed() {
             (changed.index, changed.mac, changed.mtu, changed.up),
             (a.index, Some(mac), 1400, true)
         );
+        assert!(changed.no_arp && !a.no_arp && !link(&mut socket, "right").no_arp);
         // The other end gets its address some time after it has a carrier; by then this one would have had its own.
         let begun = std::time::Instant::now();
         let addresses = loop {
@@ -174,7 +176,7 @@ fn addresses_routes_and_neighbours_are_as_asked() {
             prefix: 32,
             gateway: None,
             index: a,
-            multipath: false,
+            hops: Vec::new(),
             source: None,
             metric: 0,
             mtu: 0,
@@ -205,9 +207,51 @@ fn addresses_routes_and_neighbours_are_as_asked() {
             table: 1000,
             ..default.clone()
         };
+        let hop = |gateway: &str, weight| Hop {
+            index: a,
+            gateway: Some(gateway.parse().expect("an address")),
+            weight,
+            on_link: false,
+        };
+        let shared = Route {
+            destination: "10.20.0.0".parse().expect("an address"),
+            prefix: 16,
+            index: 0,
+            hops: vec![hop("10.9.8.1", 1), hop("10.9.8.2", 3)],
+            scope: 0,
+            ..link_route.clone()
+        };
+        let shared_six = Route {
+            destination: "fd00:20::".parse().expect("an address"),
+            prefix: 64,
+            metric: 1024,
+            hops: vec![hop("fd00:9::1", 1), hop("fd00:9::2", 256)],
+            ..shared.clone()
+        };
+        let near = Route {
+            destination: "10.9.8.0".parse().expect("an address"),
+            prefix: 24,
+            ..link_route.clone()
+        };
+        let near_six = Route {
+            destination: "fd00:9::".parse().expect("an address"),
+            prefix: 64,
+            metric: 256,
+            scope: 0,
+            ..link_route.clone()
+        };
         let error = socket.put_route(&default).expect_err("its next hop is nowhere");
         assert_eq!(error.number, libc::ENETUNREACH, "{error}");
-        for route in [&link_route, &default, &six, &elsewhere] {
+        for route in [
+            &link_route,
+            &default,
+            &six,
+            &elsewhere,
+            &near,
+            &near_six,
+            &shared,
+            &shared_six,
+        ] {
             socket.put_route(route).expect("a route");
             socket.put_route(route).expect("the same again");
             let routes = socket.routes().expect("routes");
@@ -223,6 +267,12 @@ fn addresses_routes_and_neighbours_are_as_asked() {
             "{table}"
         );
         assert!(run("ip -6 route").contains("default via fd00:1::1 dev left metric 1024 onlink"));
+        let hops = run("ip route show 10.20.0.0/16");
+        assert!(
+            hops.contains("via 10.9.8.1 dev left weight 1")
+                && hops.contains("via 10.9.8.2 dev left weight 3"),
+            "{hops}"
+        );
         assert!(run("ip route show table 1000").contains("default via 169.254.1.1 dev left"));
 
         let neighbour = Neighbour {

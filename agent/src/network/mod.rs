@@ -14,12 +14,34 @@ use netlink::{Link, LinkChange, Socket};
 use crate::error::{Error, Result};
 use crate::uevent;
 pub use settings::{
-    AddressWords, Interface, Network, RouteWords, RuleWords, Sysctl, address, mac, name, neighbour, route,
-    rule, sysctl,
+    AddressWords, HopWords, Interface, Network, RouteWords, RuleWords, Sysctl, address, mac, name,
+    namespace_sysctl, neighbour, route, rule, sysctl,
 };
 
 /// How long a device may take to appear after the host plugged it in.
 const DEVICE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Sets the sysctls of the network namespace of the process, before anything is added to it: to forward sets others anew. Answers
+/// with those that the kernel does not take, which another kernel may well have: it does there as it always does.
+pub fn set_sysctls(network: &Network) -> Vec<String> {
+    let mut wanted: Vec<_> = network.sysctls.iter().collect();
+    let mut refused = Vec::new();
+    // One may have to wait for another: ports to be used lie above those that are privileged.
+    for _ in 0..2 {
+        refused.clear();
+        wanted.retain(|(file, value)| {
+            let result = std::fs::write(format!("/proc/sys/net/{file}"), value);
+            let error = result.err().filter(|error| error.kind() != ErrorKind::NotFound);
+            refused.extend(
+                error
+                    .as_ref()
+                    .map(|error| format!("net/{file} = {value:?}: {error}")),
+            );
+            error.is_some()
+        });
+    }
+    refused
+}
 
 /// Adds this to the network namespace of the process. What is there already stays, and is no error.
 ///
@@ -43,14 +65,18 @@ pub async fn add(network: &Network) -> Result<()> {
         configure(&mut kernel, interface, device.index)?;
     }
     let numbers = numbers(&mut kernel)?;
-    for (device, route) in &network.routes {
-        let route = netlink::Route {
-            index: number(&numbers, device)?,
-            ..route.clone()
-        };
+    for (names, route) in &network.routes {
+        let mut route = route.clone();
+        let mut indexes = names.iter().map(|name| number(&numbers, name));
+        if route.hops.is_empty() {
+            route.index = indexes.next().transpose()?.unwrap_or(0);
+        }
+        for (hop, index) in route.hops.iter_mut().zip(indexes) {
+            hop.index = index?;
+        }
         kernel
             .put_route(&route)
-            .map_err(Error::network(told(&route, device)))?;
+            .map_err(Error::network(told(&route, &names.join(" and "))))?;
     }
     for (device, neighbour) in &network.neighbours {
         let neighbour = netlink::Neighbour {
@@ -134,6 +160,7 @@ fn configure(kernel: &mut Socket, interface: &Interface, index: u32) -> Result<(
     let change = LinkChange {
         mtu: interface.mtu,
         up: Some(interface.up),
+        no_arp: interface.no_arp,
         // It would be the host's only by chance.
         no_link_local: !interface.no_ipv6 && interface.addresses.iter().any(link_local),
         ..LinkChange::default()

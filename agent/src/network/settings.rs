@@ -11,17 +11,25 @@ use crate::error::{Error, Result};
 /// Interfaces of one request: more than a machine has slots for.
 const MAX_INTERFACES: usize = 64;
 
+/// Next hops of one route: more than anybody shares packets among.
+const MAX_HOPS: usize = 64;
+
+const HOPS: &str = "network.route.hops";
+
 /// A network, or what is to be added to one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Network {
     /// Interfaces, in the order in which their devices are looked for.
     pub interfaces: Vec<Interface>,
-    /// Routes, in the order in which they are added; each with the name of its device, whose number is not known yet.
-    pub routes: Vec<(String, netlink::Route)>,
+    /// Routes, in the order in which they are added; each with the name of its device, or those of its next hops', whose numbers
+    /// are not known yet.
+    pub routes: Vec<(Vec<String>, netlink::Route)>,
     /// Permanent neighbours, likewise.
     pub neighbours: Vec<(String, netlink::Neighbour)>,
     /// Rules that say which table is asked for what.
     pub rules: Vec<netlink::Rule>,
+    /// Sysctls of the namespace: files below `/proc/sys/net`, and what is written.
+    pub sysctls: Vec<(String, String)>,
 }
 
 /// A network interface.
@@ -37,6 +45,8 @@ pub struct Interface {
     pub up: bool,
     /// Whether IPv6 is switched off.
     pub no_ipv6: bool,
+    /// Nobody is asked for hardware addresses on it.
+    pub no_arp: bool,
     /// Addresses; the number of the device is not known yet.
     pub addresses: Vec<netlink::Address>,
     /// Its own sysctls.
@@ -74,8 +84,10 @@ pub struct RouteWords<'a> {
     pub destination: &'a str,
     /// May be empty.
     pub gateway: &'a str,
-    /// Name of an interface.
+    /// Name of an interface; empty with several next hops.
     pub device: &'a str,
+    /// Next hops, if there are several.
+    pub hops: &'a [HopWords<'a>],
     /// May be empty.
     pub source: &'a str,
     /// Preference.
@@ -90,6 +102,19 @@ pub struct RouteWords<'a> {
     pub on_link: bool,
     /// 0: the main one.
     pub table: u32,
+}
+
+/// The words of one of several next hops.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HopWords<'a> {
+    /// May be empty.
+    pub gateway: &'a str,
+    /// Name of an interface.
+    pub device: &'a str,
+    /// Its share of the packets.
+    pub weight: u32,
+    /// The gateway is on the link.
+    pub on_link: bool,
 }
 
 /// The words of a rule on the wire.
@@ -193,6 +218,33 @@ pub fn sysctl(name: &str, value: &str) -> Result<Sysctl> {
     })
 }
 
+/// A sysctl of the network namespace, from its name ("ipv4.ip_forward") and value: the file below `/proc/sys/net`, and what is
+/// written there.
+///
+/// # Errors
+/// [`Error::Invalid`].
+pub fn namespace_sysctl(name: &str, value: &str) -> Result<(String, String)> {
+    const FIELD: &str = "network.sysctls";
+    /// More than the longest of the kernel's, a list of ports.
+    const LONGEST: usize = 1024;
+    let is_part = |part: &str| {
+        let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+        !part.is_empty() && part.bytes().all(fits)
+    };
+    if !name.contains('.') || !name.split('.').all(is_part) {
+        return Err(Error::invalid(FIELD, format!("{name:?} is not the name of one")));
+    }
+    // Numbers, ranges and lists of them.
+    let is_plain = |c: char| c.is_ascii_digit() || "-, \t".contains(c);
+    if value.len() > LONGEST || !value.chars().all(is_plain) {
+        return Err(Error::invalid(
+            FIELD,
+            format!("{name}: {value:?} has other than numbers"),
+        ));
+    }
+    Ok((name.replace('.', "/"), value.to_owned()))
+}
+
 /// A hardware address that one device can have.
 ///
 /// # Errors
@@ -285,11 +337,27 @@ pub fn address(words: &AddressWords<'_>) -> Result<netlink::Address> {
 ///
 /// # Errors
 /// [`Error::Invalid`].
-pub fn route(words: &RouteWords<'_>) -> Result<(String, netlink::Route)> {
+pub fn route(words: &RouteWords<'_>) -> Result<(Vec<String>, netlink::Route)> {
     const DESTINATION: &str = "network.route.destination";
     let (destination, prefix) = network(DESTINATION, words.destination)?;
     let source = optional("network.route.source", words.source)?;
     same_family("network.route.source", destination, source)?;
+    let hops = words.hops.iter().map(hop).collect::<Result<Vec<_>>>()?;
+    let alone = words.gateway.is_empty() && words.device.is_empty() && !words.on_link;
+    let devices = match words.hops {
+        [] => vec![name(words.device)?],
+        [_] => return Err(Error::invalid(HOPS, "is only one")),
+        hops if hops.len() > MAX_HOPS => {
+            return Err(Error::invalid(HOPS, format!("are more than {MAX_HOPS}")));
+        }
+        _ if !alone => {
+            return Err(Error::invalid(
+                HOPS,
+                "are beside a gateway or device of the route itself",
+            ));
+        }
+        hops => hops.iter().map(|hop| name(hop.device)).collect::<Result<_>>()?,
+    };
     let route = netlink::Route {
         table: match words.table {
             0 => netlink::RT_TABLE_MAIN,
@@ -300,7 +368,7 @@ pub fn route(words: &RouteWords<'_>) -> Result<(String, netlink::Route)> {
         prefix,
         gateway: optional("network.route.gateway", words.gateway)?,
         index: 0,
-        multipath: false,
+        hops,
         source,
         metric: words.metric,
         mtu: words.mtu,
@@ -308,7 +376,20 @@ pub fn route(words: &RouteWords<'_>) -> Result<(String, netlink::Route)> {
         protocol: small("network.route.protocol", words.protocol)?,
         on_link: words.on_link,
     };
-    Ok((name(words.device)?, route))
+    Ok((devices, route))
+}
+
+/// One of several next hops, of a device whose number is not known yet.
+fn hop(words: &HopWords<'_>) -> Result<netlink::Hop> {
+    let weight = u16::try_from(words.weight)
+        .ok()
+        .filter(|weight| (1..=256).contains(weight));
+    Ok(netlink::Hop {
+        index: 0,
+        gateway: optional(HOPS, words.gateway)?,
+        weight: weight.ok_or_else(|| Error::invalid(HOPS, format!("a weight of {}", words.weight)))?,
+        on_link: words.on_link,
+    })
 }
 
 /// A rule.

@@ -1,5 +1,7 @@
 //! The service: every RPC translated to a call on the sandbox, and its answer back. Nothing is decided here.
 
+#[cfg(test)]
+mod fuzzed;
 mod gate;
 mod translate;
 

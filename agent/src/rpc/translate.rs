@@ -7,7 +7,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::error::{Error, Kind, Result};
 use crate::events::Event;
 use crate::identity::{Dns, Identity};
-use crate::network::{self, AddressWords, Interface, Network, RouteWords, RuleWords};
+use crate::network::{self, AddressWords, HopWords, Interface, Network, RouteWords, RuleWords};
 use crate::process::stdio::Wanted;
 use crate::sandbox::Stream;
 use crate::storage::{Copied, DiskDevice, Storage};
@@ -94,6 +94,7 @@ pub fn network(message: &MessageField<p::Network>) -> Result<Network> {
             mtu: (i.mtu != 0).then_some(i.mtu),
             up: i.up,
             no_ipv6: i.no_ipv6,
+            no_arp: i.no_arp,
             addresses: i.addresses.iter().map(address).collect::<Result<_>>()?,
             sysctls: i
                 .sysctls
@@ -103,7 +104,14 @@ pub fn network(message: &MessageField<p::Network>) -> Result<Network> {
         })
     };
     let route = |r: &p::Route| {
+        let hops = r.hops.iter().map(|h| HopWords {
+            gateway: &h.gateway,
+            device: &h.device,
+            weight: h.weight,
+            on_link: h.on_link,
+        });
         network::route(&RouteWords {
+            hops: &hops.collect::<Vec<_>>(),
             destination: &r.destination,
             gateway: &r.gateway,
             device: &r.device,
@@ -136,6 +144,11 @@ pub fn network(message: &MessageField<p::Network>) -> Result<Network> {
         routes: message.routes.iter().map(route).collect::<Result<_>>()?,
         neighbours: message.neighbours.iter().map(neighbour).collect::<Result<_>>()?,
         rules: message.rules.iter().map(rule).collect::<Result<_>>()?,
+        sysctls: message
+            .sysctls
+            .iter()
+            .map(|(name, value)| network::namespace_sysctl(name, value))
+            .collect::<Result<_>>()?,
     }
     .check()
 }

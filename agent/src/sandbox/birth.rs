@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use agent_protocol::{GUEST_HOSTNAME, GUEST_RESOLV_CONF, GUEST_SHM};
+use slog::{Logger, warn};
 
 use super::shares::Shares;
 use super::workshop::Workshop;
@@ -26,6 +27,7 @@ pub(super) struct Birth {
     workshop: Workshop,
     owns_kernel: bool,
     files: PodFiles,
+    log: Logger,
 }
 
 /// What of it the sandbox keeps.
@@ -107,6 +109,7 @@ impl Sandbox {
             workshop: self.workshop.clone(),
             owns_kernel: self.owns_kernel,
             files: self.files(),
+            log: self.log.clone(),
         })
     }
 
@@ -146,6 +149,12 @@ impl Birth {
         if self.owns_kernel {
             request.identity.apply_to_guest()?;
             growth = request.grows.then(Growth::prepare).transpose()?;
+        }
+        for refused in network::set_sysctls(&request.network) {
+            warn!(
+                self.log,
+                "the guest's kernel does not take a sysctl of the pod's network namespace: {}", refused
+            );
         }
         network::add(&request.network).await?;
         if self.owns_kernel {

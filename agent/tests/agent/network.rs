@@ -328,6 +328,82 @@ async fn an_interface_has_sysctls_of_its_own() {
 }
 
 #[tokio::test]
+async fn routes_share_packets_and_the_namespace_has_its_sysctls() {
+    let cables = Cables::lay();
+    let sandbox = Sandbox::in_network(&cables.inside).await;
+    let mut network = pod();
+    let hop = |gateway: &str, device: &str, weight| p::Hop {
+        gateway: gateway.into(),
+        device: device.into(),
+        weight,
+        // No address leads there in this table.
+        on_link: device == "net1",
+        ..Default::default()
+    };
+    for (destination, hops) in [
+        (
+            "10.90.0.0/16",
+            [hop("10.77.0.1", "eth0", 2), hop("10.77.1.1", "net1", 1)],
+        ),
+        (
+            "fd00:90::/64",
+            [hop("fd00:77::1", "eth0", 1), hop("fd00:77::9", "eth0", 3)],
+        ),
+    ] {
+        network.routes.push(p::Route {
+            hops: hops.into(),
+            ..route(destination, "via its hops", "")
+        });
+        network.routes.last_mut().unwrap().gateway.clear();
+    }
+    network.interfaces[1].no_arp = true;
+    network.sysctls = [
+        ("core.somaxconn", "7"),
+        ("ipv4.ip_local_port_range", "1000 2000"),
+        ("ipv4.ip_forward", "1"),
+        ("ipv4.ip_unprivileged_port_start", "500"),
+        ("ipv4.no_such_thing", "1"),
+        ("ipv4.ip_default_ttl", "0"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let network = with(network);
+    sandbox.agent.create_sandbox(network, SOON).await.unwrap();
+    let four = cables.inside("route show 10.90.0.0/16");
+    for part in [
+        "via 10.77.0.1 dev eth0 weight 2",
+        "via 10.77.1.1 dev net1 weight 1",
+    ] {
+        assert!(four.contains(part), "{four}");
+    }
+    let six = cables.inside("-6 route show fd00:90::/64");
+    assert!(six.contains("via fd00:77::9 dev eth0 weight 3"), "{six}");
+    assert!(cables.inside("link show net1").contains("NOARP"));
+    assert!(!cables.inside("link show eth0").contains("NOARP"));
+    for (path, expected) in [
+        ("core/somaxconn", "7"),
+        ("ipv4/ip_local_port_range", "1000\t2000"),
+        ("ipv4/conf/eth0/forwarding", "1"),
+    ] {
+        let output = Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", cables.inside))
+            .args(["cat", &format!("/proc/sys/net/{path}")])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected, "{path}");
+    }
+    sandbox.destroy().await;
+
+    let mut wrong = pod();
+    wrong.sysctls = [("core/../x.y".to_owned(), "1".to_owned())].into();
+    let cables = Cables::lay();
+    let sandbox = Sandbox::in_network(&cables.inside).await;
+    let error = sandbox.agent.create_sandbox(with(wrong), SOON).await.unwrap_err();
+    assert!(error.message.contains("network.sysctls"), "{error}");
+    sandbox.destroy().await;
+}
+
+#[tokio::test]
 async fn an_interface_without_ipv6_has_none() {
     let cables = Cables::lay();
     let sandbox = Sandbox::in_network(&cables.inside).await;

@@ -34,6 +34,7 @@ fn an_empty_file_is_the_defaults() {
             virtio_fs_daemon: "/usr/libexec/kata/virtiofsd".into(),
             virtio_fs_cache: VirtioFsCache::Auto,
             disable_block_device_use: false,
+            disable_selinux: false,
             vhost_user_vsock_daemon: "/usr/libexec/kata/vhost-device-vsock".into(),
             disk_rate_limiter_bw_max_rate: 0,
             disk_rate_limiter_bw_one_time_burst: 0,

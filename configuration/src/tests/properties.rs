@@ -13,7 +13,7 @@ use crate::{Config, Error};
 const SOON: Duration = Duration::from_secs(3);
 
 /// An error can be logged and shown.
-fn is_fit(error: &Error) {
+pub(super) fn is_fit(error: &Error) {
     for problem in error.problems() {
         assert!(
             !problem.is_empty() && !problem.contains(char::is_control),

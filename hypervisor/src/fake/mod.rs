@@ -98,6 +98,7 @@ impl Hypervisor for Fake {
             // Its containers have the pod's network without any device.
             network_namespace: spec.network_namespace,
             cgroups: spec.cgroups,
+            labels: spec.labels,
             litter: Litter::default(),
         };
         let (process, output) = process::start(program).await?;

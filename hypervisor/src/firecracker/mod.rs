@@ -138,6 +138,7 @@ impl Firecracker {
             fds: inherited,
             network_namespace: spec.network_namespace.clone(),
             cgroups: spec.cgroups.clone(),
+            labels: spec.labels.clone(),
             litter,
         };
         let (process, output) = process::start(program).await?;

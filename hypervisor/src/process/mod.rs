@@ -39,8 +39,19 @@ pub struct Program {
     pub network_namespace: Option<Arc<OwnedFd>>,
     /// `cgroup.procs` of the cgroups that it is started in, opened for writing: one of each hierarchy. Of the others, ours.
     pub cgroups: Vec<Arc<OwnedFd>>,
+    /// What it tells security modules of itself right before it executes.
+    pub labels: Vec<Label>,
     /// Files that it makes. They go when it is gone, and not before: one that is being killed may still make them.
     pub litter: Litter,
+}
+
+/// What a process tells a security module of the host: as what it wants to execute its program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// A file of the calling thread's, like `/proc/thread-self/attr/exec`.
+    pub file: PathBuf,
+    /// What is written.
+    pub value: String,
 }
 
 /// A child process. Dropping it kills it; to reap it is the supervisor's part ([`Process::ended`]).
@@ -65,6 +76,17 @@ pub enum Status {
 /// stdout and stderr in the pipe that is returned. The child is killed when this process dies.
 pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error> {
     let failed = |source: io::Error| {
+        if source.raw_os_error() == Some(sys::LABEL_REFUSED) {
+            let values: Vec<_> = program.labels.iter().map(|label| label.value.as_str()).collect();
+            return Error::new(
+                ErrorKind::InvalidArgument,
+                format!(
+                    "cannot start {} with the security label {values:?}: the host's kernel refuses it (is it known to the host's \
+                     policy, or its profile loaded?)",
+                    program.path.display()
+                ),
+            );
+        }
         let kind = match source.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             _ => ErrorKind::Internal,
@@ -96,6 +118,7 @@ pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error>
             fds: program.fds.clone(),
             network_namespace: program.network_namespace.clone(),
             cgroups: program.cgroups.clone(),
+            labels: sys::labels(&program.labels).map_err(failed)?,
         },
     );
     let output = pipe::Receiver::from_owned_fd(output.into()).map_err(failed)?;

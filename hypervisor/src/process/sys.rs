@@ -1,24 +1,43 @@
 //! What cannot be said in safe Rust: the part of starting a process between fork and exec, and watching its pidfd.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{FdFlags, fcntl_setfd, write};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::Label;
 use crate::pages;
+
+/// What the start of a child fails with whose label was refused, so that it can be told from whatever else can happen there:
+/// nothing else there has to do with keys.
+pub const LABEL_REFUSED: i32 = libc::EKEYREJECTED;
 
 /// What a child has from us besides its standard streams. See [`Program`](super::Program).
 pub struct Inheritance {
     pub fds: Vec<Arc<OwnedFd>>,
     pub network_namespace: Option<Arc<OwnedFd>>,
     pub cgroups: Vec<Arc<OwnedFd>>,
+    /// Files, and what is written to them.
+    pub labels: Vec<(CString, Vec<u8>)>,
+}
+
+/// Labels as a child can write them, which must not allocate.
+pub fn labels(labels: &[Label]) -> io::Result<Vec<(CString, Vec<u8>)>> {
+    let one = |label: &Label| {
+        let file = CString::new(label.file.as_os_str().as_bytes())?;
+        Ok((file, label.value.as_bytes().to_vec()))
+    };
+    labels.iter().map(one).collect()
 }
 
 /// Makes `command` inherit exactly this (descriptors at the numbers they have here), and die with the thread that spawns it.
@@ -92,6 +111,15 @@ fn between_fork_and_exec(parent: Pid, inheritance: &Inheritance) -> io::Result<(
         // SAFETY: `fd` is open: it is owned by the caller's closure.
         let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
         fcntl_setfd(fd, FdFlags::empty())?;
+    }
+    // The last of it: what the program may do is not for us to be bound by.
+    for (file, value) in &inheritance.labels {
+        let refused = |_| io::Error::from_raw_os_error(LABEL_REFUSED);
+        let file = open(file.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(refused)?;
+        match write(&file, value).map_err(refused)? {
+            written if written == value.len() => {}
+            _ => return Err(io::Error::from_raw_os_error(LABEL_REFUSED)),
+        }
     }
     Ok(())
 }

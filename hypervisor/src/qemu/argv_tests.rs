@@ -45,6 +45,7 @@ fn spec(devices: Vec<Device>) -> VmSpec {
         devices,
         network_namespace: None,
         cgroups: Vec::new(),
+        labels: Vec::new(),
     }
 }
 

@@ -119,6 +119,7 @@ impl Qemu {
             fds: line.fds,
             network_namespace: spec.network_namespace,
             cgroups: spec.cgroups,
+            labels: spec.labels,
             litter: Litter::default(),
         };
         let (process, output) = process::start(program).await?;

@@ -1,6 +1,6 @@
 //! QEMU's control protocol: a small client. It knows nothing of what is controlled.
 
 mod client;
-mod message;
+pub(crate) mod message;
 
 pub use client::{Client, Events, open};

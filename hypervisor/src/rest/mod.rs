@@ -4,7 +4,7 @@ mod appear;
 mod client;
 mod limit;
 mod litter;
-mod message;
+pub(crate) mod message;
 mod mounted;
 
 pub use appear::Awaited;

@@ -1,7 +1,7 @@
 //! A process's standard streams: from the addresses in a request to what the runtime opens.
 
 mod logger;
-mod uri;
+pub(crate) mod uri;
 
 pub use logger::{Logger, Owner};
 pub use uri::{Streams, Wanted};

@@ -103,7 +103,7 @@ pub(super) fn all(
     for interface in interfaces {
         let connected = match (interface.way, model) {
             (Way::Itself { multi_queue }, _) => itself(interface, multi_queue, queues),
-            (Way::Model, Model::TcFilter) => filtered(kernel, interface, queues),
+            (Way::Filters, _) | (Way::Model, Model::TcFilter) => filtered(kernel, interface, queues),
             (Way::Model, Model::Macvtap) => macvtap(kernel, interface, queues),
         };
         match connected {

@@ -23,6 +23,7 @@ pub(super) fn read(kernel: &mut Socket) -> Result<Scan> {
             .map(|link| link.index)
             .collect::<BTreeSet<_>>(),
         sysctls: sysctls(&links),
+        common_sysctls: common_sysctls(),
         links,
     })
 }
@@ -69,6 +70,81 @@ const SYSCTLS: [(&str, &[&str]); 2] = [
         ],
     ),
 ];
+
+/// Of a namespace, what plugins and administrators tune, with what a new one has (some kernels differ).
+const COMMON_SYSCTLS: &[(&str, &[&str])] = &[
+    ("core.somaxconn", &["4096", "128"]),
+    ("ipv4.conf.all.accept_local", &["0"]),
+    ("ipv4.conf.all.accept_redirects", &["1"]),
+    ("ipv4.conf.all.accept_source_route", &["0"]),
+    ("ipv4.conf.all.arp_accept", &["0"]),
+    ("ipv4.conf.all.arp_announce", &["0"]),
+    ("ipv4.conf.all.arp_filter", &["0"]),
+    ("ipv4.conf.all.arp_ignore", &["0"]),
+    ("ipv4.conf.all.arp_notify", &["0"]),
+    ("ipv4.conf.all.log_martians", &["0"]),
+    ("ipv4.conf.all.proxy_arp", &["0"]),
+    ("ipv4.conf.all.route_localnet", &["0"]),
+    ("ipv4.conf.all.rp_filter", &["0"]),
+    ("ipv4.conf.all.secure_redirects", &["1"]),
+    ("ipv4.conf.all.send_redirects", &["1"]),
+    ("ipv4.conf.all.src_valid_mark", &["0"]),
+    ("ipv4.fib_multipath_hash_policy", &["0"]),
+    ("ipv4.fib_multipath_use_neigh", &["0"]),
+    ("ipv4.fwmark_reflect", &["0"]),
+    ("ipv4.icmp_echo_ignore_all", &["0"]),
+    ("ipv4.icmp_echo_ignore_broadcasts", &["1"]),
+    ("ipv4.igmp_max_memberships", &["20"]),
+    ("ipv4.ip_default_ttl", &["64"]),
+    ("ipv4.ip_forward", &["0"]),
+    ("ipv4.ip_local_port_range", &["32768 60999"]),
+    ("ipv4.ip_local_reserved_ports", &[""]),
+    ("ipv4.ip_no_pmtu_disc", &["0"]),
+    ("ipv4.ip_nonlocal_bind", &["0"]),
+    ("ipv4.ip_unprivileged_port_start", &["1024"]),
+    ("ipv4.ping_group_range", &["1 0"]),
+    ("ipv4.tcp_abort_on_overflow", &["0"]),
+    ("ipv4.tcp_ecn", &["2"]),
+    ("ipv4.tcp_fastopen", &["1"]),
+    ("ipv4.tcp_fin_timeout", &["60"]),
+    ("ipv4.tcp_fwmark_accept", &["0"]),
+    ("ipv4.tcp_keepalive_intvl", &["75"]),
+    ("ipv4.tcp_keepalive_probes", &["9"]),
+    ("ipv4.tcp_keepalive_time", &["7200"]),
+    ("ipv4.tcp_mtu_probing", &["0"]),
+    ("ipv4.tcp_notsent_lowat", &["4294967295"]),
+    ("ipv4.tcp_orphan_retries", &["0"]),
+    ("ipv4.tcp_retries1", &["3"]),
+    ("ipv4.tcp_retries2", &["15"]),
+    ("ipv4.tcp_rmem", &["4096 131072 6291456", "4096 131072 33554432"]),
+    ("ipv4.tcp_sack", &["1"]),
+    ("ipv4.tcp_slow_start_after_idle", &["1"]),
+    ("ipv4.tcp_syn_retries", &["6"]),
+    ("ipv4.tcp_synack_retries", &["5"]),
+    ("ipv4.tcp_syncookies", &["1"]),
+    ("ipv4.tcp_timestamps", &["1"]),
+    ("ipv4.tcp_tw_reuse", &["2"]),
+    ("ipv4.tcp_window_scaling", &["1"]),
+    ("ipv4.tcp_wmem", &["4096 16384 4194304"]),
+    ("ipv6.bindv6only", &["0"]),
+    ("ipv6.conf.all.accept_ra", &["1"]),
+    ("ipv6.conf.all.accept_redirects", &["1"]),
+    ("ipv6.conf.all.disable_ipv6", &["0"]),
+    ("ipv6.conf.all.forwarding", &["0"]),
+    ("ipv6.fib_multipath_hash_policy", &["0"]),
+    ("ipv6.ip_nonlocal_bind", &["0"]),
+    ("unix.max_dgram_qlen", &["10"]),
+];
+
+/// Those that are not as a new namespace has them. What is not there nobody has set.
+fn common_sysctls() -> BTreeMap<String, String> {
+    let differs = |(name, usual): &(&str, &[&str])| {
+        let text = fs::read_to_string(format!("/proc/sys/net/{}", name.replace('.', "/"))).ok()?;
+        let value = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        (!usual.contains(&value.as_str())).then(|| ((*name).to_owned(), value))
+    };
+    COMMON_SYSCTLS.iter().filter_map(differs).collect()
+}
 
 /// Those that somebody has set for one interface: they are not as the namespace gives them to a new one.
 fn sysctls(links: &[Link]) -> BTreeMap<u32, BTreeMap<String, String>> {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use agent_protocol as p;
 use core::net::IpAddr;
-use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, RT_TABLE_MAIN, Route, RouteKind, Rule};
+use netlink::{
+    Address, AddressFlags, Hop, Link, LinkKind, Mac, Neighbour, RT_TABLE_MAIN, Route, RouteKind, Rule,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,6 +28,8 @@ pub(super) struct Scan {
     pub(super) no_ipv6: BTreeSet<u32>,
     /// Sysctls of links that somebody has set, by the links' numbers: "ipv4.rp_filter".
     pub(super) sysctls: BTreeMap<u32, BTreeMap<String, String>>,
+    /// Sysctls of the namespace that somebody has set: "ipv4.ip_forward".
+    pub(super) common_sysctls: BTreeMap<String, String>,
 }
 
 /// An interface to connect.
@@ -48,6 +52,8 @@ pub(super) struct Interface {
 pub(super) enum Way {
     /// By whatever the administrator prefers.
     Model,
+    /// By traffic control alone: no other device can be put on it.
+    Filters,
     /// It is a tap that somebody has made for a virtual machine.
     Itself {
         /// It can have several queues.
@@ -93,12 +99,17 @@ pub(super) fn of(scan: &Scan, known: &BTreeSet<u32>) -> Result<View> {
             mtu: link.mtu,
             up: true,
             no_ipv6,
+            no_arp: link.no_arp,
             addresses: addresses.into_iter().filter_map(told_address).collect(),
             sysctls: sysctls(scan, link.index),
             ..Default::default()
         });
         view.interfaces.push(interface);
         names.insert(link.index, link.name.as_str());
+    }
+    // A second look is for what has appeared.
+    if known.is_empty() {
+        view.guest.sysctls = scan.common_sysctls.clone().into_iter().collect();
     }
     routes(scan, known, &names, &mut view);
     // Without an interface there is nothing that they could decide.
@@ -125,12 +136,13 @@ fn interface(link: &Link, addresses: &[&Address]) -> Result<Option<Interface>> {
             queues: 0,
             multi_queue,
         } => Way::Itself { multi_queue },
+        LinkKind::Other(ref kind) if kind == "ipvlan" => Way::Filters,
         LinkKind::Tap { .. } | LinkKind::Device | LinkKind::Other(_) => Way::Model,
     };
     // The port of a bridge is connected by its bridge; what is down is nobody's, unless it waits for us.
     let of_use = match way {
         Way::Itself { .. } => true,
-        Way::Model => link.master.is_none() && (link.up || !addresses.is_empty()),
+        Way::Model | Way::Filters => link.master.is_none() && (link.up || !addresses.is_empty()),
     };
     if link.loopback || !of_use {
         return Ok(None);
@@ -184,38 +196,54 @@ fn words(value: Option<impl ToString>) -> String {
 /// The routes through interfaces that are connected. Those to the gateways first, because the kernel refuses a gateway
 /// that it cannot reach; the others keep their order, which decides among equals.
 fn routes(scan: &Scan, known: &BTreeSet<u32>, names: &BTreeMap<u32, &str>, view: &mut View) {
-    let told: Vec<_> = scan
-        .routes
-        .iter()
-        .filter(|route| route.protocol != ANNOUNCED)
-        .filter_map(|route| match (route.kind, names.get(&route.index)) {
-            (RouteKind::Unicast, Some(name)) => Some((route, *name)),
-            // Told before, or its interface is not connected.
-            (RouteKind::Unicast, None) if route.index != 0 => None,
-            _ => {
-                // On a second look they would be news for nobody.
-                if known.is_empty() {
-                    view.left_out.push(left_out(route));
-                }
-                None
-            }
-        })
-        .collect();
-    let (through, direct): (Vec<_>, Vec<_>) =
-        told.into_iter().partition(|(route, _)| route.gateway.is_some());
+    let mut told = Vec::new();
+    for route in scan.routes.iter().filter(|route| route.protocol != ANNOUNCED) {
+        match devices(route, names) {
+            Ok(Some(devices)) => told.push((route, devices)),
+            Ok(None) => {}
+            // On a second look they would be news for nobody.
+            Err(why) if known.is_empty() => view.left_out.push(left_out(route, why)),
+            Err(_) => {}
+        }
+    }
+    let through_gateway = |route: &Route| {
+        let mut hops = route.hops.iter();
+        route.gateway.is_some() || hops.any(|hop| hop.gateway.is_some())
+    };
+    let (through, direct): (Vec<_>, Vec<_>) = told.into_iter().partition(|(route, _)| through_gateway(route));
     view.guest.routes = direct
         .into_iter()
         .chain(through)
-        .map(|(route, name)| told_route(route, name))
+        .map(|(route, devices)| told_route(route, &devices))
         .collect();
 }
 
-fn left_out(route: &Route) -> String {
-    let why = if route.multipath {
-        "has several next hops"
-    } else {
-        "leads to no interface"
-    };
+/// The names of the devices that a route leads to: one, or one for each of its hops. `None`: it is told already, or its interface is
+/// not connected.
+fn devices<'a>(
+    route: &Route,
+    names: &BTreeMap<u32, &'a str>,
+) -> std::result::Result<Option<Vec<&'a str>>, &'static str> {
+    let name = |index: &u32| names.get(index).copied();
+    if route.kind != RouteKind::Unicast {
+        return Err("leads to no interface");
+    }
+    if route.hops.is_empty() {
+        return match (name(&route.index), route.index) {
+            (Some(name), _) => Ok(Some(vec![name])),
+            (None, 0) => Err("leads to no interface"),
+            (None, _) => Ok(None),
+        };
+    }
+    let found: Vec<_> = route.hops.iter().filter_map(|hop| name(&hop.index)).collect();
+    match found.len() {
+        0 => Ok(None),
+        some if some == route.hops.len() => Ok(Some(found)),
+        _ => Err("has next hops on interfaces that are not connected"),
+    }
+}
+
+fn left_out(route: &Route, why: &str) -> String {
     let table = match route.table {
         RT_TABLE_MAIN => String::new(),
         table => format!(" in table {table}"),
@@ -253,11 +281,22 @@ fn told_rule(rule: &Rule) -> p::Rule {
     }
 }
 
-fn told_route(route: &Route, device: &str) -> p::Route {
+fn told_route(route: &Route, devices: &[&str]) -> p::Route {
+    let hop = |(hop, device): (&Hop, &&str)| p::Hop {
+        gateway: words(hop.gateway),
+        device: (*device).to_owned(),
+        weight: u32::from(hop.weight),
+        on_link: hop.on_link,
+        ..Default::default()
+    };
     p::Route {
+        hops: route.hops.iter().zip(devices).map(hop).collect(),
         destination: format!("{}/{}", route.destination, route.prefix),
         gateway: words(route.gateway),
-        device: device.to_owned(),
+        device: match devices {
+            [device] if route.hops.is_empty() => (*device).to_owned(),
+            _ => String::new(),
+        },
         source: words(route.source),
         metric: route.metric,
         mtu: route.mtu,

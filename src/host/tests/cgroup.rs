@@ -22,7 +22,7 @@ fn host(request: &SandboxRequest, cgroup: CgroupPlan) -> Host {
 }
 
 /// Starts a guest that is this shell script.
-async fn guest(stand: &Stand, host: &mut Host, script: &str) -> Box<dyn Vm> {
+pub(super) async fn guest(stand: &Stand, host: &mut Host, script: &str) -> Box<dyn Vm> {
     let path = stand.path("guest");
     fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();

@@ -5,5 +5,7 @@ mod copies;
 mod dead;
 mod disk;
 mod files;
+mod fuzzed;
+mod label;
 mod leak;
 mod stand;

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::super::{Host, cgroup, mountinfo};
 use crate::guest::{GUEST_SHARE, SHARE_TAG};
 use crate::model::{
-    BindPlan, CgroupPlan, ChannelPlan, ContainerPlan, DisksPlan, RootPlan, SandboxPlan, SharePlan,
+    BindPlan, CgroupPlan, ChannelPlan, ContainerPlan, DisksPlan, HostLabels, RootPlan, SandboxPlan, SharePlan,
 };
 use crate::sandbox::SandboxRequest;
 use crate::sandbox::tests::config;
@@ -195,6 +195,7 @@ pub(super) fn plan(id: &str, channel: ChannelPlan, share: SharePlan) -> SandboxP
         disks: DisksPlan::Mounted,
         network: None,
         cgroup: None,
+        labels: HostLabels::default(),
         is_alone: false,
         guest: p::CreateSandboxRequest {
             sandbox_id: id.into(),

@@ -10,7 +10,7 @@ use crate::model::{
 use crate::sandbox::RootfsMount;
 
 /// Plans a container in a virtual machine that has disks like this.
-fn with(how: DisksPlan, container: &ContainerConfig) -> Result<(ContainerPlan, Value)> {
+pub(super) fn with(how: DisksPlan, container: &ContainerConfig) -> Result<(ContainerPlan, Value)> {
     let mut sandbox = sandbox_plan();
     sandbox.disks = how;
     let plan = super::super::container(&config(), &sandbox, container, &Volumes::default())?;
@@ -297,7 +297,7 @@ fn rules_decide_what_a_container_may_do_with_a_block_device() {
     }
 }
 
-fn found(block: Option<(u32, u32)>, direct: Option<DirectVolume>) -> Found {
+pub(super) fn found(block: Option<(u32, u32)>, direct: Option<DirectVolume>) -> Found {
     Found {
         identity: Identity {
             device: 1,
@@ -317,7 +317,7 @@ fn found(block: Option<(u32, u32)>, direct: Option<DirectVolume>) -> Found {
     }
 }
 
-fn mounting(source: &str, options: &[&str], found: Found) -> ContainerConfig {
+pub(super) fn mounting(source: &str, options: &[&str], found: Found) -> ContainerConfig {
     let mount = json!({"destination": "/dev/data", "type": "bind", "source": source, "options": options});
     let mut container = container_of(spec(&[("/mounts", json!([mount]))]));
     container.found = BTreeMap::from([(source.into(), found)]);

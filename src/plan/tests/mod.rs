@@ -4,6 +4,7 @@ mod any;
 mod container;
 mod copies;
 mod disks;
+mod fuzzed;
 mod sandbox;
 
 use std::time::Duration;
@@ -43,6 +44,7 @@ fn config() -> Config {
             virtio_fs_daemon: VIRTIOFSD.into(),
             virtio_fs_cache: VirtioFsCache::Auto,
             disable_block_device_use: false,
+            disable_selinux: false,
             vhost_user_vsock_daemon: VSOCK.into(),
             disk_rate_limiter_bw_max_rate: 0,
             disk_rate_limiter_bw_one_time_burst: 0,

@@ -11,6 +11,7 @@ mod bench;
 mod check;
 mod deps;
 mod digest;
+mod fuzz;
 mod guest;
 mod install;
 mod program;
@@ -49,6 +50,7 @@ subcommands! {
     Bench = bench,
     Check = check,
     Deps = deps,
+    Fuzz = fuzz,
     Guest = guest,
     Install = install,
     Run = run,

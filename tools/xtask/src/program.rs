@@ -1,6 +1,7 @@
 //! Running other programs: what is run is shown, and a failure says what was run and how it ended.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -35,6 +36,15 @@ impl Program {
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
         self
+    }
+
+    /// What it prints goes into this file.
+    ///
+    /// # Errors
+    /// No more descriptors can be had.
+    pub fn into_file(mut self, file: &File) -> Result<Self> {
+        self.command.stdout(file.try_clone()?).stderr(file.try_clone()?);
+        Ok(self)
     }
 
     /// Runs it in `dir`.

@@ -4,6 +4,8 @@
 //! Pure: reads the specification only. Must not know how a step is carried out.
 
 mod filesystem;
+#[cfg(test)]
+mod fuzzed;
 mod process;
 
 use std::collections::HashSet;

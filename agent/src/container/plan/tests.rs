@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-fn minimal() -> Value {
+pub(super) fn minimal() -> Value {
     json!({
         "ociVersion": "1.0.2",
         "root": {"path": "/rootfs"},
@@ -26,7 +26,7 @@ fn with(pointer: &str, value: Value) -> Result<Plan> {
     Plan::new("id", &spec, &environment())
 }
 
-fn environment() -> Environment {
+pub(super) fn environment() -> Environment {
     Environment {
         cgroup_root: "/sys/fs/cgroup".into(),
         state_dir: "/run".into(),

@@ -52,8 +52,11 @@ fn routes_are_read_with_their_device() {
         metric: 5,
         ..RouteWords::default()
     };
-    let (device, read) = route(&words).unwrap();
-    assert_eq!((device.as_str(), read.prefix, read.metric), ("eth0", 0, 5));
+    let (devices, read) = route(&words).unwrap();
+    assert_eq!(
+        (devices, read.prefix, read.metric),
+        (vec!["eth0".to_owned()], 0, 5)
+    );
     assert_eq!(
         read.gateway,
         Some("fe80::1".parse().unwrap()),
@@ -99,6 +102,119 @@ fn routes_are_read_with_their_device() {
     ] {
         let error = refused(route(&wrong));
         assert!(error.contains(part), "{wrong:?}: {error}");
+    }
+}
+
+#[test]
+fn routes_share_packets_among_hops() {
+    let hop = |gateway, device, weight| HopWords {
+        gateway,
+        device,
+        weight,
+        on_link: false,
+    };
+    let good = [hop("10.0.0.1", "eth0", 1), hop("fe80::1", "eth1", 256)];
+    let words = RouteWords {
+        destination: "10.9.0.0/16",
+        hops: &good,
+        ..RouteWords::default()
+    };
+    let (devices, read) = route(&words).unwrap();
+    assert_eq!(devices, ["eth0", "eth1"]);
+    let weights: Vec<_> = read.hops.iter().map(|hop| (hop.weight, hop.index)).collect();
+    assert_eq!(weights, [(1, 0), (256, 0)]);
+    let many = [good[0]; 65];
+    for (wrong, why) in [
+        (
+            RouteWords {
+                hops: &good[..1],
+                ..words
+            },
+            "only one",
+        ),
+        (RouteWords { hops: &many, ..words }, "more than 64"),
+        (
+            RouteWords {
+                device: "eth0",
+                ..words
+            },
+            "beside",
+        ),
+        (
+            RouteWords {
+                gateway: "10.0.0.1",
+                ..words
+            },
+            "beside",
+        ),
+        (
+            RouteWords {
+                hops: &[hop("", "eth0", 0), good[1]],
+                ..words
+            },
+            "weight of 0",
+        ),
+        (
+            RouteWords {
+                hops: &[hop("", "eth0", 257), good[1]],
+                ..words
+            },
+            "weight of 257",
+        ),
+        (
+            RouteWords {
+                hops: &[hop("x", "eth0", 1), good[1]],
+                ..words
+            },
+            "not an IP address",
+        ),
+        (
+            RouteWords {
+                hops: &[hop("", "a/b", 1), good[1]],
+                ..words
+            },
+            "cannot name",
+        ),
+    ] {
+        let error = refused(route(&wrong));
+        assert!(error.contains(why), "{wrong:?}: {error}");
+    }
+}
+
+#[test]
+fn sysctls_of_the_namespace_are_below_its_directory() {
+    for (name, value, file) in [
+        ("ipv4.ip_forward", "1", "ipv4/ip_forward"),
+        ("core.somaxconn", "128", "core/somaxconn"),
+        ("ipv4.ping_group_range", "0\t2147483647", "ipv4/ping_group_range"),
+        (
+            "ipv4.ip_local_reserved_ports",
+            "80,8000-8010",
+            "ipv4/ip_local_reserved_ports",
+        ),
+        ("ipv4.ip_local_reserved_ports", "", "ipv4/ip_local_reserved_ports"),
+        ("ipv6.conf.all.accept_ra", "-1", "ipv6/conf/all/accept_ra"),
+    ] {
+        assert_eq!(
+            namespace_sysctl(name, value).unwrap(),
+            (file.to_owned(), value.to_owned())
+        );
+    }
+    for (name, value) in [
+        ("somaxconn", "1"),
+        ("ipv4..ip_forward", "1"),
+        ("ipv4.../x", "1"),
+        ("ipv4.a/b", "1"),
+        (".ipv4.x", "1"),
+        ("ipv4.X", "1"),
+        ("ipv4.tcp_congestion_control", "cubic"),
+        ("ipv4.ip_forward", "1\n2"),
+        ("ipv4.ip_forward", &"1".repeat(2000)),
+    ] {
+        assert!(
+            refused(namespace_sysctl(name, value)).starts_with("network.sysctls"),
+            "{name}"
+        );
     }
 }
 
@@ -213,6 +329,7 @@ fn names_are_used_once() {
         mtu: None,
         up: true,
         no_ipv6: false,
+        no_arp: false,
         addresses: vec![],
         sysctls: vec![],
     };

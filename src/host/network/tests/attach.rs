@@ -185,6 +185,59 @@ async fn several_interfaces_of_different_kinds() {
 }
 
 #[tokio::test]
+async fn an_ipvlan_is_connected_whatever_the_model_and_asks_nobody_for_addresses() {
+    let pod = Pod::new();
+    pod.outside("link add uplink type veth peer name peer");
+    pod.outside("link set uplink up");
+    pod.outside("link set peer up");
+    let ipvlan = std::process::Command::new("ip")
+        .args([
+            "-n",
+            pod.outside_name(),
+            "link",
+            "add",
+            "link",
+            "uplink",
+            "name",
+            "net1",
+            "type",
+            "ipvlan",
+            "mode",
+            "l3",
+        ])
+        .output()
+        .unwrap();
+    let is_real = ipvlan.status.success();
+    if !is_real {
+        let error = String::from_utf8_lossy(&ipvlan.stderr);
+        assert!(error.contains("Unknown device type"), "{error}");
+        // This kernel has none. What is like it is a macvlan that does not ask either.
+        pod.outside("link add link uplink name net1 type macvlan mode bridge");
+        pod.outside("link set net1 arp off");
+    }
+    pod.take("net1");
+    pod.inside("link set net1 up");
+    pod.inside("addr add 10.78.1.2/24 dev net1");
+    let model = if is_real { Model::Macvtap } else { Model::TcFilter };
+    let mut attached = attached(&pod, model, 1).await;
+    let net1 = attached
+        .guest()
+        .interfaces
+        .iter()
+        .find(|found| found.name == "net1")
+        .unwrap()
+        .clone();
+    assert!(net1.no_arp && !attached.guest().interfaces[0].no_arp);
+    let filters = pod.filters("net1");
+    assert!(
+        filters.contains("mirred (Egress Redirect to device kata"),
+        "{filters}"
+    );
+    attached.release().await.unwrap();
+    assert_eq!(pod.filters("net1"), "");
+}
+
+#[tokio::test]
 async fn what_appears_later_is_connected_later() {
     let pod = Pod::new();
     let mut attached = attached(&pod, Model::TcFilter, 1).await;
@@ -259,6 +312,63 @@ async fn what_somebody_has_set_for_an_interface_is_told() {
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .into()
     );
+    attached.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn routes_with_several_hops_and_sysctls_of_the_namespace_are_told() {
+    let pod = Pod::new();
+    pod.inside("route add 10.90.0.0/16 nexthop via 10.78.0.1 weight 2 nexthop via 10.78.0.9 weight 1");
+    pod.inside("-6 route add fd00:90::/64 nexthop via fd00:78::1 nexthop via fd00:78::9 weight 3");
+    let script = "cd /proc/sys/net && echo 7 >core/somaxconn && echo '2000 3000' >ipv4/ip_local_port_range &&\
+                  echo 1 >ipv4/ip_forward && echo 80,90-95 >ipv4/ip_local_reserved_ports && echo 1 >ipv6/bindv6only";
+    let status = std::process::Command::new("nsenter")
+        .arg(format!("--net={}", pod.path().display()))
+        .args(["sh", "-c", script])
+        .status();
+    assert!(status.unwrap().success());
+    let mut attached = attached(&pod, Model::TcFilter, 1).await;
+    let guest = attached.guest();
+    for (destination, hops) in [
+        ("10.90.0.0/16", [("10.78.0.1", 2), ("10.78.0.9", 1)]),
+        ("fd00:90::/64", [("fd00:78::1", 1), ("fd00:78::9", 3)]),
+    ] {
+        let route = guest
+            .routes
+            .iter()
+            .find(|route| route.destination == destination)
+            .unwrap();
+        let told: Vec<_> = route
+            .hops
+            .iter()
+            .map(|hop| (hop.gateway.as_str(), hop.weight))
+            .collect();
+        assert_eq!(told, hops);
+        assert!(
+            route.device.is_empty() && route.hops.iter().all(|hop| hop.device == "eth0"),
+            "{route}"
+        );
+    }
+    for (name, value) in [
+        ("core.somaxconn", "7"),
+        ("ipv4.ip_local_port_range", "2000 3000"),
+        ("ipv4.ip_forward", "1"),
+        ("ipv4.ip_local_reserved_ports", "80,90-95"),
+        ("ipv6.bindv6only", "1"),
+    ] {
+        assert_eq!(
+            guest.sysctls.get(name).map(String::as_str),
+            Some(value),
+            "{:?}",
+            guest.sysctls
+        );
+    }
+    assert!(
+        !guest.sysctls.contains_key("ipv4.tcp_keepalive_time"),
+        "{:?}",
+        guest.sysctls
+    );
+    assert!(attached.left_out().is_empty(), "{:?}", attached.left_out());
     attached.release().await.unwrap();
 }
 

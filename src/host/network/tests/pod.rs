@@ -70,6 +70,10 @@ impl Pod {
         PathBuf::from("/run/netns").join(&self.inside)
     }
 
+    pub(super) fn outside_name(&self) -> &str {
+        &self.outside
+    }
+
     pub(super) fn inside(&self, arguments: &str) -> String {
         ip(&format!("-n {} {arguments}", self.inside))
     }

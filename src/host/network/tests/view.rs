@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use netlink::{Address, AddressFlags, Link, LinkKind, Mac, Neighbour, RT_TABLE_MAIN, Route, RouteKind, Rule};
+use netlink::{
+    Address, AddressFlags, Hop, Link, LinkKind, Mac, Neighbour, RT_TABLE_MAIN, Route, RouteKind, Rule,
+};
 
 use super::super::view::{Scan, View, Way, of};
 
@@ -14,6 +16,7 @@ fn link(index: u32, name: &str) -> Link {
         ethernet: true,
         loopback: false,
         up: true,
+        no_arp: false,
         mac: Some(Mac([2, 0, 0, 0, 0, index as u8])),
         mtu: 1500,
         master: None,
@@ -40,7 +43,7 @@ fn route(index: u32, destination: &str, prefix: u8, gateway: &str) -> Route {
         prefix,
         gateway: gateway.parse().ok(),
         index,
-        multipath: false,
+        hops: Vec::new(),
         source: None,
         metric: 0,
         mtu: 0,
@@ -57,13 +60,19 @@ fn seen(scan: &Scan) -> View {
 #[test]
 fn which_links_are_connected() {
     type Change = fn(&mut Link);
-    let cases: [(&str, Change, bool, Option<Way>); 9] = [
+    let cases: [(&str, Change, bool, Option<Way>); 10] = [
         ("a veth", |_| {}, false, Some(Way::Model)),
         (
             "a card",
             |link| link.kind = LinkKind::Device,
             false,
             Some(Way::Model),
+        ),
+        (
+            "an ipvlan, on which no macvtap can be",
+            |link| link.kind = LinkKind::Other("ipvlan".into()),
+            false,
+            Some(Way::Filters),
         ),
         ("the loopback device", |link| link.loopback = true, true, None),
         ("a port of a bridge", |link| link.master = Some(7), true, None),
@@ -198,10 +207,15 @@ fn routes_to_gateways_come_first_and_the_rest_keep_their_order() {
         protocol: 9,
         ..route(2, "::", 0, "fe80::1")
     };
-    let multipath = Route {
-        index: 0,
-        multipath: true,
-        ..route(0, "10.9.0.0", 16, "")
+    let hop = |index, gateway: &str| Hop {
+        index,
+        gateway: gateway.parse().ok(),
+        weight: 3,
+        on_link: false,
+    };
+    let shared = |destination, hops: [Hop; 2]| Route {
+        hops: hops.into(),
+        ..route(0, destination, 16, "")
     };
     let refused = Route {
         kind: RouteKind::Refused,
@@ -220,7 +234,9 @@ fn routes_to_gateways_come_first_and_the_rest_keep_their_order() {
             route(2, "169.254.1.1", 32, ""),
             route(3, "10.1.0.0", 16, ""),
             announced,
-            multipath,
+            shared("10.9.0.0", [hop(2, "169.254.1.1"), hop(3, "")]),
+            shared("10.10.0.0", [hop(2, "169.254.1.1"), hop(2, "")]),
+            shared("10.11.0.0", [hop(3, ""), hop(3, "")]),
             refused,
             route(2, "10.2.0.0", 16, "169.254.1.1"),
             route(2, "10.3.0.0", 16, ""),
@@ -231,13 +247,29 @@ fn routes_to_gateways_come_first_and_the_rest_keep_their_order() {
     let told: Vec<_> = view.guest.routes.iter().map(|r| r.destination.as_str()).collect();
     assert_eq!(
         told,
-        ["169.254.1.1/32", "10.3.0.0/16", "0.0.0.0/0", "10.2.0.0/16"]
+        [
+            "169.254.1.1/32",
+            "10.3.0.0/16",
+            "0.0.0.0/0",
+            "10.10.0.0/16",
+            "10.2.0.0/16"
+        ]
     );
-    assert!(view.guest.routes.iter().all(|route| route.device == "eth0"));
+    for route in &view.guest.routes {
+        let hops: Vec<_> = route
+            .hops
+            .iter()
+            .map(|hop| (hop.gateway.as_str(), hop.device.as_str(), hop.weight))
+            .collect();
+        match route.destination.as_str() {
+            "10.10.0.0/16" => assert_eq!(hops, [("169.254.1.1", "eth0", 3), ("", "eth0", 3)]),
+            _ => assert!(hops.is_empty() && route.device == "eth0", "{route}"),
+        }
+    }
     assert_eq!(
         view.left_out,
         [
-            "the route to 10.9.0.0/16 has several next hops",
+            "the route to 10.9.0.0/16 has next hops on interfaces that are not connected",
             "the route to 10.8.0.0/16 leads to no interface"
         ]
     );
@@ -255,8 +287,12 @@ fn every_property_of_a_route_is_told() {
         on_link: true,
         ..route(2, "10.1.0.0", 16, "fe80::1")
     };
+    let routed = Link {
+        no_arp: true,
+        ..link(2, "eth0")
+    };
     let scan = Scan {
-        links: vec![link(2, "eth0")],
+        links: vec![routed],
         routes: vec![full],
         neighbours: vec![
             Neighbour {
@@ -271,6 +307,7 @@ fn every_property_of_a_route_is_told() {
             },
         ],
         no_ipv6: [2].into(),
+        common_sysctls: [("ipv4.ip_forward".into(), "1".into())].into(),
         sysctls: [2, 7]
             .map(|index| (index, [("ipv4.rp_filter".into(), index.to_string())].into()))
             .into(),
@@ -298,7 +335,12 @@ fn every_property_of_a_route_is_told() {
         ),
         ("ee:ee:ee:ee:ee:ee", "eth0")
     );
-    assert!(guest.interfaces[0].no_ipv6);
+    assert!(guest.interfaces[0].no_ipv6 && guest.interfaces[0].no_arp);
+    assert_eq!(guest.sysctls, [("ipv4.ip_forward".into(), "1".into())].into());
+    assert!(
+        of(&scan, &[7].into()).unwrap().guest.sysctls.is_empty(),
+        "told once"
+    );
     assert_eq!(
         guest.interfaces[0].sysctls,
         [("ipv4.rp_filter".into(), "2".into())].into()
