@@ -229,6 +229,7 @@ impl Ground for Counted {
         });
         let added = Added {
             disks: disks.collect(),
+            volumes: Vec::new(),
             guest: p::CreateContainerRequest {
                 container_id: id,
                 ..Default::default()
