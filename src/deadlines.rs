@@ -100,6 +100,10 @@ pub(crate) const ADMIN: Duration = Duration::from_secs(10);
 /// container may take.
 pub(crate) const ADMIN_ANSWER: Duration = Duration::from_secs(30);
 
+/// For what an administrator has a guest do that takes its time where it is emulated: a file system that grows, the kit for
+/// iptables. Longer than the agent's own deadlines for it together.
+pub(crate) const ADMIN_WORK: Duration = Duration::from_secs(150);
+
 /// From the hang-up of a console to the end of its program by SIGKILL.
 pub(crate) const CONSOLE_END: Duration = Duration::from_secs(2);
 

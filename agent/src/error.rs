@@ -93,6 +93,9 @@ pub enum Error {
     /// No connection has this number, or it is closed.
     #[error("connection {0} is not known")]
     NoConnection(u64),
+    /// No disk is mounted there.
+    #[error("no disk is mounted at {0}")]
+    NoVolume(PathBuf),
     /// A device did not appear.
     #[error("no device {0}")]
     NoDevice(String),
@@ -177,7 +180,8 @@ impl Error {
             | Self::NoProcess { .. }
             | Self::NoDevice(_)
             | Self::NoListener { .. }
-            | Self::NoConnection(_) => Kind::NotFound,
+            | Self::NoConnection(_)
+            | Self::NoVolume(_) => Kind::NotFound,
             Self::Exists { .. } => Kind::AlreadyExists,
             Self::Invalid { .. } => Kind::InvalidArgument,
             Self::NoPages { .. } => Kind::FailedPrecondition,

@@ -16,6 +16,7 @@ mod events;
 mod growth;
 mod identity;
 mod init;
+mod iptables;
 mod kernel;
 mod log;
 mod network;

@@ -46,6 +46,10 @@ const REQUESTS: &[(&str, &[&str])] = &[
     ("WriteConnection", &["OpenConnection"]),
     ("FinishConnection", &["OpenConnection"]),
     ("CloseConnection", &["OpenConnection"]),
+    ("GetVolumeStats", &[]),
+    ("ResizeVolume", &[]),
+    ("GetIptables", &["GetIPTables"]),
+    ("SetIptables", &["SetIPTables"]),
     ("SetPolicy", &[]),
 ];
 
@@ -59,10 +63,8 @@ const NOT_OURS: &[&str] = &[
     "AddSwapPath",
     "CopyFile",
     "GetDiagnosticData",
-    "GetIPTables",
     // It is a part of our NextEvents.
     "GetOOMEvent",
-    "GetVolumeStats",
     "GuestDetails",
     "ListInterfaces",
     "ListRoutes",
@@ -71,9 +73,7 @@ const NOT_OURS: &[&str] = &[
     "MemHotplugByProbe",
     "RemoveStaleVirtiofsShareMounts",
     "ReseedRandomDev",
-    "ResizeVolume",
     "SetGuestDateTime",
-    "SetIPTables",
     "StartTracing",
     "StopTracing",
     "UpdateEphemeralMounts",

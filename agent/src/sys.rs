@@ -105,6 +105,55 @@ pub fn lead_session(command: &mut std::process::Command, terminal: bool) {
     unsafe { command.pre_exec(lead) };
 }
 
+/// Has an ext4 file system, of which `root` is any directory, have so many blocks.
+///
+/// # Errors
+/// The kernel's: EPERM, and others for a file system that cannot grow so far.
+pub fn resize_ext4(root: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    // fs/ext4/ext4.h: EXT4_IOC_RESIZE_FS is _IOW('f', 16, __u64).
+    const RESIZE_FS: u32 = 0x4008_6610;
+    // SAFETY: the kernel reads the eight bytes of `blocks`.
+    check(unsafe { libc::ioctl(root.as_raw_fd(), RESIZE_FS as _, &raw const blocks) })
+}
+
+/// The same for XFS.
+///
+/// # Errors
+/// The kernel's: EPERM, EINVAL for less than there is.
+pub fn resize_xfs(root: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    // fs/xfs/libxfs/xfs_fs.h: `struct xfs_fsop_geom_v1`, XFS_IOC_FSGEOMETRY_V1 is _IOR('X', 100, it).
+    #[repr(C)]
+    struct Geometry {
+        first: [u32; 7],
+        inode_percent: u32,
+        rest: [u64; 10],
+    }
+    // `struct xfs_growfs_data`, XFS_IOC_FSGROWFSDATA is _IOW('X', 110, it).
+    #[repr(C)]
+    struct Growth {
+        blocks: u64,
+        inode_percent: u32,
+        padding: u32,
+    }
+    const GEOMETRY: u32 = 0x8070_5864;
+    const GROW: u32 = 0x4010_586e;
+    const _: () = assert!(size_of::<Geometry>() == 112 && size_of::<Growth>() == 16);
+    let mut geometry = Geometry {
+        first: [0; 7],
+        inode_percent: 0,
+        rest: [0; 10],
+    };
+    // SAFETY: the kernel writes its 112 bytes to `geometry`, for which any are valid.
+    check(unsafe { libc::ioctl(root.as_raw_fd(), GEOMETRY as _, &raw mut geometry) })?;
+    let growth = Growth {
+        blocks,
+        inode_percent: geometry.inode_percent,
+        padding: 0,
+    };
+    // SAFETY: the kernel reads `growth`.
+    check(unsafe { libc::ioctl(root.as_raw_fd(), GROW as _, &raw const growth) })
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

@@ -120,6 +120,19 @@ pub trait Hotplug: Send {
 
     /// Removes a device by its id; returns when the guest has let go of it.
     async fn unplug(&mut self, id: &str) -> Result<(), Error>;
+
+    /// Tells the guest that a disk, by its id, has `bytes` now: what it is made of has grown.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound); [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where guests
+    /// cannot be told; the VMM's.
+    async fn grow_disk(&mut self, id: &str, bytes: u64) -> Result<(), Error> {
+        let _ = (id, bytes);
+        Err(Error::new(
+            crate::ErrorKind::Unsupported,
+            "this virtual machine monitor does not tell its guest that a disk has grown; start the pod again",
+        ))
+    }
 }
 
 /// vCPUs and memory can be added while the VM runs. Nothing is ever taken away.

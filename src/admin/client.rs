@@ -107,7 +107,8 @@ impl Client {
     }
 
     async fn ask(&self, method: &str, target: &str, body: &[u8]) -> Result<Vec<u8>> {
-        let limit = deadlines::ADMIN_ANSWER + deadlines::ADMIN;
+        let path = target.split('?').next().unwrap_or_default();
+        let limit = super::limit(path) + deadlines::ADMIN;
         let asking = async {
             let mut stream = self.connect().await?;
             let request = http::ask(method, target, body);

@@ -9,6 +9,9 @@
 //! | `GET /ps` | JSON: the processes of its containers, in the guest |
 //! | `GET /metrics` | Prometheus's text format, with Kata's names where the meaning is the same |
 //! | `PUT /policy` | what the guest's agent may be asked for from now on |
+//! | `GET`, `PUT` `/iptables`, `/ip6tables` | the rules of the guest's packet filter, as iptables-save prints and iptables-restore takes them |
+//! | `GET /direct-volume/stats?path=` | JSON: how full a volume is that the guest has mounted from a disk |
+//! | `POST /direct-volume/resize` | what its disk has on top is taken into use: JSON, `VolumePath` and `Size` |
 //! | `POST /console` | a program in the guest itself; the connection carries its streams from then on |
 //!
 //! A request costs what it asks for; nothing is gathered for nobody. It must not know how a sandbox is run.
@@ -19,11 +22,13 @@ mod frames;
 #[cfg(test)]
 mod fuzzed;
 mod http;
+mod iptables;
 mod metrics;
 mod proc;
 pub mod prometheus;
 mod report;
 mod survey;
+mod volume;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -214,11 +219,12 @@ impl Desk {
                 }
             }
             Ok((request, body)) => {
-                match timeout(deadlines::ADMIN_ANSWER, self.answer(&request, body)).await {
+                let limit = limit(&request.path);
+                match timeout(limit, self.answer(&request, body)).await {
                     Ok(answered) => answered,
                     Err(_) => Err(Error::new(
                         ErrorKind::DeadlineExceeded,
-                        format!("no answer within {:?}", deadlines::ADMIN_ANSWER),
+                        format!("no answer within {limit:?}"),
                     )),
                 }
             }
@@ -249,14 +255,19 @@ impl Desk {
                 content: prometheus::CONTENT,
                 body: metrics::text(&self.subject, &self.dir).await.into_bytes(),
             }),
-            ("GET" | "PUT", "/iptables" | "/ip6tables") => Err(lacks(
-                "rules of a packet filter: this guest has none; set them at the other end of the pod's interface, its bridge or \
-                 veth on the host (rules in the pod's own network namespace are passed by)",
-            )),
+            ("GET" | "PUT", path @ ("/iptables" | "/ip6tables")) => {
+                let rules = (request.method == "PUT").then_some(body);
+                let asked = iptables::ask(&self.subject, path == "/ip6tables", rules);
+                Ok(Answer {
+                    content: "text/plain; charset=utf-8",
+                    body: asked.await?.into_bytes(),
+                })
+            }
             ("PUT", "/policy") => self.set_policy(body).await,
-            ("GET", "/direct-volume/stats") | ("POST", "/direct-volume/resize") => Err(lacks(
-                "a direct volume whose size could be told or changed from here: ask in the container that has it (df)",
-            )),
+            ("GET", "/direct-volume/stats") => {
+                Answer::json(&volume::stats(&self.subject, request.query.get("path")).await?)
+            }
+            ("POST", "/direct-volume/resize") => Answer::json(&volume::resize(&self.subject, &body).await?),
             (_, path) => Err(Error::new(
                 ErrorKind::NotFound,
                 format!("nobody answers {} {path}", request.method),
@@ -303,9 +314,12 @@ impl Desk {
     }
 }
 
-/// What a sandbox has not, and what to do instead.
-fn lacks(what: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("the sandbox has not {what}"))
+/// For the answer to a request for this path.
+fn limit(path: &str) -> std::time::Duration {
+    match path {
+        "/iptables" | "/ip6tables" | "/direct-volume/resize" => deadlines::ADMIN_WORK,
+        _ => deadlines::ADMIN_ANSWER,
+    }
 }
 
 /// Reads a request and its body. `None`: there is none.

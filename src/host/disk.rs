@@ -22,6 +22,7 @@ use super::sys;
 use crate::aside::Site;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{DiskFs, DiskPlan, DiskSource};
+use crate::sandbox::Volume;
 
 /// So much of the beginning tells what is on it, bytes.
 const BEGINNING: usize = 2048;
@@ -39,6 +40,29 @@ pub(super) fn open_all(plans: &[DiskPlan], site: &Site) -> Result<Vec<Disk>> {
         open_one(plan)
     };
     plans.iter().map(open).collect()
+}
+
+/// Those that stand for volumes, each with a descriptor that leaves it free for others once the virtual machine has let go of it.
+///
+/// # Errors
+/// The system's.
+pub(super) fn volumes(plans: &[DiskPlan], disks: &[Disk]) -> Result<Vec<Volume>> {
+    let of = |(plan, disk): (&DiskPlan, &Disk)| {
+        let path = format!("/proc/self/fd/{}", disk.file.as_raw_fd());
+        let place = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| refused(plan, &errno.to_string(), ErrorKind::Internal))?;
+        Ok(Volume {
+            paths: plan.volumes.clone(),
+            disk: plan.id.clone(),
+            place: Arc::new(place),
+            readonly: plan.readonly,
+        })
+    };
+    let pairs = plans.iter().zip(disks);
+    pairs
+        .filter(|(plan, _)| !plan.volumes.is_empty())
+        .map(of)
+        .collect()
 }
 
 fn open_one(plan: &DiskPlan) -> Result<Disk> {

@@ -392,23 +392,29 @@ impl Ground for Host {
             let bundle = bundle::absolute(&request.bundle)?;
             let spec = bundle::specification(&bundle, site)?;
             let mut container = oci::container(&request.id, spec, bundle, request.rootfs)?;
-            if request.id.as_str() != sandbox.id.as_str()
-                && container.container_type == ContainerType::SingleContainer
-            {
+            container.container_type = match container.container_type {
                 // It has joined another one without a word of a pod: what is the sandbox's is not its own.
-                container.container_type = ContainerType::PodContainer;
-            }
+                ContainerType::SingleContainer if request.id.as_str() != sandbox.id.as_str() => {
+                    ContainerType::PodContainer
+                }
+                // It is the sandbox, whatever it says of a pod.
+                ContainerType::PodContainer if request.id.as_str() == sandbox.id.as_str() => {
+                    ContainerType::SingleContainer
+                }
+                container_type => container_type,
+            };
             (container.directory, container.number) = (directory, number);
             container.found = sources::look(plan::sources(&container)?, Path::new(direct::PLACE), site)?;
             let limits = Limits::of(&container.spec)?;
             let planned = |volumes: &Volumes| plan::container(&config, &sandbox, &container, volumes);
             let mut plan = share.add(planned, &steps.aside(site))?;
-            let disks = disk::open_all(&plan.disks, site)
+            let (disks, volumes) = disk::open_all(&plan.disks, site)
                 .and_then(|disks| {
                     steps.take()?;
                     tell_serials(&mut plan.guest, &disks, &*hypervisor)?;
                     copies::fill(&mut plan, site)?;
-                    Ok(disks)
+                    let volumes = disk::volumes(&plan.disks, &disks)?;
+                    Ok((disks, volumes))
                 })
                 .map_err(|error| {
                     let error = error.while_doing(format_args!("container {}", plan.id));
@@ -420,6 +426,7 @@ impl Ground for Host {
             Ok(Added {
                 guest: plan.guest,
                 disks,
+                volumes,
                 limits,
                 hooks: Hooks::new(&plan.id, plan.hooks),
             })

@@ -450,6 +450,8 @@ pub struct DiskPlan {
     pub readonly: bool,
     /// The file system that has to be on it. `None`: it is the container's business.
     pub fs_type: Option<DiskFs>,
+    /// Paths of the host for which it stands: those of direct volumes.
+    pub volumes: Vec<PathBuf>,
 }
 
 /// Where a disk's bytes are.

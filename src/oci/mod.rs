@@ -39,7 +39,7 @@ pub use state::{
 pub use {container as container_config, sandbox as sandbox_config};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{ContainerConfig, HostCgroup, HostLabels, NetworkNamespace, SandboxConfig};
+use crate::model::{ContainerConfig, ContainerType, HostCgroup, HostLabels, NetworkNamespace, SandboxConfig};
 use crate::sandbox::RootfsMount;
 use crate::{ContainerId, SandboxId};
 
@@ -53,7 +53,11 @@ use crate::{ContainerId, SandboxId};
 /// [`ErrorKind::InvalidArgument`], naming the field.
 pub fn sandbox(id: &SandboxId, spec: &Spec, resolv_conf: Option<&str>) -> Result<SandboxConfig> {
     let annotations = annotations_of(spec);
-    let container_type = container_type(&annotations)?;
+    let container_type = match container_type(&annotations)? {
+        // One of a pod that nothing holds together but its name: podman's `pod create --infra=false`.
+        ContainerType::PodContainer => ContainerType::SingleContainer,
+        container_type => container_type,
+    };
     let linux = spec.linux().as_ref();
     Ok(SandboxConfig {
         id: id.clone(),

@@ -3,7 +3,7 @@
 //! Only what somebody has named as a block device becomes one, or as a file with the content of one: never what a directory happens to
 //! lie on. What is really there is for the host to see, when it opens it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use agent_protocol as p;
 use configuration::HypervisorConfig;
@@ -62,6 +62,7 @@ impl Disks {
             source,
             readonly,
             fs_type,
+            volumes: Vec::new(),
         });
         id
     }
@@ -111,10 +112,11 @@ impl Disks {
         }
     }
 
-    /// A volume that the guest mounts from a block device of its own. `readonly`: the container does not write to it.
+    /// A volume that the guest mounts from a block device of its own, for a path of the host. `readonly`: the container does not
+    /// write to it.
     pub(super) fn volume(
         &mut self,
-        index: usize,
+        (index, path): (usize, &Path),
         volume: &DirectVolume,
         readonly: bool,
     ) -> Result<p::Storage> {
@@ -147,7 +149,13 @@ impl Disks {
             ));
         }
         let source = DiskSource::DeviceOrFile(volume.device.clone());
-        Ok(self.mounted(source, fs_type, &volume.options, readonly))
+        let storage = self.mounted(source.clone(), fs_type, &volume.options, readonly);
+        for disk in self.list.iter_mut().filter(|disk| disk.source == source) {
+            if !disk.volumes.iter().any(|known| known == path) {
+                disk.volumes.push(path.to_owned());
+            }
+        }
+        Ok(storage)
     }
 
     /// A block device with these numbers, as a device of the container's at `path`.

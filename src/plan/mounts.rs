@@ -239,7 +239,7 @@ fn bind(
         // Memory that processes share must be memory of their own kernel.
         mount.set_source(Some(p::GUEST_SHM.into()));
     } else if let Some(volume) = found.and_then(|found| found.direct.as_ref()) {
-        let storage = disks.volume(index, volume, options.readonly)?;
+        let storage = disks.volume((index, &source), volume, options.readonly)?;
         mount.set_source(Some(storage.mount_point.clone().into()));
         // A disk is mounted once, for writing if anybody writes: who only reads has a mount of his own that is read-only.
         match mounts

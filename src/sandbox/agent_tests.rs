@@ -128,6 +128,7 @@ impl Ground for Bare {
         let hooks = Hooks::new(&request.id, HooksPlan::default());
         Box::pin(ready(Ok(Added {
             disks: Vec::new(),
+            volumes: Vec::new(),
             guest,
             limits: Default::default(),
             hooks,

@@ -14,6 +14,7 @@ enum Order {
     Plug(Device, oneshot::Sender<Result<()>>),
     Unplug(String, oneshot::Sender<Result<()>>),
     Grow(Size, oneshot::Sender<Result<Size>>),
+    GrowDisk(String, u64, oneshot::Sender<Result<()>>),
 }
 
 /// Handle to the custodian. The virtual machine is killed when the last one is dropped.
@@ -107,6 +108,15 @@ impl Custody {
         answer.await.map_err(|_| gone())?
     }
 
+    /// Tells the virtual machine that a disk has so many bytes now.
+    pub(super) async fn grow_disk(&self, name: String, bytes: u64) -> Result<()> {
+        let gone = || Error::new(ErrorKind::Unavailable, "the virtual machine has ended");
+        let (reply, answer) = oneshot::channel();
+        let order = Order::GrowDisk(name, bytes, reply);
+        self.orders.send(order).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
     /// Becomes `Some` when the VMM has ended, whatever the cause.
     pub(super) fn exited(&self) -> watch::Receiver<Option<Exit>> {
         self.exited.clone()
@@ -129,6 +139,7 @@ async fn carry_out(vm: &mut dyn Vm, order: Order) {
         Order::Plug(device, reply) => drop(reply.send(plug(vm, device).await)),
         Order::Unplug(name, reply) => drop(reply.send(unplug(vm, &name).await)),
         Order::Grow(to, reply) => drop(reply.send(grow(vm, to).await)),
+        Order::GrowDisk(name, bytes, reply) => drop(reply.send(grow_disk(vm, &name, bytes).await)),
     }
 }
 
@@ -148,6 +159,16 @@ async fn plug(vm: &mut dyn Vm, device: Device) -> Result<()> {
         None => Err(Error::new(
             ErrorKind::Unsupported,
             "the virtual machine can be given no devices while it runs; use a machine with hotplug (machine_type = \"q35\")",
+        )),
+    }
+}
+
+async fn grow_disk(vm: &mut dyn Vm, name: &str, bytes: u64) -> Result<()> {
+    match vm.hotplug() {
+        Some(hotplug) => Ok(hotplug.grow_disk(name, bytes).await?),
+        None => Err(Error::new(
+            ErrorKind::Unsupported,
+            "this virtual machine has no disks that were plugged",
         )),
     }
 }

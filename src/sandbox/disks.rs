@@ -1,12 +1,14 @@
 //! Which disks are plugged for which container.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
 use hypervisor::{Device, Disk};
 
 use super::custody::Custody;
+use super::volumes::Volume;
 use crate::ContainerId;
 use crate::error::Result;
 
@@ -14,6 +16,8 @@ use crate::error::Result;
 #[derive(Debug, Default)]
 pub(super) struct Disks {
     of: BTreeMap<ContainerId, Vec<String>>,
+    /// Those that stand for volumes.
+    volumes: BTreeMap<ContainerId, Vec<Volume>>,
     /// Those of containers that did not come about, which the guest has not let go of.
     left: Arc<Mutex<Vec<String>>>,
 }
@@ -45,6 +49,17 @@ impl Disks {
         })
     }
 
+    /// These disks of a container stand for volumes.
+    pub(super) fn know(&mut self, id: &ContainerId, volumes: Vec<Volume>) {
+        self.volumes.insert(id.clone(), volumes);
+    }
+
+    /// The disk that stands for a volume, for whichever container.
+    pub(super) fn volume(&self, path: &Path) -> Option<&Volume> {
+        let mut volumes = self.volumes.values().flatten();
+        volumes.find(|volume| volume.paths.iter().any(|known| known == path))
+    }
+
     /// Unplugs a container's disks, of which the guest has let go. Every one is tried; the first error is told.
     pub(super) fn unplug(&self, vm: &Custody, id: &ContainerId) -> BoxFuture<'static, Result<()>> {
         let names = self.of.get(id).cloned().unwrap_or_default();
@@ -68,6 +83,7 @@ impl Disks {
     /// Nothing is left of a container.
     pub(super) fn forget(&mut self, id: &ContainerId) {
         self.of.remove(id);
+        self.volumes.remove(id);
     }
 }
 

@@ -230,6 +230,7 @@ impl Ground for Counted {
         });
         let added = Added {
             disks: disks.collect(),
+            volumes: Vec::new(),
             guest: p::CreateContainerRequest {
                 container_id: id,
                 ..Default::default()

@@ -14,6 +14,7 @@ use hypervisor::{Device, Disk, VmRecord, VmSpec};
 use tokio::net::TcpListener;
 
 use super::RootfsMount;
+use super::volumes::Volume;
 use crate::ContainerId;
 use crate::admin::Door;
 use crate::error::Result;
@@ -58,6 +59,8 @@ pub(crate) struct Added {
     pub(crate) guest: p::CreateContainerRequest,
     /// To be plugged before, and unplugged after: nobody else has them as long as they are open.
     pub(crate) disks: Vec<Disk>,
+    /// Those of them that stand for volumes.
+    pub(crate) volumes: Vec<Volume>,
     /// What it may use.
     pub(crate) limits: Limits,
     /// The host's hooks.

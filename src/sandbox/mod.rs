@@ -20,6 +20,7 @@ mod start;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
+mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look, ToAdd};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;
+pub(crate) use volumes::Volume;
 
 use crate::admin::{Admin, Subject};
 use crate::aside::aside;

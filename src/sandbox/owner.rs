@@ -4,6 +4,7 @@
 mod news;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ use super::growth::Growth;
 use super::late;
 use super::start::{self, Holdings, Ready};
 use super::state::{State, Step};
+use super::volumes::Access;
 use super::{Phases, VmEnd};
 use crate::container::{self, Appeal, Container, ContainerRequest, Parts, Timeouts};
 use crate::error::{Error, ErrorKind, Result};
@@ -410,9 +412,11 @@ impl Owner {
         let Added {
             guest,
             disks,
+            volumes,
             limits,
             hooks,
         } = added;
+        self.disks.know(&id, volumes);
         if let Some(growth) = &mut self.growth {
             growth.add(id.clone(), limits);
         }
@@ -481,6 +485,27 @@ impl Owner {
                 }
             });
         }
+    }
+
+    /// The disk of a volume, and who can be asked about it.
+    pub(super) fn volume(&self, path: &Path) -> Result<Access> {
+        self.serves()?;
+        let volume = self.disks.volume(path).ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "sandbox {} has no container with the direct volume {}",
+                    self.id,
+                    path.display()
+                ),
+            )
+        })?;
+        Ok(Access {
+            volume: volume.clone(),
+            vm: self.vm.clone(),
+            agent: Arc::clone(&self.agent),
+            limit: self.timeouts.request,
+        })
     }
 
     pub(super) fn container(&self, id: &ContainerId) -> Result<Container> {

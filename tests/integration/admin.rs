@@ -51,11 +51,15 @@ async fn a_sandbox_tells_of_itself_as_long_as_it_is_there() {
         ),
         "{metrics}"
     );
+    // A guest that is a process has no image, and nothing beside it.
     for (method, path, kind) in [
-        ("GET", "/iptables", ErrorKind::Unsupported),
+        ("GET", "/iptables", ErrorKind::FailedPrecondition),
         // What it is given is no policy, says the agent.
         ("PUT", "/policy", ErrorKind::InvalidArgument),
-        ("GET", "/direct-volume/stats", ErrorKind::Unsupported),
+        ("PUT", "/ip6tables", ErrorKind::FailedPrecondition),
+        ("GET", "/direct-volume/stats", ErrorKind::InvalidArgument),
+        ("GET", "/direct-volume/stats?path=/v", ErrorKind::NotFound),
+        ("POST", "/direct-volume/resize", ErrorKind::InvalidArgument),
         ("GET", "/nothing", ErrorKind::NotFound),
         ("DELETE", "/inspect", ErrorKind::NotFound),
         ("G\u{0}T", "/inspect", ErrorKind::InvalidArgument),

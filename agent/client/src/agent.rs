@@ -98,6 +98,14 @@ agent_rpcs! {
     finish_connection(p::ConnectionRequest) -> p::Empty;
     /// Ends it.
     close_connection(p::ConnectionRequest) -> p::Empty;
+    /// How full a disk's file system is.
+    get_volume_stats(p::VolumeRequest) -> p::VolumeStats;
+    /// Takes a disk's new size into use.
+    resize_volume(p::ResizeVolumeRequest) -> p::VolumeStats;
+    /// Rules of the guest's packet filter.
+    get_iptables(p::GetIptablesRequest) -> p::IptablesResponse;
+    /// Replaces them.
+    set_iptables(p::SetIptablesRequest) -> p::IptablesResponse;
     /// What may be asked for from now on.
     set_policy(p::SetPolicyRequest) -> p::Empty;
     /// Long poll for events.

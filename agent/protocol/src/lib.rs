@@ -52,6 +52,12 @@ pub const COPIED_ENTRY: usize = 64;
 /// Largest program of a console, in bytes. ttrpc refuses messages over 4 MiB.
 pub const MAX_CONSOLE: usize = 3 * 1024 * 1024;
 
+/// Largest kit for iptables, in bytes. ttrpc refuses messages over 4 MiB.
+pub const MAX_KIT: usize = 3 * 1024 * 1024;
+
+/// Most rules of a packet filter, in bytes: those that are set, and those that are answered.
+pub const MAX_RULES: usize = 512 * 1024;
+
 /// Kernel parameter with which the host names the channel: `kata.agent=vsock:<port>`, `kata.agent=serial`
 /// (and, for a process on the host, the argument `--connect unix:<path>`).
 pub const CHANNEL_PARAM: &str = "kata.agent";

@@ -46,6 +46,18 @@ fn load_one(path: &Path) -> Result<()> {
         }
         false => finit_module(file, c"", ModuleInitFlags::empty()),
     };
+    or_there(path, loaded)
+}
+
+/// Loads a module from memory.
+///
+/// # Errors
+/// [`Error::File`] with its name.
+pub fn load_bytes(name: &str, module: &[u8]) -> Result<()> {
+    or_there(Path::new(name), init_module(module, c""))
+}
+
+fn or_there(path: &Path, loaded: nix::Result<()>) -> Result<()> {
     match loaded {
         // EEXIST: loaded already, or built in.
         Ok(()) | Err(Errno::EEXIST) => Ok(()),

@@ -16,6 +16,7 @@ use ttrpc::r#async::TtrpcContext;
 use crate::console::ConsoleRequest;
 use crate::error::Error;
 use crate::growth::Amount;
+use crate::iptables::FilterRequest;
 use crate::kernel;
 use crate::policy::Policy;
 use crate::process::Signal;
@@ -342,6 +343,46 @@ impl Agent for Rpc {
 
     async fn close_connection(&self, _: &TtrpcContext, request: p::ConnectionRequest) -> Answer<p::Empty> {
         done(self.sandbox.close_connection(request.connection).await)
+    }
+
+    async fn get_volume_stats(&self, _: &TtrpcContext, request: p::VolumeRequest) -> Answer<p::VolumeStats> {
+        let mount_point = translate::mount_point(&request.mount_point).map_err(status)?;
+        translate::room(self.sandbox.room(mount_point).await)
+    }
+
+    async fn resize_volume(
+        &self,
+        _: &TtrpcContext,
+        request: p::ResizeVolumeRequest,
+    ) -> Answer<p::VolumeStats> {
+        let mount_point = translate::mount_point(&request.mount_point).map_err(status)?;
+        translate::room(self.sandbox.grow_volume(mount_point, request.size).await)
+    }
+
+    async fn get_iptables(
+        &self,
+        _: &TtrpcContext,
+        request: p::GetIptablesRequest,
+    ) -> Answer<p::IptablesResponse> {
+        let request = FilterRequest {
+            v6: request.v6,
+            rules: None,
+            kit: request.kit,
+        };
+        translate::rules(self.sandbox.filter(request).await)
+    }
+
+    async fn set_iptables(
+        &self,
+        _: &TtrpcContext,
+        request: p::SetIptablesRequest,
+    ) -> Answer<p::IptablesResponse> {
+        let request = FilterRequest {
+            v6: request.v6,
+            rules: Some(request.rules),
+            kit: request.kit,
+        };
+        translate::rules(self.sandbox.filter(request).await)
     }
 
     async fn set_policy(&self, _: &TtrpcContext, request: p::SetPolicyRequest) -> Answer<p::Empty> {

@@ -10,7 +10,7 @@ use crate::identity::{Dns, Identity};
 use crate::network::{self, AddressWords, HopWords, Interface, Network, RouteWords, RuleWords};
 use crate::process::stdio::Wanted;
 use crate::sandbox::Stream;
-use crate::storage::{Copied, DiskDevice, Storage};
+use crate::storage::{Copied, DiskDevice, GuestPath, Room, Storage};
 
 /// Abilities of this agent that are not a matter of course.
 const FEATURES: [&str; 2] = ["seccomp", "cgroup2"];
@@ -48,6 +48,34 @@ pub fn hello() -> Result<p::HelloResponse> {
         uptime_ns,
         boot_id: read("/proc/sys/kernel/random/boot_id")?,
         features: FEATURES.map(str::to_owned).to_vec(),
+        ..Default::default()
+    })
+}
+
+/// A checked path below the agent's directory.
+pub fn mount_point(path: &str) -> Result<GuestPath> {
+    GuestPath::parse("mount_point", path)
+}
+
+/// How full a file system is.
+pub fn room(room: Result<Room>) -> ttrpc::Result<p::VolumeStats> {
+    let room = room.map_err(status)?;
+    Ok(p::VolumeStats {
+        total_bytes: room.total,
+        free_bytes: room.free,
+        available_bytes: room.available,
+        total_inodes: room.inodes,
+        free_inodes: room.free_inodes,
+        ..Default::default()
+    })
+}
+
+/// Rules of a packet filter; `None`: a kit is wanted first.
+pub fn rules(rules: Result<Option<Vec<u8>>>) -> ttrpc::Result<p::IptablesResponse> {
+    let rules = rules.map_err(status)?;
+    Ok(p::IptablesResponse {
+        wants_kit: rules.is_none(),
+        rules: rules.unwrap_or_default(),
         ..Default::default()
     })
 }

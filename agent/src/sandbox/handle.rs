@@ -491,7 +491,9 @@ impl Handle {
 }
 
 /// Does something in a task of its own, so that it is completed even if the caller gives up.
-async fn completed<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub(super) async fn completed<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     tokio::spawn(work).await.map_err(|_| Error::ShuttingDown)?
 }
 

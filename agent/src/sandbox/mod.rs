@@ -12,6 +12,7 @@ mod birth;
 mod consoles;
 mod entry;
 mod handle;
+mod outside;
 mod shares;
 pub mod spec;
 pub mod state;
@@ -37,6 +38,7 @@ use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
 use crate::growth::Growth;
 use crate::identity::Identity;
+use crate::iptables::Filter;
 use crate::network::Network;
 use crate::process::stdio::Wanted;
 use crate::process::{Process, Signal};
@@ -143,6 +145,7 @@ pub struct Sandbox {
     events: Log,
     memory: MemoryWatch,
     growth: Option<Growth>,
+    filter: Arc<Filter>,
 }
 
 impl Sandbox {
@@ -159,12 +162,18 @@ impl Sandbox {
             state_dir,
             pod: PodNamespaces::default(),
         };
+        let reaper = Reaper::start()?;
+        let filter = Filter::new(
+            settings.mounter.root().dir(),
+            settings.owns_kernel,
+            reaper.clone(),
+        );
         let sandbox = Self {
             workshop: Workshop {
                 log: log.clone(),
                 mounter: Arc::new(settings.mounter),
                 environment: Arc::new(environment),
-                reaper: Reaper::start()?,
+                reaper,
             },
             log,
             owns_kernel: settings.owns_kernel,
@@ -183,6 +192,7 @@ impl Sandbox {
             events: Log::default(),
             memory: MemoryWatch::new()?,
             growth: None,
+            filter: Arc::new(filter),
         };
         Ok((sandbox, jobs))
     }

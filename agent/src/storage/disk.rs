@@ -11,6 +11,9 @@ use crate::uevent;
 /// How long a disk may take to appear after the host plugged it in.
 pub(super) const DEVICE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// In what the kernel counts disks, whatever they are made of, bytes.
+const SECTOR: u64 = 512;
+
 /// A disk, as the host names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Disk {
@@ -48,6 +51,20 @@ impl Disk {
         let size = std::fs::read_to_string(Path::new("/sys/class/block").join(&node).join("size")).ok()?;
         Some(Path::new("/dev").join(node))
             .filter(|path| size.trim() != "0" && std::fs::File::open(path).is_ok())
+    }
+
+    /// Waits until it has at least so many bytes; answers with what it has.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`].
+    pub(super) async fn grown(&self, size: u64) -> Result<u64> {
+        let look = || {
+            let node = self.find()?;
+            let sectors = Path::new("/sys/class/block").join(node.file_name()?).join("size");
+            let sectors: u64 = std::fs::read_to_string(sectors).ok()?.trim().parse().ok()?;
+            Some(sectors.saturating_mul(SECTOR)).filter(|has| *has >= size)
+        };
+        uevent::wait_for(&format!("{self} of {size} bytes"), DEVICE_DEADLINE, look).await
     }
 
     /// Its node, which may have to appear yet.

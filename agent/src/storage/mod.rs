@@ -7,6 +7,7 @@ mod disk;
 mod options;
 mod pages;
 mod path;
+mod room;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -31,6 +32,7 @@ use options::Options;
 use pages::Pages;
 pub use path::{GuestPath, Root};
 use path::{Make, name_of};
+pub use room::{Room, Volume};
 
 /// A mount that the host asked for, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -199,6 +201,8 @@ pub struct Mounted {
     made: bool,
     /// There may be something in memory that belongs on a disk.
     writes: bool,
+    /// On what it is.
+    disk: Option<Disk>,
 }
 
 /// Mounts below the agent's directory.
@@ -322,6 +326,10 @@ impl Mounter {
             make,
             made,
             writes: storage.writes(),
+            disk: match &storage.driver {
+                Driver::Block { disk, .. } => Some(disk.clone()),
+                _ => None,
+            },
         };
         Ok((mounted, target))
     }
@@ -466,6 +474,12 @@ impl Mounter {
             }
         })?;
         Ok(flushing.done_within("the writing of disks", FLUSH).await?)
+    }
+
+    /// The file system of a disk, if that is what was mounted at a path of the host's.
+    pub fn volume(&self, mounted: &Mounted, mount_point: &GuestPath) -> Option<Volume> {
+        let disk = mounted.disk.clone()?;
+        (mounted.mount_point == *mount_point).then(|| Volume::new(disk, self.root.locate(mount_point)))
     }
 
     /// Unmounts in reverse order; goes on after a failure and answers with the first.

@@ -10,6 +10,7 @@
 mod beside;
 mod connections;
 mod console;
+mod iptables;
 mod lifecycle;
 mod network;
 mod pod;

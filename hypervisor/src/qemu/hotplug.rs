@@ -143,6 +143,20 @@ impl Slots {
         Ok(())
     }
 
+    /// Has a disk's node look how much there is, and the guest be told. Of a file, `bytes` is what it has already: QEMU would make it
+    /// so.
+    pub async fn grow_disk(&self, client: &Client, name: &str, bytes: u64) -> Result<(), Error> {
+        let found = self.plugged().find(|plugged| plugged.name == name);
+        let Some(Prepared::Node { name: node, .. }) = found.map(|plugged| &plugged.backend) else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("no disk {name:?} was plugged"),
+            ));
+        };
+        let arguments = json!({"node-name": node, "size": bytes});
+        client.execute("block_resize", arguments).await.map(drop)
+    }
+
     /// Removes what stood behind a device that is gone. A failure costs QEMU some memory and nothing else.
     async fn remove(&self, client: &Client, backend: Prepared) {
         let steps: Vec<(&'static str, Value)> = match backend {

@@ -111,6 +111,13 @@ impl Hotplug for QemuVm {
             None => Err(super::hotplug::absent()),
         }
     }
+
+    async fn grow_disk(&mut self, id: &str, bytes: u64) -> Result<(), Error> {
+        match &self.slots {
+            Some(slots) => slots.grow_disk(&self.client, id, bytes).await,
+            None => Err(super::hotplug::absent()),
+        }
+    }
 }
 
 /// What QEMU tells by itself, while it is connected.

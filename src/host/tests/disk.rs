@@ -58,6 +58,7 @@ fn plan(source: DiskSource, readonly: bool) -> DiskPlan {
         source,
         readonly,
         fs_type: Some(DiskFs::Ext4),
+        volumes: Vec::new(),
     }
 }
 

@@ -119,6 +119,7 @@ fn a_root_on_a_block_device_is_mounted_by_the_guest() {
             source,
             readonly,
             fs_type: DiskFs::named(fs_type),
+            volumes: Vec::new(),
         };
         assert_eq!(plan.disks, [disk], "{what}");
         let [storage] = plan.guest.storages.as_slice() else {
@@ -200,6 +201,7 @@ fn a_block_device_of_a_container_becomes_one_of_the_guests() {
             source: DiskSource::Numbers(8, 16),
             readonly,
             fs_type: None,
+            volumes: Vec::new(),
         };
         assert_eq!(plan.disks, [expected], "{access}");
         let [device] = plan.guest.devices.as_slice() else {
@@ -378,6 +380,7 @@ fn a_direct_volume_is_mounted_by_the_guest_where_the_container_wants_it() {
             source: DiskSource::DeviceOrFile("/dev/sdx".into()),
             readonly,
             fs_type: Some(DiskFs::Xfs),
+            volumes: vec!["/var/lib/kubelet/vol".into()],
         };
         assert_eq!(plan.disks, [disk], "{of_volume:?} {of_mount:?}");
         assert!(plan.binds.is_empty());

@@ -66,6 +66,11 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "kmod",
         "depmod: the module dependencies of a kernel package",
     ),
+    (
+        Purpose::Build,
+        "iptables",
+        "sent to a guest whose packet filter is asked for",
+    ),
     (Purpose::Run, "qemu-system-x86", "the virtual machine monitor"),
     (Purpose::Run, "containerd", "calls our shim; `ctr`"),
     (

@@ -89,6 +89,8 @@ fn files(workspace: &Workspace, prefix: &Path) -> Result<Vec<File>> {
         program("libexec/kata/vhost-device-vsock", &tools, "vhost-device-vsock"),
         data("share/kata/vmlinux", "vmlinux"),
         data("share/kata/initrd.img", "initrd.img"),
+        // It is looked for beside the initramfs.
+        data("share/kata/iptables.img", "iptables.img"),
         data("share/kata/manifest.json", "manifest.json"),
         File::text(
             "share/defaults/kata-containers/configuration.toml",

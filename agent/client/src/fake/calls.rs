@@ -417,6 +417,51 @@ impl Agent for FakeAgent {
             .await
     }
 
+    async fn get_volume_stats(
+        &self,
+        _: p::VolumeRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::VolumeStats, Error> {
+        // It has no disks.
+        self.answer("get_volume_stats", limit, |_| Some(Err(ErrorKind::NotFound)))
+            .await
+    }
+
+    async fn resize_volume(
+        &self,
+        _: p::ResizeVolumeRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::VolumeStats, Error> {
+        self.answer("resize_volume", limit, |_| Some(Err(ErrorKind::NotFound)))
+            .await
+    }
+
+    async fn get_iptables(
+        &self,
+        request: p::GetIptablesRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::IptablesResponse, Error> {
+        self.answer("get_iptables", limit, |state| {
+            let rules = state.rules.get(&request.v6).cloned().unwrap_or_default();
+            Some(Ok(with_kit(&request.kit, rules)))
+        })
+        .await
+    }
+
+    async fn set_iptables(
+        &self,
+        request: p::SetIptablesRequest,
+        limit: Option<Duration>,
+    ) -> Result<p::IptablesResponse, Error> {
+        self.answer("set_iptables", limit, |state| {
+            if !request.kit.is_empty() {
+                state.rules.insert(request.v6, request.rules.clone());
+            }
+            Some(Ok(with_kit(&request.kit, Vec::new())))
+        })
+        .await
+    }
+
     async fn set_policy(&self, _: p::SetPolicyRequest, limit: Option<Duration>) -> Result<p::Empty, Error> {
         self.empty("set_policy", limit, |_| Ok(())).await
     }
@@ -427,5 +472,14 @@ impl Agent for FakeAgent {
         limit: Option<Duration>,
     ) -> Result<p::NextEventsResponse, Error> {
         self.answer("next_events", limit, |_| None).await
+    }
+}
+
+/// An answer to who may have sent a kit, which this agent forgets at once.
+fn with_kit(kit: &[u8], rules: Vec<u8>) -> p::IptablesResponse {
+    p::IptablesResponse {
+        wants_kit: kit.is_empty(),
+        rules: if kit.is_empty() { Vec::new() } else { rules },
+        ..Default::default()
     }
 }

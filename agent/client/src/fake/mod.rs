@@ -47,6 +47,8 @@ struct State {
     growth: Option<(u32, u64)>,
     most_growth: Option<(u32, u64)>,
     oom_kills: u64,
+    /// Of the packet filter; of IPv6's where it is true.
+    rules: HashMap<bool, Vec<u8>>,
     connected: bool,
     largest_read: usize,
 }

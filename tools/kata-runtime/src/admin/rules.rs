@@ -1,4 +1,4 @@
-//! `iptables` and `policy`: rules in the guest, where it has any.
+//! `iptables` and `policy`: rules in the guest.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use runtime::admin::Survey;
+use runtime::ErrorKind;
 use runtime::admin::client::Client;
+use runtime::admin::{Found, Survey};
 use runtime::direct::{self, FILE, MountInfo, PLACE};
 use serde_json::json;
 
@@ -51,19 +52,19 @@ enum Order {
         /// Where the pod expected it.
         #[arg(long, value_name = "PATH")]
         volume_path: PathBuf,
-        /// Sandbox that has it. Without it: the one that is recorded with the volume.
+        /// Sandbox that has it. Without it: the one that says so.
         #[arg(long, value_name = "ID")]
         sandbox: Option<String>,
     },
-    /// Have a guest take a volume's new size into use.
+    /// Have a guest take a volume's new size into use: its block device, or the file, has been made larger before.
     Resize {
         /// Where the pod expected it.
         #[arg(long, value_name = "PATH")]
         volume_path: PathBuf,
-        /// Bytes.
+        /// Bytes that it has at least; all that there are are taken into use.
         #[arg(long, value_name = "BYTES")]
         size: u64,
-        /// Sandbox that has it. Without it: the one that is recorded with the volume.
+        /// Sandbox that has it. Without it: the one that says so.
         #[arg(long, value_name = "ID")]
         sandbox: Option<String>,
     },
@@ -83,18 +84,28 @@ pub fn run(args: &Args, survey: impl FnOnce() -> Result<Survey>) -> Result<ExitC
         }
         Order::Remove { volume_path } => remove(&args.volumes, volume_path)?,
         Order::Stats { volume_path, sandbox } => {
-            let of = whose(&args.volumes, volume_path, sandbox.as_deref())?;
-            let query = ("path", text(volume_path)?);
-            println!("{}", ask(&survey()?, &of, "GET", "stats", Some(query), &[])?);
+            let query = ("path", text(absolute(volume_path)?)?);
+            let asked = Question {
+                method: "GET",
+                path: "/direct-volume/stats",
+                query: Some(query),
+                body: Vec::new(),
+            };
+            println!("{}", asked.of(&survey()?, volume_path, sandbox.as_deref())?);
         }
         Order::Resize {
             volume_path,
             size,
             sandbox,
         } => {
-            let of = whose(&args.volumes, volume_path, sandbox.as_deref())?;
-            let body = json!({"VolumePath": volume_path, "Size": size}).to_string();
-            ask(&survey()?, &of, "POST", "resize", None, body.as_bytes())?;
+            let body = json!({"VolumePath": text(absolute(volume_path)?)?, "Size": size}).to_string();
+            let asked = Question {
+                method: "POST",
+                path: "/direct-volume/resize",
+                query: None,
+                body: body.into_bytes(),
+            };
+            asked.of(&survey()?, volume_path, sandbox.as_deref())?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -123,45 +134,48 @@ fn remove(volumes: &Path, volume: &Path) -> Result<()> {
     }
 }
 
-/// The sandbox that has a volume: Kata leaves a file of its name beside the volume's.
-fn whose(volumes: &Path, volume: &Path, named: Option<&str>) -> Result<String> {
-    let dir = directory(volumes, volume)?;
-    let entries = fs::read_dir(&dir)
-        .with_context(|| format!("volume {} is not known: add it first", volume.display()))?;
-    if let Some(named) = named {
-        return Ok(named.to_owned());
-    }
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let names: Vec<_> = names.filter(|name| name != FILE).collect();
-    match names.as_slice() {
-        [one] => Ok(one.clone()),
-        [] => bail!(
-            "no sandbox is known to have volume {}; name it with --sandbox",
-            volume.display()
-        ),
-        several => bail!(
-            "volume {} is had by {}; name one with --sandbox",
-            volume.display(),
-            several.join(" and ")
-        ),
-    }
+/// What a sandbox is asked.
+struct Question<'a> {
+    method: &'static str,
+    path: &'static str,
+    query: Option<(&'static str, &'a str)>,
+    body: Vec<u8>,
 }
 
-fn ask(
-    survey: &Survey,
-    id: &str,
-    method: &str,
-    what: &str,
-    query: Option<(&str, &str)>,
-    body: &[u8],
-) -> Result<String> {
-    block_on(async {
-        let found = find::target(survey, id).await?.sandbox;
-        let client = Client::new(&found).map_err(told)?;
-        let path = format!("/direct-volume/{what}");
-        let answer = client.request(method, &path, query, body).await.map_err(told)?;
+impl Question<'_> {
+    /// Asks the sandbox that was named, or each that runs until one has the volume.
+    fn of(&self, survey: &Survey, volume: &Path, named: Option<&str>) -> Result<String> {
+        block_on(async {
+            if let Some(named) = named {
+                let found = find::target(survey, named).await?.sandbox;
+                return self.ask(&found).await.map_err(told);
+            }
+            let mut failed = None;
+            for found in survey.sandboxes.iter().filter(|found| found.alive) {
+                match self.ask(found).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) if error.kind == ErrorKind::NotFound => {}
+                    // It may end just now; one that has the volume says so.
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
+            match failed {
+                Some(error) => Err(told(error)),
+                None => bail!(
+                    "no sandbox that runs has the direct volume {}: it is added before a pod that mounts it is created",
+                    volume.display()
+                ),
+            }
+        })
+    }
+
+    async fn ask(&self, found: &Found) -> Result<String, runtime::Error> {
+        let client = Client::new(found)?;
+        let answer = client
+            .request(self.method, self.path, self.query, &self.body)
+            .await?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
-    })
+    }
 }
 
 fn text(volume: &Path) -> Result<&str> {
@@ -170,13 +184,17 @@ fn text(volume: &Path) -> Result<&str> {
         .with_context(|| format!("--volume-path {} is not UTF-8", volume.display()))
 }
 
-fn directory(volumes: &Path, volume: &Path) -> Result<PathBuf> {
+fn absolute(volume: &Path) -> Result<&Path> {
     ensure!(
         volume.is_absolute(),
         "--volume-path {} is not absolute",
         volume.display()
     );
-    Ok(direct::directory(volumes, volume))
+    Ok(volume)
+}
+
+fn directory(volumes: &Path, volume: &Path) -> Result<PathBuf> {
+    Ok(direct::directory(volumes, absolute(volume)?))
 }
 
 #[cfg(test)]
@@ -218,21 +236,5 @@ mod tests {
             assert!(add(&volumes, path, info).is_err(), "{info}");
         }
         assert!(!volumes.exists());
-    }
-
-    #[test]
-    fn whose_a_volume_is_is_recorded_beside_it_or_said() {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = Path::new("/v");
-        let of = |named| whose(dir.path(), volume, named).map_err(|error| error.to_string());
-        assert!(of(Some("s")).unwrap_err().contains("not known"));
-        add(dir.path(), volume, INFO).unwrap();
-        assert_eq!(of(Some("s")).unwrap(), "s");
-        assert!(of(None).unwrap_err().contains("--sandbox"));
-        let place = directory(dir.path(), volume).unwrap();
-        fs::write(place.join("one"), "").unwrap();
-        assert_eq!(of(None).unwrap(), "one");
-        fs::write(place.join("two"), "").unwrap();
-        assert!(of(None).unwrap_err().contains("one"), "both are named");
     }
 }

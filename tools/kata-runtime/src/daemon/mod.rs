@@ -216,7 +216,7 @@ async fn carry_out(
         Ask::Delete { force } => pod.delete(&id, force).await.map(done),
         Ask::Exec { spec, process } => pod.exec(&id, spec, process, fds).await.map(done),
         Ask::Processes => Ok(Answer::Processes(pod.container(&id)?.pids().await?)),
-        Ask::Standins => Ok(Answer::Processes(pod.standins(&id)?)),
+        Ask::Standins => Ok(Answer::Processes(pod.standins(&id).await?)),
         Ask::Pause => pod.container(&id)?.pause().await.map(done),
         Ask::Resume => pod.container(&id)?.resume().await.map(done),
         Ask::Update { resources } => {

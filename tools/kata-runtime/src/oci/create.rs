@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
+use oci_spec::runtime::Spec;
 use runtime::{ContainerId, SandboxId, oci};
 
 use super::{Context, neighbour};
@@ -106,8 +107,8 @@ impl Plan {
         let annotations = bundle::annotations(&bundle)?;
         let own = SandboxId::new(id.as_str())?;
         let sandbox = match oci::sandbox_id(&annotations)? {
-            Some(sandbox) => sandbox,
-            None => neighbour::sandbox(&spec, context)?.unwrap_or(own),
+            Some(sandbox) if !is_only_a_name(&sandbox, &spec, &annotations, context)? => sandbox,
+            _ => neighbour::sandbox(&spec, context)?.unwrap_or(own),
         };
         let config = match &context.config {
             Some(config) => Some(
@@ -200,6 +201,25 @@ impl Plan {
             )
         })
     }
+}
+
+/// Whether a pod is podman's, without a container that holds it together (`--infra=false`): its members share nothing but the pod's
+/// name, so each has a virtual machine of its own.
+fn is_only_a_name(
+    sandbox: &SandboxId,
+    spec: &Spec,
+    annotations: &oci::Annotations,
+    context: &Context,
+) -> Result<bool> {
+    const MANAGER: &str = "io.container.manager";
+    const PODMAN: &str = "libpod";
+    let is_podmans = annotations.get(MANAGER).is_some_and(|manager| manager == PODMAN);
+    // Else it names namespaces of the container that holds it together, which must be here.
+    if !is_podmans || neighbour::joins(spec) {
+        return Ok(false);
+    }
+    let holds = ContainerId::new(sandbox.as_str())?;
+    Ok(context.root.read(&holds)?.is_none() && context.root.connect(sandbox)?.is_none())
 }
 
 /// Writes the pid of a stand-in.

@@ -15,11 +15,7 @@ use super::query::shown;
 /// # Errors
 /// The root directory cannot be read, or the daemon of the one that is joined does not answer.
 pub fn sandbox(spec: &Spec, context: &Context) -> Result<Option<SandboxId>> {
-    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces());
-    let pids: Vec<u32> = namespaces
-        .flatten()
-        .filter_map(|namespace| process(namespace.path().as_deref()?))
-        .collect();
+    let pids = pids(spec);
     if pids.is_empty() {
         return Ok(None);
     }
@@ -39,6 +35,20 @@ pub fn sandbox(spec: &Spec, context: &Context) -> Result<Option<SandboxId>> {
         }
     }
     Ok(None)
+}
+
+/// Whether it joins namespaces of a process, whosever that is.
+pub fn joins(spec: &Spec) -> bool {
+    !pids(spec).is_empty()
+}
+
+/// The processes whose namespaces it joins.
+fn pids(spec: &Spec) -> Vec<u32> {
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces());
+    namespaces
+        .flatten()
+        .filter_map(|namespace| process(namespace.path().as_deref()?))
+        .collect()
 }
 
 /// The process whose namespace this path names.

@@ -12,12 +12,17 @@ use serde::{Deserialize, Serialize};
 use super::compression::{decompress, gzip};
 use super::initramfs::Initramfs;
 use super::kernel::{Choice, Kernel};
-use super::{modules, vmlinux};
+use super::{kit, modules, vmlinux};
 use crate::{Workspace, digest};
 
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initrd.img";
 const MANIFEST: &str = "manifest.json";
+/// Beside the initramfs, where the runtime looks for it.
+const KIT: &str = "iptables.img";
+
+/// The modules that go into that.
+const KIT_MODULES: &str = "modules.iptables";
 
 /// Lists of modules, in our recipes and in the guest: what every guest loads, what one loads that can grow, and what one loads that
 /// mounts such a file system from a disk.
@@ -53,16 +58,22 @@ pub fn build(workspace: &Workspace, choice: &Choice, kernel: &Kernel, agent: &Pa
         .with_context(|| format!("take the kernel out of {}", kernel.image.display()))?;
     let release = vmlinux::release(&vmlinux)?;
     let agent = read(agent)?;
-    let modules = match &kernel.modules {
+    let (modules, of_kit) = match &kernel.modules {
         Some(directory) => {
             let mut lists = Vec::new();
             for list in LISTS {
                 lists.push(read_text(&workspace.recipes().join(list))?);
             }
-            read_modules(directory, &lists)?
+            let of_kit = read_text(&workspace.recipes().join(KIT_MODULES))?;
+            (
+                read_modules(directory, &lists)?,
+                read_modules(directory, &[of_kit])?,
+            )
         }
-        None => Vec::new(),
+        None => (Vec::new(), Vec::new()),
     };
+    let of_kit = of_kit.into_iter().map(|module| (module.path, module.bytes));
+    let kit = kit::build(workspace, of_kit.collect())?;
     let mut manifest = Manifest {
         source: choice.text(),
         kernel_release: release.clone(),
@@ -75,7 +86,7 @@ pub fn build(workspace: &Workspace, choice: &Choice, kernel: &Kernel, agent: &Pa
     let directory = workspace.guest().join(choice.directory());
     fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
     let mut written = false;
-    for (name, bytes) in [(KERNEL, vmlinux), (INITRD, initrd)] {
+    for (name, bytes) in [(KERNEL, vmlinux), (INITRD, initrd), (KIT, kit)] {
         manifest.sha256.insert(name.into(), digest::of(&bytes));
         written |= write_if_new(&directory.join(name), &bytes)?;
     }
@@ -180,9 +191,12 @@ pub fn default_choice(workspace: &Workspace) -> Result<Choice> {
     Choice::parse(&manifest.source)
 }
 
-/// Whether no image is the default yet.
-pub fn default_is_unset(workspace: &Workspace) -> bool {
-    !workspace.guest().join(DEFAULT).exists()
+/// Whether the image in `directory` is the default, or none is yet.
+pub fn may_be_default(workspace: &Workspace, directory: &Path) -> bool {
+    match fs::canonicalize(workspace.guest().join(DEFAULT)) {
+        Ok(default) => fs::canonicalize(directory).is_ok_and(|directory| directory == default),
+        Err(_) => true,
+    }
 }
 
 /// Makes the image in `directory` the default: one link decides, so that kernel and initramfs change together.
@@ -193,7 +207,7 @@ pub fn set_default(workspace: &Workspace, directory: &Path) -> Result<()> {
     let guest = workspace.guest();
     let name = directory.file_name().context("an image's directory has a name")?;
     link(Path::new(name), &guest.join(DEFAULT))?;
-    for file in [KERNEL, INITRD, MANIFEST] {
+    for file in [KERNEL, INITRD, KIT, MANIFEST] {
         link(&Path::new(DEFAULT).join(file), &guest.join(file))?;
     }
     eprintln!("guest: the default image is {}", directory.display());

@@ -9,6 +9,7 @@ mod debian;
 mod image;
 mod initramfs;
 mod kernel;
+mod kit;
 mod modules;
 mod source;
 mod vmlinux;
@@ -56,7 +57,8 @@ pub fn build(workspace: &Workspace, choice: Option<Choice>, make_default: bool) 
     let kernel = choice.provide(workspace)?;
     let agent = agent::build(workspace)?;
     let directory = image::build(workspace, &choice, &kernel, &agent)?;
-    if make_default || image::default_is_unset(workspace) {
+    // One that is already may have files that it had not when it became it.
+    if make_default || image::may_be_default(workspace, &directory) {
         image::set_default(workspace, &directory)?;
     }
     Ok(())

@@ -243,10 +243,10 @@ fn what_a_sandbox_refuses(case: &mut Case<'_>) -> Result<()> {
         (&["ps", "no-such-sandbox"], "does not exist"),
         (&["console", &one.id], "debug_console_enabled"),
         (&["exec", &one.id], "debug_console_enabled"),
-        (&["iptables", "get", "--sandbox-id", &one.id], "packet filter"),
+        // It is no file of rules.
         (
             &["iptables", "set", "--v6", "--sandbox-id", &one.id, &policy],
-            "packet filter",
+            "ip6tables-restore refuses",
         ),
         (
             &["policy", "set", "--sandbox-id", &one.id, &policy],
@@ -274,24 +274,54 @@ fn what_a_sandbox_refuses(case: &mut Case<'_>) -> Result<()> {
     let stats = volume(&["stats", "--volume-path", "/vol", "--sandbox", &one.id])
         .output()?
         .failure()?;
-    ensure!(stats.contains("direct volume"), "{stats}");
-    let size = volume(&[
-        "resize",
-        "--volume-path",
-        "/vol",
-        "--size",
-        "1",
-        "--sandbox",
-        &one.id,
-    ])
-    .output()?
-    .failure()?;
-    ensure!(size.contains("direct volume"), "{size}");
+    ensure!(
+        stats.contains("has no container with the direct volume /vol"),
+        "{stats}"
+    );
+    let size = volume(&["resize", "--volume-path", "/vol", "--size", "1"])
+        .output()?
+        .failure()?;
+    ensure!(
+        size.contains("no sandbox that runs has the direct volume"),
+        "{size}"
+    );
+    a_packet_filter(case, &kata, &one)?;
     a_policy_holds(case, &kata, &two)?;
     volume(&["remove", "--volume-path", "/vol"]).read()?;
     ensure!(!volumes.join("L3ZvbA==").exists(), "it is forgotten");
     end(&one)?;
     end(&two)
+}
+
+/// The guest has none until somebody sets rules; then they are there, for each family, and hold.
+fn a_packet_filter(
+    case: &Case<'_>,
+    kata: &dyn Fn(&[&str]) -> Program,
+    container: &Container<'_>,
+) -> Result<()> {
+    let of = ["--sandbox-id", &container.id];
+    let get = |v6: &[&str]| kata(&[&["iptables", "get"], &of[..], v6].concat()).read();
+    let ping = "ping -c 1 -W 1 127.0.0.1 > /dev/null; echo $?";
+    ensure!(!get(&[])?.contains("-A INPUT"), "there are rules");
+    ensure!(container.shell(ping)? == "0\n", "it has a loopback");
+    let rules = case.path("rules");
+    fs::write(
+        &rules,
+        "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p icmp -m comment --comment \"not this\" -j DROP\nCOMMIT\n\
+         *nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE\nCOMMIT\n",
+    )?;
+    let rules = rules.display().to_string();
+    kata(&[&["iptables", "set"], &of[..], &[&rules]].concat()).read()?;
+    let said = get(&[])?;
+    for rule in [
+        "--comment \"not this\" -j DROP",
+        "-A POSTROUTING -s 10.0.0.0/8 -j MASQUERADE",
+    ] {
+        ensure!(said.contains(rule), "{rule}: {said}");
+    }
+    ensure!(!get(&["--v6"])?.contains("-A INPUT"), "of another family");
+    ensure!(container.shell(ping)? == "1\n", "it holds");
+    Ok(())
 }
 
 /// What a policy does not name is refused, another policy included, whoever asks; what it names goes on.

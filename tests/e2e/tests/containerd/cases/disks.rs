@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::configuration::Configuration;
 use e2e::parts::Part;
 use e2e::program::Program;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -229,12 +230,14 @@ fn direct_volume(case: &mut Case<'_>, fs_type: &str, flags: &[&str]) -> Result<(
     let device = Loop::new(&file)?;
     add(case, &directory, &device.0, fs_type, &[])?;
     let script = "grep -c ' /data .*rw' /proc/mounts; grep ' /data ' /proc/mounts | cut -d' ' -f3; echo data > /data/file; id > /data/id";
-    let output = case.shell(&["--mount", &mount("rbind:rw")], script)?;
-    assert_eq!(output.success()?, format!("1\n{fs_type}\n"));
+    let container = case.start(&["--mount", &mount("rbind:rw")], FOREVER)?;
+    assert_eq!(container.shell(script)?, format!("1\n{fs_type}\n"));
     ensure!(
         fs::read_dir(&directory)?.next().is_none(),
         "nothing reached the host's directory"
     );
+    it_grows(case, &directory, &file, &device)?;
+    container.remove()?;
     drop(device);
 
     // What was written is on it, whatever names it.
@@ -252,6 +255,44 @@ fn direct_volume(case: &mut Case<'_>, fs_type: &str, flags: &[&str]) -> Result<(
         "without a word, it is the host's directory"
     );
     case.forgive("file /run/kata-containers");
+    Ok(())
+}
+
+/// An administrator, or a CSI driver, is told how full it is, and has the guest use what the device has on top.
+fn it_grows(case: &Case<'_>, directory: &Path, file: &Path, device: &Loop) -> Result<()> {
+    const LARGER: u64 = 384 << 20;
+    let configuration = case.path("configuration.toml");
+    Configuration::new(case.target()).write(&configuration)?;
+    let kata = |words: &[&str]| {
+        Program::new(case.target().programs().join("kata-runtime"))
+            .args(["--config".as_ref(), configuration.as_os_str()])
+            .args(["direct-volume"])
+            .args(words)
+            .args(["--volume-path".as_ref(), directory.as_os_str()])
+    };
+    let total = || -> Result<u64> {
+        let stats: serde_json::Value = serde_json::from_str(&kata(&["stats"]).read()?)?;
+        let bytes = &stats["usage"][0];
+        ensure!(
+            bytes["unit"] == 1 && bytes["available"].as_u64() < bytes["total"].as_u64(),
+            "{stats}"
+        );
+        bytes["total"].as_u64().with_context(|| stats.to_string())
+    };
+    let before = total()?;
+    let resize = || kata(&["resize", "--size", &LARGER.to_string()]);
+    let refused = resize().output()?.failure()?;
+    ensure!(
+        refused.contains("make the block device or the file larger first"),
+        "{refused}"
+    );
+    File::options().write(true).open(file)?.set_len(LARGER)?;
+    Program::new("losetup")
+        .args(["--set-capacity", device.path()])
+        .read()?;
+    resize().read()?;
+    let after = total()?;
+    ensure!(after > before + (48 << 20), "{before} bytes became {after}");
     Ok(())
 }
 

@@ -22,6 +22,7 @@ cases! {
     a_bundle_runs_in_the_foreground,
     a_container_that_has_ended_is_refused_what_it_cannot_do,
     a_broken_bundle_is_refused_and_leaves_its_name_free,
+    what_is_being_created_is_refused_what_it_cannot_do_and_goes_with_its_creator (Kata: "of runc's it is not known yet"),
     a_stand_in_is_small_and_where_its_process_seems_to_be (Kata: "runc's process is the container's own"),
     descriptors_more_are_refused_before_anything_is_started (Kata: "runc passes them on"),
     an_administrator_asks_what_a_daemon_has_started (Kata: "runc has no administrator's verbs"),
@@ -43,6 +44,8 @@ fn an_unknown_container_is_refused_in_words_that_callers_know(bed: &Bed) -> Resu
         &["resume", "nothing"],
         &["exec", "nothing", "true"],
         &["ps", "nothing"],
+        &["update", "--memory=67108864", "nothing"],
+        &["events", "--stats", "nothing"],
     ] {
         let said = runtime(bed).args(words).output()?.failure()?;
         has(&said, "does not exist").with_context(|| format!("{words:?}"))?;
@@ -76,7 +79,15 @@ fn it_says_its_version_and_what_it_can_do(bed: &Bed) -> Result<()> {
         let features: Value = serde_json::from_str(&runtime(bed).args(["features"]).read()?)?;
         ensure!(features["ociVersionMax"].is_string(), "{features}");
     }
-    Ok(())
+    let bundle = bed.directory().join(bed.name());
+    fs::create_dir_all(&bundle)?;
+    let spec = || runtime(bed).args(["spec", "--bundle"]).args([&bundle]).output();
+    spec()?.success()?;
+    let written: Value = serde_json::from_str(&fs::read_to_string(bundle.join("config.json"))?)?;
+    same(written["root"]["path"].as_str().unwrap_or_default(), "rootfs")?;
+    ensure!(written["process"]["args"].is_array(), "{written}");
+    // One that is there is not written over.
+    spec()?.failure().map(drop)
 }
 
 /// A bundle with busybox, which runs a script.
@@ -120,8 +131,20 @@ fn a_bundle_is_created_started_killed_and_deleted(bed: &Bed) -> Result<()> {
     let bundle = bundle(bed, "while :; do sleep 0.1; done")?;
     let (id, pid_file) = (bed.name(), bundle.join("pid"));
     let output = fs::File::create(bundle.join("output"))?;
+    // What callers pass, whether or not it says anything here.
+    let ours = [
+        "--systemd-cgroup",
+        "--cgroup-manager=disabled",
+        "--rootless=false",
+        "--log-level=debug",
+    ];
+    let global = match bed.runtime() {
+        Runtime::Kata => &ours[..],
+        Runtime::Runc => &[],
+    };
     let mut created = runtime(bed)
-        .args(["create", "--bundle"])
+        .args(global)
+        .args(["create", "--no-new-keyring", "--bundle"])
         .args([&bundle])
         .args(["--pid-file"])
         .args([&pid_file])
@@ -177,13 +200,23 @@ fn a_container_that_has_ended_is_refused_what_it_cannot_do(bed: &Bed) -> Result<
     wait::until("the container has ended", deadlines::RUN, || {
         Ok((state(bed, &id)?["status"] == "stopped").then_some(()))
     })?;
-    for words in [
-        &["start", &id][..],
-        &["exec", &id, "true"],
-        &["pause", &id],
-        &["resume", &id],
-    ] {
-        let said = runtime(bed).args(words).output()?.failure()?;
+    let mut refused = vec![
+        vec!["start", &id],
+        vec!["exec", &id, "true"],
+        vec!["pause", &id],
+        vec!["resume", &id],
+    ];
+    if bed.runtime() == Runtime::Kata {
+        // runc sets limits of what is not there.
+        refused.push(vec!["update", "--memory=67108864", &id]);
+        // The pid of one that has ended is nobody's.
+        same(
+            runtime(bed).args(["ps", "--format=json", &id]).read()?.trim(),
+            "[]",
+        )?;
+    }
+    for words in refused {
+        let said = runtime(bed).args(&words).output()?.failure()?;
         ensure!(said.lines().count() == 1, "{words:?} says {said}");
     }
     // Callers look for these words.
@@ -222,6 +255,63 @@ fn a_broken_bundle_is_refused_and_leaves_its_name_free(bed: &Bed) -> Result<()> 
     has(&run()?.failure()?, "config.json")?;
     fs::write(&config, text)?;
     same(&run()?.success()?, "whole\n")
+}
+
+fn what_is_being_created_is_refused_what_it_cannot_do_and_goes_with_its_creator(bed: &Bed) -> Result<()> {
+    let bundle = bundle(bed, "true")?;
+    let id = bed.name();
+    // Nobody ever writes to it: no container before somebody gives up.
+    let fifo = bundle.join("fifo");
+    Program::new("mkfifo").args([&fifo]).read()?;
+    let waits = format!("read line <{}", fifo.display());
+    let path = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+    spec["hooks"] = serde_json::json!({
+        "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", waits], "timeout": 600 }],
+    });
+    fs::write(&path, spec.to_string())?;
+    let output = fs::File::create(bundle.join("output"))?;
+    let creating = runtime(bed)
+        .args(["create", "--bundle"])
+        .args([&bundle])
+        .args([&id])
+        .start_logging_to(output)?;
+    let is = |wanted: &str| {
+        let output = runtime(bed).args(["state", &id]).output()?;
+        let status = match output.code() {
+            Some(0) => serde_json::from_slice::<Value>(&output.stdout)?["status"].clone(),
+            _ => "none".into(),
+        };
+        Ok((status == wanted).then_some(()))
+    };
+    wait::until("it is being created", deadlines::RUN, || is("creating"))?;
+    for words in [
+        &["start", &id][..],
+        &["kill", &id, "9"],
+        &["exec", &id, "true"],
+        &["pause", &id],
+        &["resume", &id],
+        &["ps", &id],
+        &["update", "--memory=67108864", &id],
+        &["events", "--stats", &id],
+        &["delete", &id],
+        &["delete", "--force", &id],
+    ] {
+        let said = runtime(bed).args(words).output()?.failure()?;
+        has(&said, "is being created").with_context(|| format!("{words:?}"))?;
+        ensure!(said.lines().count() == 1, "{words:?} says {said}");
+    }
+    has(
+        &runtime(bed)
+            .args(["create", "--bundle"])
+            .args([&bundle])
+            .args([&id])
+            .output()?
+            .failure()?,
+        "exists already",
+    )?;
+    creating.signal(rustix::process::Signal::KILL)?;
+    wait::until("nothing is left of it", deadlines::RUN, || is("none"))
 }
 
 fn a_stand_in_is_small_and_where_its_process_seems_to_be(bed: &Bed) -> Result<()> {

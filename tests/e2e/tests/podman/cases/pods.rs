@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use e2e::image;
 
 use super::command::runtime;
 use super::{cases, has, same};
@@ -14,6 +15,7 @@ cases! {
     containers_of_a_pod_share_the_network_and_not_the_files,
     a_container_of_a_pod_goes_and_another_comes,
     a_pod_is_stopped_and_started,
+    members_that_nothing_holds_together_have_machines_of_their_own,
     figures_of_a_member_are_its_own,
 }
 
@@ -74,6 +76,31 @@ fn a_pod_is_stopped_and_started(bed: &Bed) -> Result<()> {
     ensure!(bed.machines()? == 0, "the virtual machine still runs");
     bed.call(&["pod", "start", &pod])?;
     same(&bed.sh(&two, "echo again")?, "again")?;
+    remove(bed, &pod)
+}
+
+fn members_that_nothing_holds_together_have_machines_of_their_own(bed: &Bed) -> Result<()> {
+    let (pod, one, two) = (bed.name(), bed.name(), bed.name());
+    bed.pod_with(&pod, &["--infra=false"])?;
+    for name in [&one, &two] {
+        let words = [
+            "run",
+            "--detach",
+            "--network=none",
+            "--pod",
+            &pod,
+            "--name",
+            name,
+            image::BUSYBOX,
+        ];
+        bed.podman(words, &["sleep", "1000"]).output()?.success()?;
+    }
+    if bed.runtime() == Runtime::Kata {
+        let machines = bed.machines()?;
+        ensure!(machines == 2, "{machines} virtual machines for two members");
+    }
+    bed.remove(&one)?;
+    same(&bed.sh(&two, "echo still")?, "still")?;
     remove(bed, &pod)
 }
 

@@ -94,14 +94,17 @@ impl Pod {
             sandbox = self.sandbox(&order.bundle, order.config.as_deref(), &annotations) => sandbox?,
             () = &mut hung_up => return Err(gone()),
         };
-        let container = sandbox
-            .create_container(ContainerRequest {
-                id: order.id.clone(),
-                bundle: order.bundle.clone(),
-                rootfs: Vec::new(),
-                stdio,
-            })
-            .await?;
+        let creating = sandbox.create_container(ContainerRequest {
+            id: order.id.clone(),
+            bundle: order.bundle.clone(),
+            rootfs: Vec::new(),
+            stdio,
+        });
+        let container = tokio::select! {
+            created = creating => created?,
+            // The sandbox takes back what nobody waits for.
+            () = &mut hung_up => return Err(gone()),
+        };
         let mut cgroups = Vec::new();
         let settled = async {
             self.settle(&mut standin, &order.process, &sandbox, sandbox.pid())

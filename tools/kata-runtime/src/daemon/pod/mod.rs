@@ -111,7 +111,7 @@ impl Pod {
             Some(Some(member)) => Ok(Arc::clone(member)),
             Some(None) => Err(Error::new(
                 ErrorKind::FailedPrecondition,
-                format!("container {id} is being created"),
+                format!("container {id} is being created: wait for that, or end the `create` that does it"),
             )),
             None => Err(does_not_exist(id)),
         }
@@ -155,13 +155,13 @@ impl Pod {
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`].
-    pub fn standins(&self, id: &ContainerId) -> Result<Vec<u32>> {
+    pub async fn standins(&self, id: &ContainerId) -> Result<Vec<u32>> {
         let member = self.member(id)?;
+        // The pid of one that has ended may be anybody's.
+        let has_ended = member.container.state(None).await?.status == Status::Stopped;
+        let own = (!has_ended).then_some(member.record.pid);
         let execs = member.execs();
-        Ok([member.record.pid]
-            .into_iter()
-            .chain(execs.values().copied())
-            .collect())
+        Ok(own.into_iter().chain(execs.values().copied()).collect())
     }
 
     /// Sends a signal.
