@@ -24,9 +24,17 @@ const PATIENCE: &str = "KATA_TEST_PATIENCE";
 
 /// So long, or longer where it was asked for.
 pub fn patient(limit: Duration) -> Duration {
-    let factor =
-        std::env::var(PATIENCE).map_or(1, |text| text.parse().expect("KATA_TEST_PATIENCE: a number"));
-    limit * factor
+    limit * factor()
+}
+
+/// Whether the processor is too slow for several guests at once: the ticks of their clocks alone would keep it busy.
+pub fn is_slow() -> bool {
+    factor() > 1
+}
+
+fn factor() -> u32 {
+    let factor = std::env::var(PATIENCE);
+    factor.map_or(1, |text| text.parse().expect("KATA_TEST_PATIENCE: a number"))
 }
 
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
