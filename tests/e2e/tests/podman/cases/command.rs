@@ -1,5 +1,6 @@
 //! The runtime's own command line, as conmon and podman use it and as a person does.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -331,7 +332,43 @@ fn a_stand_in_is_small_and_where_its_process_seems_to_be(bed: &Bed) -> Result<()
         network(&pid.to_string())? != network("self")?,
         "it is in the host's network"
     );
+    // Conmon reads until nobody has the other end: neither the virtual machine nor a daemon of its devices may.
+    let processes = e2e::census::processes()?;
+    let standin = processes
+        .iter()
+        .find(|process| process.pid.cast_unsigned() == pid);
+    let conmon = standin.context("the stand-in is not listed")?.parent;
+    let of_conmon = pipes(conmon)?;
+    ensure!(!of_conmon.is_empty(), "conmon reads from nobody");
+    let helpers: Vec<_> = processes
+        .iter()
+        .filter(|process| {
+            let program = process.command.first().map_or("", String::as_str);
+            ["qemu-system", "virtiofsd", "vhost-device"]
+                .iter()
+                .any(|helper| program.contains(helper))
+        })
+        .collect();
+    ensure!(helpers.len() > 1, "no virtual machine runs");
+    for helper in helpers {
+        let held: Vec<_> = pipes(helper.pid)?.intersection(&of_conmon).cloned().collect();
+        ensure!(held.is_empty(), "{:?} has {held:?}", helper.command);
+    }
     bed.remove(&name)
+}
+
+/// The pipes of which a process has an end.
+fn pipes(pid: i32) -> Result<BTreeSet<PathBuf>> {
+    let mut pipes = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // One may be closed meanwhile.
+        pipes.extend(
+            fs::read_link(entry?.path())
+                .ok()
+                .filter(|link| link.to_string_lossy().starts_with("pipe:[")),
+        );
+    }
+    Ok(pipes)
 }
 
 fn descriptors_more_are_refused_before_anything_is_started(bed: &Bed) -> Result<()> {
