@@ -184,8 +184,9 @@ settings! {
         /// Most memory a sandbox can get, in MiB. 0, or more than the host has: as much as the host has.
         default_maxmemory: MostMemory = 0 => default_maxmemory_mib: u64;
 
-        /// How directories of the host reach the guest. `virtio-fs`: by a virtiofsd process per sandbox. `none`: nothing
-        /// is shared. `firecracker` has only `none`, which it is there without being set.
+        /// How directories of the host reach the guest. `virtio-fs`: by a virtiofsd process per sandbox. `none`: nothing is
+        /// shared, root file systems have to be on block devices, and containers have copies of the files that they only read.
+        /// `firecracker` has only `none`, which it is there without being set.
         shared_fs: OneOf<SharedFs> = "virtio-fs" => shared_fs: SharedFs, pod "hypervisor.shared_fs";
 
         /// virtiofsd's program.
