@@ -65,6 +65,40 @@ fn json(text: &str) -> Result<Value> {
     serde_json::from_str(text).with_context(|| format!("understand {text}"))
 }
 
+/// The verbs about the host, on one where a container runs.
+fn of_this_host(kata: &dyn Fn(&[&str]) -> Program) -> Result<()> {
+    let checked = json(&kata(&["check", "--json"]).read()?)?;
+    let lines = checked["checks"].as_array().context("checks")?;
+    ensure!(
+        checked["can_create"] == true && lines.len() > 10,
+        "a container runs: {checked}"
+    );
+    for line in lines {
+        let has_remedy = line["remedy"].as_str().is_some_and(|remedy| !remedy.is_empty());
+        ensure!((line["verdict"] == "pass") != has_remedy, "{line}");
+    }
+    let strict = kata(&["check", "--strict"]).output()?.code();
+    ensure!(
+        (strict == Some(0)) == (checked["hardware_virtualization"] == true),
+        "{strict:?}: {checked}"
+    );
+    let told = json(&kata(&["env", "--json"]).read()?)?;
+    for part in ["runtime", "hypervisor", "agent", "guest", "host"] {
+        ensure!(told[part].is_object(), "{part}: {told}");
+    }
+    let explained = kata(&["config", "--explain", "debug_console_enabled"]).read()?;
+    ensure!(explained.contains("default false"), "{explained}");
+    let in_force = kata(&["config"]).read()?;
+    let line = in_force
+        .lines()
+        .find(|line| line.starts_with("debug_console_enabled"));
+    ensure!(
+        line.is_some_and(|line| line.contains("= true") && line.contains("console.toml")),
+        "{in_force}"
+    );
+    Ok(())
+}
+
 /// Each verb, by a shortened id, on one sandbox.
 fn every_verb(case: &mut Case<'_>) -> Result<()> {
     let configuration = with_console(case)?;
@@ -72,6 +106,7 @@ fn every_verb(case: &mut Case<'_>) -> Result<()> {
     let id = container.id.clone();
     let kata = |words: &[&str]| kata(case, &configuration, words);
 
+    of_this_host(&kata)?;
     let inspected = json(&kata(&["inspect", &id]).read()?)?;
     assert_eq!(inspected["id"], id.as_str());
     assert_eq!(inspected["state"], "running");

@@ -12,11 +12,13 @@ use serde_json::{Value, json};
 use super::command::{bundle, runtime, state};
 use super::{cases, has, same};
 use crate::bed::Bed;
+use crate::suite::Runtime;
 
 cases! {
     a_container_of_crio_lives_as_it_expects,
     a_terminal_of_crio_is_written_to_the_log,
     a_process_more_of_crio_has_an_exit_code,
+    a_pod_of_crio_is_one_machine,
 }
 
 struct Container<'a> {
@@ -166,4 +168,45 @@ fn a_process_more_of_crio_has_an_exit_code(bed: &Bed) -> Result<()> {
     has(&fs::read_to_string(container.log())?, "stdout F more")?;
     container.call(&["kill", "--all", id, "KILL"])?;
     container.end("137")
+}
+
+/// What CRI-O says of a container's pod.
+fn of_pod(bed: &Bed, kind: &str, sandbox: Option<&Container<'_>>) -> Result<PathBuf> {
+    let bundle = bundle(bed, "while :; do sleep 0.1; done")?;
+    let path = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+    spec["annotations"] = json!({"io.kubernetes.cri-o.ContainerType": kind});
+    if let Some(sandbox) = sandbox {
+        spec["annotations"]["io.kubernetes.cri-o.SandboxID"] = sandbox.id.as_str().into();
+        let pid = fs::read_to_string(sandbox.bundle.join("pidfile"))?;
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+        for (kind, file) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+            namespaces.retain(|namespace| namespace["type"] != kind);
+            namespaces.push(json!({"type": kind, "path": format!("/proc/{}/ns/{file}", pid.trim())}));
+        }
+    }
+    fs::write(&path, spec.to_string())?;
+    Ok(bundle)
+}
+
+fn a_pod_of_crio_is_one_machine(bed: &Bed) -> Result<()> {
+    let sandbox = Container::create(bed, of_pod(bed, "sandbox", None)?, &[])?;
+    sandbox.call(&["start", &sandbox.id])?;
+    let member = Container::create(bed, of_pod(bed, "container", Some(&sandbox))?, &[])?;
+    member.call(&["start", &member.id])?;
+    let machines = usize::from(bed.runtime() == Runtime::Kata);
+    ensure!(
+        bed.machines()? == machines,
+        "there are {} machines",
+        bed.machines()?
+    );
+    let boot = |container: &Container<'_>| {
+        container.call(&["exec", &container.id, "cat", "/proc/sys/kernel/random/boot_id"])
+    };
+    same(&boot(&sandbox)?, &boot(&member)?)?;
+    for container in [&member, &sandbox] {
+        container.call(&["kill", &container.id, "KILL"])?;
+        container.end("137")?;
+    }
+    Ok(())
 }
