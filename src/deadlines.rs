@@ -90,6 +90,29 @@ pub(crate) const LOOK: Duration = Duration::from_millis(100);
 /// For another process that makes templates, or takes them away, to be done: a boot, on a busy machine.
 pub(crate) const TEMPLATE_LOCK: Duration = Duration::from_secs(180);
 
+/// For who keeps virtual machines ready to answer whether there is one; then one is made as if there were none. It is a process on
+/// this host that is there or is not, and may have to share its processor.
+pub(crate) const CACHE_GET: Duration = Duration::from_secs(10);
+
+/// From the offer of a virtual machine to its being taken, as [`CACHE_GET`].
+pub(crate) const CACHE_HANDOVER: Duration = Duration::from_secs(10);
+
+/// For a guest to do once what a container needs: a second of an emulated guest that nobody disturbs, and nobody waits for it.
+pub(crate) const CACHE_PRACTICE: Duration = Duration::from_secs(180);
+
+/// For all virtual machines that are to be kept ready to be so: boots, one after the other, on a busy machine.
+pub(crate) const CACHE_FULL: Duration = Duration::from_secs(1800);
+
+/// For all that are kept ready to be ended.
+pub(crate) const CACHE_QUIT: Duration = Duration::from_secs(60);
+
+/// From a virtual machine's being taken, while there are others, to the making of the next one: about as long as a container takes to
+/// start where guests are emulated, whose processor it would need.
+pub(crate) const CACHE_CALM: Duration = Duration::from_secs(1);
+
+/// From the failure to make a virtual machine to the next attempt.
+pub(crate) const CACHE_RETRY: Duration = Duration::from_secs(30);
+
 /// After a connection could not be accepted, as when descriptors have run out.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 use crate::sys;
 use crate::sysctl;
 
+/// Where the guest's own programs look for it.
+const MACHINE_ID: &str = "/etc/machine-id";
+
 /// The identity that the host gives to a guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
@@ -76,7 +79,7 @@ impl Identity {
     pub fn apply_to_guest(&self) -> Result<()> {
         if !self.entropy.is_empty() {
             credit_entropy(&self.entropy)?;
-            write_machine_id(Path::new("/etc/machine-id"))?;
+            write_machine_id(Path::new(MACHINE_ID))?;
         }
         if self.now_unix_ns > 0 {
             let now = Timespec {
@@ -125,6 +128,12 @@ pub fn credit_entropy(entropy: &[u8]) -> Result<()> {
     let path = Path::new("/dev/random");
     let random = File::open(path).map_err(Error::file("open", path))?;
     sys::credit_entropy(random.as_fd(), entropy).map_err(Error::file("credit entropy to", path))
+}
+
+/// Takes away what was made of an identity that was for practice. Its name is to have been none.
+pub fn forget() {
+    // It is made anew with the next one.
+    let _ = std::fs::remove_file(MACHINE_ID);
 }
 
 impl Dns {

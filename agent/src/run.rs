@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::init::{self, power};
 use crate::log;
 use crate::patience;
-use crate::sandbox::{Handle, Sandbox, Settings};
+use crate::sandbox::{After, Handle, Sandbox, Settings};
 use crate::server::Serving;
 use crate::storage::{Mounter, Root};
 use crate::sys;
@@ -118,7 +118,7 @@ fn serve(settings: Settings, dialler: Dialler, log: Logger) -> Result<()> {
                 dismissed(&handle, &mut serving).await
             };
             // Whatever still runs has nobody any more. A second destruction finds nothing to do.
-            let cleared = handle.destroy(Duration::ZERO, false).await;
+            let cleared = handle.destroy(Duration::ZERO, After::Nothing).await;
             result.and(cleared)
         };
         tokio::select! {

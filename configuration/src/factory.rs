@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::kinds::{Flag, HostPath};
+use crate::kinds::{Flag, HostPath, Number};
 use crate::settings::settings;
 
 /// The dotted name of the table.
@@ -17,5 +17,19 @@ settings! {
 
         /// Where saved VMs are: a directory of root's, best in memory (a tmpfs).
         template_path: HostPath = "/run/kata-template" => template_path: PathBuf;
+
+        /// VMs that `kata-runtime factory init` keeps ready, copies where there is a template and booted where there is none. A
+        /// sandbox takes one, and another one is made. 0: none.
+        vm_cache_number: Number<0, 1000, u32> = 0 => vm_cache_number: u32;
+
+        /// Socket of who keeps them. Its directory is root's alone.
+        vm_cache_endpoint: HostPath = "/run/kata-cache/cache.sock" => vm_cache_endpoint: PathBuf;
+    }
+}
+
+impl FactoryConfig {
+    /// Whether virtual machines come from somewhere else than their kernel.
+    pub fn is_on(&self) -> bool {
+        self.enable_template || self.vm_cache_number > 0
     }
 }

@@ -12,7 +12,6 @@ struct Known {
 const QEMU: &str = "hypervisor.qemu";
 const AGENT: &str = "agent.kata";
 const RUNTIME: &str = "runtime";
-const FACTORY: &str = "factory";
 
 const KNOWN: &[Known] = &[
     Known {
@@ -207,11 +206,6 @@ const KNOWN: &[Known] = &[
         table: QEMU,
         keys: &["factory"],
         reason: "it is a table of its own; remove it, and write [factory]",
-    },
-    Known {
-        table: FACTORY,
-        keys: &["vm_cache_number", "vm_cache_endpoint"],
-        reason: "no VMs are kept ready; remove it, and copy them from a saved one with enable_template",
     },
     Known {
         table: AGENT,

@@ -314,6 +314,31 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
             "vhost-user-vsock needs its daemon; set the daemon's path, or channel = \"auto\"".to_owned(),
         );
     }
+    if config.factory.vm_cache_number > 0 {
+        let wanted = || "factory.vm_cache_number".to_owned();
+        if hypervisor.kind != HypervisorKind::Qemu {
+            add(
+                ["runtime.hypervisor_name".to_owned(), wanted()],
+                "only virtual machines of QEMU can be kept for others; set vm_cache_number = 0, or use hypervisor_name = \
+                 \"qemu\""
+                    .to_owned(),
+            );
+        } else if hypervisor.machine_type == MachineType::Microvm {
+            add(
+                [vmm("machine_type"), wanted()],
+                "a microvm that is kept ready could be given no devices; set machine_type = \"q35\", or vm_cache_number = 0"
+                    .to_owned(),
+            );
+        }
+        if !matches!(agent.channel, AgentChannel::Auto | AgentChannel::VirtioSerial) {
+            add(
+                ["agent.kata.channel".to_owned(), wanted()],
+                "of all channels only a serial port can be handed over; set channel = \"auto\" or \"virtio-serial\", or \
+                 vm_cache_number = 0"
+                    .to_owned(),
+            );
+        }
+    }
     if config.factory.enable_template {
         let enabled = || "factory.enable_template".to_owned();
         if !is_vm {

@@ -16,6 +16,9 @@ pub const QUIT: Duration = Duration::from_millis(500);
 /// For a killed process to be gone. Long, because freeing a large guest's memory takes its time.
 pub const REAP: Duration = Duration::from_secs(10);
 
+/// From the end of a process to the word of its parent how it has ended, which only reaps it.
+pub const EXIT_STATUS: Duration = Duration::from_secs(2);
+
 /// For the last bytes of a dead VMM's streams. They are in the kernel's buffers already.
 pub const DRAIN: Duration = Duration::from_millis(200);
 

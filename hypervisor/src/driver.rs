@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Capabilities, Device, Disk, Error, Size, VmSpec};
+use crate::{Capabilities, Device, Disk, Error, ErrorKind, Size, VmSpec};
 
 /// A virtual machine monitor that can start VMs on this host. Cheap to keep; holds no VM.
 #[async_trait]
@@ -25,6 +25,27 @@ pub trait Hypervisor: Send + Sync {
 
     /// Starts the VMM. Returns when the guest's CPUs run; on an error nothing is left behind.
     async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error>;
+
+    /// Starts a VM for another process, as [`Hypervisor::launch`] does: [`Vm::transfer`] hands it over. It is killed when neither
+    /// this process nor another one has it. Needs [`Capabilities::transfer`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where that cannot be; as for a launch.
+    async fn launch_for_another(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
+        drop((spec, boot));
+        Err(no_transfer())
+    }
+
+    /// Takes over a VM that another process has offered, gives it these devices and has it run. `spec` is what it was started
+    /// with, but for what is the sandbox's own: id, directory, sockets and cgroups, which it is moved to.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where that cannot be; it has ended, or does not answer. Nothing
+    /// is left of it then.
+    async fn take_over(&self, offer: Offer, spec: VmSpec, devices: Vec<Device>) -> Result<Box<dyn Vm>, Error> {
+        drop((offer, spec, devices));
+        Err(no_transfer())
+    }
 
     /// Everything that a VM saved of `spec` depends on, as one text: its VMM, that one's arguments, kernel and image. One that
     /// was saved while this was another text must not be copied. Reads the host, starts nothing.
@@ -102,6 +123,11 @@ pub trait Vm: Send {
     /// Adding vCPUs and memory, if this VM can: if its driver says [`Capabilities::resize`].
     fn resize(&mut self) -> Option<&mut dyn Resize>;
 
+    /// Handing it over to another process, if it was started for that.
+    fn transfer(&mut self) -> Option<&mut dyn Transfer> {
+        None
+    }
+
     /// Stops the guest for good and saves it. The other ends of its serial ports are to be hung up before: it is saved when
     /// the guest has opened them anew, and waits for somebody.
     ///
@@ -111,6 +137,43 @@ pub trait Vm: Send {
     /// the VMM's, and what cannot be written.
     async fn save(&mut self, to: SaveTo) -> Result<(), Error>;
 }
+
+fn no_transfer() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "virtual machines of this hypervisor cannot be kept for others; use hypervisor = \"qemu\"",
+    )
+}
+
+/// A VM that can become another process's.
+#[async_trait]
+pub trait Transfer: Send {
+    /// Stops the guest's CPUs, and the time that it sees, until somebody takes the VM over.
+    async fn pause(&mut self) -> Result<(), Error>;
+
+    /// Copies of all that is needed to have it, and what says that it was taken. Nothing changes by it: if the offer is dropped,
+    /// wherever it is, the VM is ours as before.
+    ///
+    /// # Errors
+    /// It has ended; the kernel's.
+    fn offer(&self) -> Result<(Offer, Deed), Error>;
+
+    /// From now on it is whoever's who has the offer. What remains for this process is to reap it, if it still runs then.
+    fn give_away(&mut self, deed: Deed);
+}
+
+/// A VM that a process offers another one. Whoever holds it keeps the VM alive.
+#[derive(Debug)]
+pub struct Offer {
+    /// What is to be said about it: one line of text, of the driver's own.
+    pub about: String,
+    /// What goes with it, in an order of the driver's own.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// What makes an [`Offer`] final.
+#[derive(Debug)]
+pub struct Deed(pub OwnedFd);
 
 /// Devices can come and go while the VM runs.
 #[async_trait]
@@ -189,6 +252,8 @@ pub enum ExitReason {
     VmmExited(i32),
     /// The VMM was killed by this signal.
     VmmKilled(i32),
+    /// The VMM has ended, and who could have said how has before.
+    VmmEnded,
 }
 
 impl std::fmt::Display for ExitReason {
@@ -199,6 +264,7 @@ impl std::fmt::Display for ExitReason {
             Self::GuestPanic => write!(f, "the guest kernel panicked"),
             Self::VmmExited(code) => write!(f, "the VMM exited with code {code}"),
             Self::VmmKilled(signal) => write!(f, "the VMM was killed by signal {signal}"),
+            Self::VmmEnded => write!(f, "the VMM has ended, and nobody is left who can say how"),
         }
     }
 }
@@ -239,6 +305,8 @@ pub enum Origin {
     Boot,
     /// As a copy of a saved VM.
     Clone,
+    /// It was kept ready by another process.
+    Cache,
 }
 
 impl std::fmt::Display for Origin {
@@ -246,6 +314,7 @@ impl std::fmt::Display for Origin {
         f.write_str(match self {
             Self::Boot => "boot",
             Self::Clone => "clone",
+            Self::Cache => "cache",
         })
     }
 }

@@ -29,7 +29,8 @@ mod version;
 
 pub use created::Created;
 pub use driver::{
-    Boot, Exit, ExitReason, Hotplug, Hypervisor, Origin, Resize, SaveTo, Saved, Vm, VmRecord, VmReport,
+    Boot, Deed, Exit, ExitReason, Hotplug, Hypervisor, Offer, Origin, Resize, SaveTo, Saved, Transfer, Vm,
+    VmRecord, VmReport,
 };
 pub use error::{Error, ErrorKind};
 pub use probe::{Choice, choose as choose_accelerator};

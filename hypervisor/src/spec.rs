@@ -259,6 +259,8 @@ pub struct Capabilities {
     pub resize: bool,
     /// Pause, save and restore work.
     pub snapshots: bool,
+    /// A VM can be kept by one process and become another one's.
+    pub transfer: bool,
     /// The guest's code is translated and not executed by the processor: a boot takes several times as long.
     pub emulated: bool,
     /// The guest is a process on the host: paths of the host need no sharing device (fake driver only).

@@ -3,6 +3,7 @@
 //! One task per VMM owns all of this. It must not know which VMM it watches.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -12,11 +13,11 @@ use slog::{Logger, debug, info, warn};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::console::{self, Alarms, Limit, Lines, Tail, is_alarming};
-use crate::process::{Process, Status};
+use crate::process::{Process, Status, Ward};
 use crate::{Error, ErrorKind, Exit, ExitReason, VmRecord, deadlines};
 
 /// Between two reads of a stream. QEMU writes a console byte by byte, and a guest can make it do so all day; this makes
@@ -67,6 +68,8 @@ impl Killer {
 pub struct Supervised {
     process: Arc<Process>,
     stopping: Arc<AtomicBool>,
+    /// Its streams are somebody else's from now on.
+    deaf: Arc<Notify>,
     exited: watch::Receiver<Option<Exit>>,
 }
 
@@ -75,10 +78,12 @@ impl Supervised {
     pub fn start(process: Process, sources: Sources, log: Logger) -> Self {
         let process = Arc::new(process);
         let stopping = Arc::new(AtomicBool::new(false));
+        let deaf = Arc::new(Notify::new());
         let (sender, exited) = watch::channel(None);
         let task = Watch {
             process: Arc::clone(&process),
             stopping: Arc::clone(&stopping),
+            deaf: Arc::clone(&deaf),
             journal: Journal {
                 tail: Tail::default(),
                 limit: Limit::default(),
@@ -94,8 +99,24 @@ impl Supervised {
         Self {
             process,
             stopping,
+            deaf,
             exited,
         }
+    }
+
+    /// What another process needs to have this one, and what is to be given to [`Supervised::give_away`] when it has.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn offer(&self) -> io::Result<(Ward, OwnedFd)> {
+        self.process.offer()
+    }
+
+    /// The VMM is somebody else's from now on: it is not listened to any more, not killed, and only reaped.
+    pub fn give_away(&self, owner: OwnedFd) {
+        self.expect_end();
+        self.process.give_away(owner);
+        self.deaf.notify_one();
     }
 
     /// The VMM's pid.
@@ -193,6 +214,7 @@ impl Drop for Supervised {
 struct Watch {
     process: Arc<Process>,
     stopping: Arc<AtomicBool>,
+    deaf: Arc<Notify>,
     journal: Journal,
 }
 
@@ -207,6 +229,10 @@ impl Watch {
                     if let Some(console) = &mut console {
                         console.take(line, &mut self.journal);
                     }
+                }
+                () = self.deaf.notified() => {
+                    output.reader = None;
+                    console = None;
                 }
                 status = self.process.ended() => break status,
             }
@@ -253,6 +279,7 @@ fn reason(stopping: bool, announcement: Option<Announcement>, status: Status) ->
         (false, Some(Announcement::Panic), _) => ExitReason::GuestPanic,
         (false, None, Status::Exited(code)) => ExitReason::VmmExited(code),
         (false, None, Status::Killed(signal)) => ExitReason::VmmKilled(signal),
+        (false, None, Status::Unknown) => ExitReason::VmmEnded,
     }
 }
 

@@ -28,7 +28,11 @@ impl VmFactory for Direct {
             memory_mib: spec.memory.size_mib,
         };
         let vm = self.hypervisor.launch(spec, Boot::Cold).await?;
-        Ok(Obtained { vm, size })
+        Ok(Obtained {
+            vm,
+            size,
+            agent: None,
+        })
     }
 
     fn emulated(&self) -> bool {

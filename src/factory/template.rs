@@ -67,7 +67,11 @@ impl Template {
         let launched = self.hypervisor.launch(copy, Boot::Clone(saved)).await;
         let vm = launched.map_err(|error| format!("template {key}: {}", told(error.into())))?;
         info!(self.log, "the virtual machine is a copy"; "template" => &key);
-        Ok(Obtained { vm, size: plan.size })
+        Ok(Obtained {
+            vm,
+            size: plan.size,
+            agent: None,
+        })
     }
 }
 

@@ -28,7 +28,7 @@ const PIPE: usize = 64 * 1024;
 
 /// Where a daemon is to be on the host.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// See [`VmSpec::cgroups`](hypervisor::VmSpec::cgroups).
     pub(super) cgroups: Vec<Arc<OwnedFd>>,
     /// See [`VmSpec::labels`](hypervisor::VmSpec::labels).
@@ -37,7 +37,7 @@ pub(super) struct Place {
 
 /// A running daemon. Dropping it kills it.
 #[derive(Debug)]
-pub(super) struct Daemon {
+pub(crate) struct Daemon {
     name: &'static str,
     process: Arc<Process>,
     ended: watch::Receiver<Option<String>>,
@@ -87,7 +87,7 @@ impl Daemon {
     }
 
     /// Waits for its end and tells which daemon it was, and why it ended.
-    pub(super) fn ended(&self) -> impl Future<Output = String> + Send + use<> {
+    pub(crate) fn ended(&self) -> impl Future<Output = String> + Send + use<> {
         let mut ended = self.ended.clone();
         async move {
             match ended.wait_for(Option::is_some).await.map(|news| news.clone()) {
@@ -99,7 +99,7 @@ impl Daemon {
     }
 
     /// Ends it and waits until it is reaped.
-    pub(super) async fn stop(&self) -> Result<()> {
+    pub(crate) async fn stop(&self) -> Result<()> {
         self.process.kill();
         match timeout(deadlines::DAEMON_END, self.ended()).await {
             Ok(_) => Ok(()),
@@ -164,7 +164,7 @@ fn news(name: &str, status: Option<Status>, tail: &[String]) -> String {
     let how = match status {
         Some(Status::Exited(code)) => format!("exited with code {code}"),
         Some(Status::Killed(signal)) => format!("was killed by signal {signal}"),
-        None => "ended".to_owned(),
+        Some(Status::Unknown) | None => "ended".to_owned(),
     };
     let from = tail.len().saturating_sub(QUOTED_LINES);
     match tail.get(from..) {

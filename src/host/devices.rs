@@ -71,14 +71,19 @@ pub(super) fn listen(dir: &Path, plan: &ChannelPlan) -> Result<Agents> {
             let socket = dir.join(AGENT_SOCKET);
             Ok(Agents {
                 listener: Listener::bind(&Channel::Unix { path: socket.clone() })?,
-                device: Device::SerialPort(SerialPort {
-                    name: p::SERIAL_PORT_NAME.to_owned(),
-                    socket,
-                }),
+                device: serial_port(&socket),
                 kernel_param: serial_channel(),
             })
         }
     }
+}
+
+/// The port over which an agent comes to this socket.
+pub(crate) fn serial_port(socket: &Path) -> Device {
+    Device::SerialPort(SerialPort {
+        name: p::SERIAL_PORT_NAME.to_owned(),
+        socket: socket.to_owned(),
+    })
 }
 
 /// Ports and CIDs are the whole host's: both are drawn. Nobody can say whether a CID is free but the VMM, which fails if it
@@ -150,7 +155,7 @@ pub(super) async fn vsock_daemon(program: &Path, dir: &Path, place: &Place, log:
 
 /// Starts virtiofsd on `shared`. It need not be awaited: the VMM connects to a socket that is listened on already, by us,
 /// and finds it closed should the daemon have ended.
-pub(super) async fn virtiofsd(
+pub(crate) async fn virtiofsd(
     program: &Path,
     cache: &str,
     dir: &Path,

@@ -6,8 +6,8 @@
 mod bundle;
 mod cgroup;
 mod copies;
-mod daemon;
-mod devices;
+pub(crate) mod daemon;
+pub(crate) mod devices;
 mod disk;
 mod home;
 mod hooks;
@@ -15,7 +15,7 @@ mod label;
 mod leftovers;
 mod mount;
 mod mountinfo;
-mod network;
+pub(crate) mod network;
 mod options;
 mod ready;
 mod share;
@@ -57,7 +57,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{CgroupPlan, ChannelPlan, ContainerType, NetworkPlan, PodConfig, SandboxPlan, SharePlan};
 use crate::oci::Limits;
 use crate::plan::Volumes;
-use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd};
+use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd, Wanted};
 use crate::store::{CgroupRecord, Record};
 use crate::{ContainerId, SandboxId, admin, deadlines, direct, guest, oci, plan};
 
@@ -71,6 +71,10 @@ pub(crate) struct Host {
     scope: SandboxId,
     plan: Arc<SandboxPlan>,
     held: Option<Held>,
+    /// Its hooks look at the pid of its virtual machine, and may look for the pod's network there.
+    has_hooks: bool,
+    /// See [`Ground::expect`].
+    expected: Option<Arc<OwnedFd>>,
     /// Containers so far, so that no name in the share is ever used twice.
     added: u64,
     steps: Steps,
@@ -111,8 +115,10 @@ impl Host {
         let sandbox = oci::sandbox(&request.id, &spec, resolv_conf.as_deref())?;
         let abilities = request.hypervisor.capabilities();
         let plan = plan::sandbox(&request.config, &sandbox, &abilities, &is_program)?;
-        Self::look_ahead(request, &plan, spec, site)?;
-        Self::new(request, plan)
+        let has_hooks = Self::look_ahead(request, &plan, spec, site)?;
+        let mut host = Self::new(request, plan)?;
+        host.has_hooks = has_hooks;
+        Ok(host)
     }
 
     /// The same for a pod that no container stands for.
@@ -129,7 +135,8 @@ impl Host {
 
     /// The first container is planned, and what it needs of the host is looked for: what can't be is refused here, and not
     /// after a virtual machine was started for it.
-    fn look_ahead(request: &SandboxRequest, plan: &SandboxPlan, spec: Spec, site: &Site) -> Result<()> {
+    /// Answers whether the container has hooks of the host.
+    fn look_ahead(request: &SandboxRequest, plan: &SandboxPlan, spec: Spec, site: &Site) -> Result<bool> {
         let id = ContainerId::new(request.id.as_str())?;
         let bundle = bundle::absolute(&request.bundle)?;
         // A relative root is the caller's to mount, and may have to be made first.
@@ -140,7 +147,7 @@ impl Host {
         share::find_sources(&container, root.is_some_and(|root| root.is_absolute()), site)
             .and_then(|()| copies::fill(&mut container, site))
             .and_then(|()| disk::open_all(&container.disks, site))
-            .map(drop)
+            .map(|_| !container.hooks.create.is_empty() || !container.hooks.poststart.is_empty())
             .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
 
@@ -153,6 +160,8 @@ impl Host {
             scope: request.scope.clone(),
             plan: Arc::new(plan),
             held: None,
+            has_hooks: false,
+            expected: None,
             added: 0,
             steps: Steps::default(),
             modules: Modules::of_the_host(),
@@ -178,9 +187,18 @@ impl Host {
     }
 
     /// The pod's network.
-    async fn network(held: &mut Held, plan: &NetworkPlan, steps: &Steps, log: &Logger) -> Result<Networked> {
+    async fn network(
+        held: &mut Held,
+        plan: &NetworkPlan,
+        expected: Option<Arc<OwnedFd>>,
+        steps: &Steps,
+        log: &Logger,
+    ) -> Result<Networked> {
         let model = network::Model::of(plan.model);
-        let attached = Attached::hold(plan.namespace.as_deref(), model, plan.queues).await?;
+        let attached = match (&plan.namespace, expected) {
+            (None, Some(namespace)) => Attached::hold_new(namespace, model, plan.queues)?,
+            (path, _) => Attached::hold(path.as_deref(), model, plan.queues).await?,
+        };
         // Held first, so that a release waits for what is under way when a start is given up.
         let keeper = held.network.insert(Keeper::start(attached)).clone();
         let connected = keeper.connect(plan.localhost).await?;
@@ -282,6 +300,48 @@ fn clear(home: &Home) -> Result<()> {
 
 #[async_trait]
 impl Ground for Host {
+    fn wanted(&self) -> std::result::Result<Wanted, String> {
+        let plan = &self.plan;
+        let Some(template) = plan.template.filter(|_| plan.channel == ChannelPlan::Serial) else {
+            return Err("virtual machines of this hypervisor and channel are not kept ready".to_owned());
+        };
+        let is_elses = plan.network.as_ref().is_some_and(|network| network.namespace.is_some());
+        if is_elses && self.has_hooks {
+            return Err(
+                "its hooks may look for the pod's network namespace where its virtual machine is, and one that is kept ready \
+                 is in another"
+                    .to_owned(),
+            );
+        }
+        let labels = self.modules.for_monitor(&plan.labels);
+        if !labels.is_empty() {
+            return Err(
+                "its process is to have the pod's security label from its start, and one that is kept ready has started".to_owned(),
+            );
+        }
+        Ok(Wanted {
+            vm: VmSpec {
+                labels,
+                id: plan.id.to_string(),
+                run_dir: Default::default(),
+                kernel: plan.kernel.clone(),
+                initrd: plan.initrd.clone(),
+                kernel_params: [&plan.kernel_params[..], &[guest::serial_channel()]].concat(),
+                vcpus: plan.vcpus,
+                max_vcpus: plan.max_vcpus,
+                memory: plan.memory.clone(),
+                devices: vec![devices::serial_port(Path::new("/"))],
+                network_namespace: None,
+                cgroups: Vec::new(),
+            },
+            plan: template,
+        })
+    }
+
+    fn expect(&mut self, namespace: Arc<OwnedFd>) {
+        self.expected = Some(namespace);
+    }
+
     async fn acquire(&mut self) -> Result<Acquired> {
         let (plan, steps, log) = (&self.plan, &self.steps, &self.log);
         let (home, left_over) = Home::claim(&self.config.runtime.run_dir, &self.scope, &plan.id).await?;
@@ -331,7 +391,7 @@ impl Ground for Host {
         machine_devices.extend(share);
         let mut guest = plan.guest.clone();
         let network = match &plan.network {
-            Some(plan) => Self::network(held, plan, steps, log).await?,
+            Some(plan) => Self::network(held, plan, self.expected.take(), steps, log).await?,
             None => Networked::default(),
         };
         machine_devices.extend(network.devices);

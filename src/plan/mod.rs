@@ -51,7 +51,7 @@ pub fn sandbox(
     let channel = channel::choose(config, abilities, exists)?;
     let Sizing { started, growth } = sizing::size(config, abilities, sandbox.resources);
     let most = growth.map_or(started, |growth| growth.most);
-    let template = (config.factory.enable_template && abilities.snapshots).then(|| template(config));
+    let template = (config.factory.is_on() && abilities.snapshots).then(|| template(config));
     let grows = growth.is_some() || template.is_some_and(|template| template.size != started);
     // vhost-user daemons map the guest's memory too.
     let is_shared =

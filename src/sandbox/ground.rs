@@ -3,6 +3,7 @@
 //!
 //! Must not know how any of it is made; `host` does.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,6 +28,16 @@ use crate::oci::Limits;
 /// Whatever a method has acquired when it fails or is cancelled, [`Ground::release`] gives back.
 #[async_trait]
 pub(crate) trait Ground: Send {
+    /// What a virtual machine that is kept ready has to be, where one will do; or why none will.
+    fn wanted(&self) -> std::result::Result<Wanted, String> {
+        Err("sandboxes of this kind take none that is kept ready".to_owned())
+    }
+
+    /// The virtual machine is there already, and in this network namespace.
+    fn expect(&mut self, namespace: Arc<OwnedFd>) {
+        drop(namespace);
+    }
+
     /// Acquires everything that has to be there before the virtual machine.
     async fn acquire(&mut self) -> Result<Acquired>;
 
@@ -77,6 +88,14 @@ pub(crate) struct Appeared {
     pub(crate) devices: Vec<Device>,
     /// To be told to the guest, once they are.
     pub(crate) guest: p::Network,
+}
+
+/// What a virtual machine is to be before anything is acquired for it.
+pub(crate) struct Wanted {
+    /// As a template of it would be.
+    pub(crate) vm: VmSpec,
+    /// What that has.
+    pub(crate) plan: TemplatePlan,
 }
 
 /// What there is before the virtual machine.

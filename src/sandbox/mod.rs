@@ -33,10 +33,11 @@ use slog::{o, warn};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look, ToAdd};
+pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look, ToAdd, Wanted};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
 use start::Holdings;
+pub(crate) use start::entropy;
 pub(crate) use volumes::Volume;
 
 use crate::admin::{Admin, Subject};

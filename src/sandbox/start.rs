@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent_client::{Agent, ErrorKind as AgentErrorKind};
+use agent_client::{Agent, ErrorKind as AgentErrorKind, TtrpcAgent};
 use agent_protocol as p;
 use configuration::AgentConfig;
 use futures::future::BoxFuture;
@@ -81,6 +81,12 @@ impl Holdings {
         log: &Logger,
     ) -> Result<Ready> {
         let mut clock = Clock::new();
+        // One that is ready brings its network namespace along.
+        let claimed = factory.claim(self.ground.wanted(), log).await;
+        if let Some(claimed) = &claimed {
+            self.ground.expect(claimed.namespace());
+        }
+        let claiming = clock.put_off();
         let Acquired {
             vm: spec,
             listener,
@@ -100,7 +106,11 @@ impl Holdings {
             vcpus: spec.vcpus,
             memory_mib: spec.memory.size_mib,
         };
-        let Obtained { vm, size } = match factory.acquire(spec, template).await {
+        let obtained = match claimed {
+            Some(claimed) => factory.take(claimed, spec, template).await,
+            None => factory.acquire(spec, template).await,
+        };
+        let Obtained { vm, size, agent } = match obtained {
             Ok(obtained) => obtained,
             Err(error) => return Err(explained(error, &mut lost).await),
         };
@@ -110,19 +120,25 @@ impl Holdings {
         self.ground.keep(vm.record())?;
         self.step(Step::VmStarted)?;
         clock.lap("vmm");
+        clock.add(claiming);
 
-        let limit = deadlines::dial(config, || factory.emulated());
-        let greeted = tokio::select! {
-            greeted = listener.accept(limit) => greeted,
-            error = died(&vm) => return Err(error),
-            reason = &mut lost => return Err(deprived(&vm, reason).await),
-        };
-        let agent: Arc<dyn Agent> = match greeted {
-            Ok(agent) => Arc::new(agent),
-            Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
-                return Err(late(&vm, limit).await);
+        let agent: Arc<dyn Agent> = match agent {
+            Some(greeted) => Arc::new(TtrpcAgent::new(greeted)),
+            None => {
+                let limit = deadlines::dial(config, || factory.emulated());
+                let greeted = tokio::select! {
+                    greeted = listener.accept(limit) => greeted,
+                    error = died(&vm) => return Err(error),
+                    reason = &mut lost => return Err(deprived(&vm, reason).await),
+                };
+                match greeted {
+                    Ok(agent) => Arc::new(agent),
+                    Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
+                        return Err(late(&vm, limit).await);
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
-            Err(error) => return Err(error.into()),
         };
         self.agent = Some(Arc::clone(&agent));
         clock.lap("boot");
@@ -201,6 +217,19 @@ impl Clock {
         Self {
             lap: Instant::now(),
             phases: Vec::new(),
+        }
+    }
+
+    /// What has passed since the last lap is none of the next one's.
+    fn put_off(&mut self) -> Duration {
+        let now = Instant::now();
+        now - std::mem::replace(&mut self.lap, now)
+    }
+
+    /// It belongs to the last lap.
+    fn add(&mut self, took: Duration) {
+        if let Some(last) = self.phases.last_mut() {
+            last.took += took;
         }
     }
 
@@ -311,7 +340,7 @@ fn printable(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
 }
 
-fn entropy() -> Result<Vec<u8>> {
+pub(crate) fn entropy() -> Result<Vec<u8>> {
     let mut bytes = vec![0; ENTROPY];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {

@@ -80,6 +80,8 @@ pub(crate) fn config() -> Config {
         factory: FactoryConfig {
             enable_template: false,
             template_path: PathBuf::new(),
+            vm_cache_number: 0,
+            vm_cache_endpoint: PathBuf::new(),
         },
     }
 }

@@ -220,6 +220,8 @@ impl Stand {
             factory: FactoryConfig {
                 enable_template: false,
                 template_path: self.path("template"),
+                vm_cache_number: 0,
+                vm_cache_endpoint: Default::default(),
             },
         }
     }

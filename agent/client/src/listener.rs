@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use agent_protocol::{GREETING, PORT};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Instant;
-use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
+use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 
 use crate::{Error, ErrorKind, TtrpcAgent};
 
@@ -132,6 +132,16 @@ impl Listener {
         }
     }
 
+    /// The same, as a connection for another process to have: [`TtrpcAgent::new`] makes an agent of it.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`]; [`ErrorKind::Unsupported`] where it is no unix socket.
+    pub async fn accept_for_another(&self, deadline: Duration) -> Result<UnixStream, Error> {
+        let none = "only a connection by a unix socket can be handed on";
+        let stream = self.greeted(deadline).await?.into_unix();
+        stream.ok_or_else(|| Error::new(ErrorKind::Unsupported, "accept", none))
+    }
+
     /// The next connection on which an agent greets.
     async fn greeted(&self, deadline: Duration) -> Result<Box<dyn Stream>, Error> {
         let until = Instant::now() + deadline;
@@ -175,8 +185,22 @@ impl Listener {
 }
 
 /// A connection, whatever it is made of.
-trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
+trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {
+    /// The socket, if it is a unix one.
+    fn into_unix(self: Box<Self>) -> Option<UnixStream>;
+}
+
+impl Stream for UnixStream {
+    fn into_unix(self: Box<Self>) -> Option<UnixStream> {
+        Some(*self)
+    }
+}
+
+impl Stream for VsockStream {
+    fn into_unix(self: Box<Self>) -> Option<UnixStream> {
+        None
+    }
+}
 
 fn bind_private(path: &Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
@@ -187,7 +211,6 @@ fn bind_private(path: &Path) -> std::io::Result<UnixListener> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::UnixStream;
 
     fn channel(dir: &tempfile::TempDir) -> Channel {
         Channel::Unix {

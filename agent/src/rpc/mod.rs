@@ -20,7 +20,7 @@ use crate::iptables::FilterRequest;
 use crate::kernel;
 use crate::policy::Policy;
 use crate::process::Signal;
-use crate::sandbox::{ContainerRequest, ExecRequest, Handle, SandboxRequest, spec};
+use crate::sandbox::{After, ContainerRequest, ExecRequest, Handle, SandboxRequest, spec};
 use gate::Rules;
 use translate::status;
 
@@ -84,7 +84,12 @@ impl Agent for Rpc {
 
     async fn destroy_sandbox(&self, _: &TtrpcContext, request: p::DestroySandboxRequest) -> Answer<p::Empty> {
         let grace = Duration::from_nanos(request.grace_ns);
-        done(self.sandbox.destroy(grace, request.machine_ends).await)
+        let after = match (request.machine_ends, request.practised) {
+            (true, _) => After::TheMachine,
+            (false, true) => After::Anew,
+            (false, false) => After::Nothing,
+        };
+        done(self.sandbox.destroy(grace, after).await)
     }
 
     async fn create_container(

@@ -38,6 +38,17 @@ const KILL_DEADLINE: Duration = Duration::from_secs(10);
 /// inside them.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(45);
 
+/// What comes after a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// The end of the machine, as soon as the host is told.
+    TheMachine,
+    /// Nothing.
+    Nothing,
+    /// Another one: this one was for practice.
+    Anew,
+}
+
 /// Which output is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -156,7 +167,7 @@ impl Handle {
     ///
     /// # Errors
     /// [`Error::Late`] when a process outlives SIGKILL; the first failure of what remains, all of which is tried.
-    pub async fn destroy(&self, grace: Duration, machine_ends: bool) -> Result<()> {
+    pub async fn destroy(&self, grace: Duration, after: After) -> Result<()> {
         let mut busy = self.call(|sandbox| Ok(sandbox.begin_destroy())).await?;
         let limit = patient(SETTLE_DEADLINE);
         timeout(limit, busy.wait_for(BTreeSet::is_empty))
@@ -174,14 +185,14 @@ impl Handle {
             .call(|sandbox| Ok(sandbox.signal_everything(Signal::KILL)))
             .await?;
         killed(ends).await?;
-        if machine_ends && self.call(|sandbox| Ok(sandbox.abandon())).await? {
+        if after == After::TheMachine && self.call(|sandbox| Ok(sandbox.abandon())).await? {
             return Ok(());
         }
         let mut result = Ok(());
         for id in self.call(|sandbox| Ok(sandbox.ids())).await? {
             result = result.and(self.delete_container(id, false).await);
         }
-        result.and(self.call(|sandbox| sandbox.finish_destroy()).await)
+        result.and(self.call(move |sandbox| sandbox.finish_destroy(after)).await)
     }
 
     /// Whether nobody has made the guest a sandbox yet.

@@ -37,7 +37,7 @@ use crate::container::{Environment, PodNamespaces};
 use crate::error::{Error, Result};
 use crate::events::{Event, Log, MemoryWatch};
 use crate::growth::Growth;
-use crate::identity::Identity;
+use crate::identity::{self, Identity};
 use crate::iptables::Filter;
 use crate::network::Network;
 use crate::process::stdio::Wanted;
@@ -45,7 +45,7 @@ use crate::process::{Process, Signal};
 use crate::reaper::{self, Exited, Reaper};
 use crate::storage::{self, DiskDevice, Mounted, Mounter, Storage};
 use entry::Entry;
-pub use handle::{Handle, Stream};
+pub use handle::{After, Handle, Stream};
 use shares::Shares;
 use state::Call;
 use workshop::Workshop;
@@ -519,14 +519,34 @@ impl Sandbox {
     }
 
     /// Unmounts everything. The containers are deleted by now.
-    fn finish_destroy(&mut self) -> Result<()> {
+    fn finish_destroy(&mut self, after: After) -> Result<()> {
         let mounts = std::mem::take(&mut self.mounts);
         let result = self.workshop.mounter.unmount_all(mounts);
         self.files().remove();
         if self.owns_kernel {
             rustix::fs::sync();
         }
-        self.phase.send_replace(Phase::Destroyed);
+        // What could not be taken apart must not be somebody else's.
+        let phase = match (&result, after) {
+            (Ok(()), After::Anew) => {
+                self.forget();
+                Phase::Blank
+            }
+            _ => Phase::Destroyed,
+        };
+        self.phase.send_replace(phase);
         result
+    }
+
+    /// Is nobody again.
+    fn forget(&mut self) {
+        self.id.clear();
+        self.shares = Shares::default();
+        self.of_pod.clear();
+        self.growth = None;
+        self.consoles.clear();
+        if self.owns_kernel {
+            identity::forget();
+        }
     }
 }

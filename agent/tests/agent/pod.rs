@@ -146,3 +146,33 @@ async fn memory_of_the_pod_outlives_the_containers_that_use_it() {
     assert!(refused.message.contains("storage.pod"), "{refused}");
     sandbox.destroy().await;
 }
+
+/// A guest that has practised is nobody: what comes then finds nothing of it.
+#[tokio::test]
+async fn after_practice_the_guest_is_nobody_and_becomes_another_sandbox() {
+    let sandbox = Sandbox::ready().await;
+    assert_eq!(sandbox.told(POD, &spec("echo practice", false)).await, "practice\n");
+    let practised = p::DestroySandboxRequest {
+        practised: true,
+        ..Default::default()
+    };
+    sandbox.agent.destroy_sandbox(practised, SOON).await.unwrap();
+    let none = sandbox.create(POD, "true", "").await.unwrap_err();
+    assert_eq!(none.kind, ErrorKind::FailedPrecondition, "nobody has containers");
+
+    let request = p::CreateSandboxRequest {
+        sandbox_id: "another".into(),
+        storages: vec![p::Storage {
+            driver: "virtio-fs".into(),
+            source: "shared".into(),
+            mount_point: "/run/kata/shared".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    sandbox.agent.create_sandbox(request.clone(), SOON).await.unwrap();
+    assert_eq!(sandbox.told(POD, &spec("echo real", false)).await, "real\n");
+    let twice = sandbox.agent.create_sandbox(request, SOON).await.unwrap_err();
+    assert_eq!(twice.kind, ErrorKind::AlreadyExists);
+    sandbox.destroy().await;
+}

@@ -1,6 +1,7 @@
 //! A process of ours: started in its own group with only the intended descriptors, watched by its pidfd, killed and
 //! reaped by identity rather than by number. It must not know which program it runs.
 
+mod adopted;
 mod record;
 mod spawner;
 mod sys;
@@ -11,8 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use rustix::pipe::PipeFlags;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -22,6 +24,7 @@ use tokio::net::unix::pipe;
 use crate::{Error, ErrorKind, pages};
 
 pub use crate::rest::Litter;
+pub use adopted::Ward;
 pub use record::reap;
 pub use sys::close_on_exec_from;
 pub(crate) use sys::{landlock_abi, watch};
@@ -54,13 +57,24 @@ pub struct Label {
     pub value: String,
 }
 
-/// A child process. Dropping it kills it; to reap it is the supervisor's part ([`Process::ended`]).
+/// A process of ours. Dropping it kills it; to reap it is the supervisor's part ([`Process::ended`]).
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     start_time: u64,
     pidfd: AsyncFd<OwnedFd>,
     litter: Mutex<Litter>,
+    kin: Kin,
+    /// It is another process's, who is told of its end; ours is only to reap it.
+    given_away: OnceLock<OwnedFd>,
+}
+
+/// What a process is to us.
+#[derive(Debug)]
+enum Kin {
+    Child,
+    /// Somebody else's child, who reaps it and says here how it has ended.
+    Adopted(adopted::News),
 }
 
 /// How a process ended.
@@ -70,11 +84,32 @@ pub enum Status {
     Exited(i32),
     /// By this signal.
     Killed(i32),
+    /// Its parent alone knew, and is gone.
+    Unknown,
 }
 
 /// Starts `program` in a new process group, with an empty environment, `/` as its directory, `/dev/null` as stdin, and
 /// stdout and stderr in the pipe that is returned. The child is killed when this process dies.
 pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error> {
+    begin(program, None).await
+}
+
+/// Starts `program` likewise, but for another process: it is killed when nobody has what is returned last (nor a copy of it) any
+/// more, and does not notice the end of this process.
+pub async fn start_for_another(program: Program) -> Result<(Process, pipe::Receiver, OwnedFd), Error> {
+    let ends = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
+    let (its, ours) = ends.map_err(|source| {
+        let source = io::Error::from(source);
+        Error::caused(ErrorKind::Internal, format!("cannot make a pipe: {source}"), source)
+    })?;
+    let (process, output) = begin(program, Some(Arc::new(its))).await?;
+    Ok((process, output, ours))
+}
+
+async fn begin(
+    program: Program,
+    lifeline: Option<Arc<OwnedFd>>,
+) -> Result<(Process, pipe::Receiver), Error> {
     let failed = |source: io::Error| {
         if source.raw_os_error() == Some(sys::LABEL_REFUSED) {
             let values: Vec<_> = program.labels.iter().map(|label| label.value.as_str()).collect();
@@ -119,6 +154,7 @@ pub async fn start(program: Program) -> Result<(Process, pipe::Receiver), Error>
             network_namespace: program.network_namespace.clone(),
             cgroups: program.cgroups.clone(),
             labels: sys::labels(&program.labels).map_err(failed)?,
+            lifeline,
         },
     );
     let output = pipe::Receiver::from_owned_fd(output.into()).map_err(failed)?;
@@ -152,6 +188,8 @@ impl Process {
             start_time: record::start_time(pid)?,
             pidfd: sys::watch(pidfd)?,
             litter: Mutex::default(),
+            kin: Kin::Child,
+            given_away: OnceLock::new(),
         })
     }
 
@@ -176,6 +214,9 @@ impl Process {
     }
 
     fn signal(&self, signal: Signal) {
+        if self.given_away.get().is_some() {
+            return;
+        }
         // It can only fail because the process has ended.
         let _ = pidfd_send_signal(self.pidfd.get_ref(), signal);
     }
@@ -184,16 +225,23 @@ impl Process {
     pub async fn ended(&self) -> io::Result<Status> {
         loop {
             let mut guard = self.pidfd.readable().await?;
+            if let Kin::Adopted(news) = &self.kin {
+                return Ok(news.status().await);
+            }
             let id = WaitId::PidFd(self.pidfd.get_ref().as_fd());
             if let Some(status) = waitid(id, WaitIdOptions::EXITED | WaitIdOptions::NOHANG)? {
                 // Poisoned by nobody, and then it goes with the process.
                 if let Ok(mut litter) = self.litter.lock() {
                     litter.clear();
                 }
-                return Ok(match status.terminating_signal() {
+                let status = match status.terminating_signal() {
                     Some(signal) => Status::Killed(signal),
                     None => Status::Exited(status.exit_status().unwrap_or(0)),
-                });
+                };
+                if let Some(owner) = self.given_away.get() {
+                    adopted::tell(owner, status);
+                }
+                return Ok(status);
             }
             guard.clear_ready();
         }

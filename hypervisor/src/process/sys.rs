@@ -8,9 +8,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{FdFlags, fcntl_setfd, write};
-use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Signal, getpid, getppid, set_parent_process_death_signal, setpriority_process,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -21,6 +24,8 @@ use crate::pages;
 /// What the start of a child fails with whose label was refused, so that it can be told from whatever else can happen there:
 /// nothing else there has to do with keys.
 pub const LABEL_REFUSED: i32 = libc::EKEYREJECTED;
+/// Niceness of a process that is started for another one: nobody waits for it yet, and who takes it over gives it his own.
+const PRIORITY_FOR_ANOTHER: i32 = 10;
 
 /// What a child has from us besides its standard streams. See [`Program`](super::Program).
 pub struct Inheritance {
@@ -29,6 +34,8 @@ pub struct Inheritance {
     pub cgroups: Vec<Arc<OwnedFd>>,
     /// Files, and what is written to them.
     pub labels: Vec<(CString, Vec<u8>)>,
+    /// What its life depends on instead of ours.
+    pub lifeline: Option<Arc<OwnedFd>>,
 }
 
 /// Labels as a child can write them, which must not allocate.
@@ -40,7 +47,8 @@ pub fn labels(labels: &[Label]) -> io::Result<Vec<(CString, Vec<u8>)>> {
     labels.iter().map(one).collect()
 }
 
-/// Makes `command` inherit exactly this (descriptors at the numbers they have here), and die with the thread that spawns it.
+/// Makes `command` inherit exactly this (descriptors at the numbers they have here), and die with the thread that spawns it, or
+/// with its lifeline.
 pub fn prepare(command: &mut Command, inheritance: Inheritance) {
     let parent = getpid();
     // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock, so that it may run in the
@@ -99,15 +107,49 @@ fn join(cgroups: &[Arc<OwnedFd>]) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the kernel end this process when nobody holds the other end of this pipe any more.
+///
+/// The process itself holds the end that is read, and is to be told by a signal of what happens there (`O_ASYNC`): by SIGKILL,
+/// which no program can overlook. Nothing is ever written to it, so that the end of the last writer is all that can happen.
+fn live_by(pipe: &OwnedFd) -> io::Result<()> {
+    /// linux/fcntl.h
+    const F_SETSIG: libc::c_int = 10;
+    let fd = pipe.as_raw_fd();
+    let settings = [
+        (libc::F_SETOWN, getpid().as_raw_nonzero().get()),
+        (F_SETSIG, libc::SIGKILL),
+        (libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK),
+    ];
+    for (command, value) in settings {
+        // SAFETY: these commands take a number and set a property of an open descriptor.
+        if unsafe { libc::fcntl(fd, command, value) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // The last one may have gone before the lines above; then nothing will happen any more.
+    let mut look = [PollFd::new(pipe, PollFlags::IN)];
+    poll(&mut look, Some(&Timespec::default()))?;
+    match look[0].revents().is_empty() {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
 fn between_fork_and_exec(parent: Pid, inheritance: &Inheritance) -> io::Result<()> {
-    die_with(parent)?;
+    match &inheritance.lifeline {
+        Some(pipe) => {
+            live_by(pipe)?;
+            setpriority_process(None, PRIORITY_FOR_ANOTHER)?;
+        }
+        None => die_with(parent)?,
+    }
     // Here, so that no thread, child or page of the program is ever counted elsewhere.
     join(&inheritance.cgroups)?;
     if let Some(namespace) = &inheritance.network_namespace {
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
     }
     close_on_exec_from(3)?;
-    for fd in &inheritance.fds {
+    for fd in inheritance.fds.iter().chain(&inheritance.lifeline) {
         // SAFETY: `fd` is open: it is owned by the caller's closure.
         let fd = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
         fcntl_setfd(fd, FdFlags::empty())?;

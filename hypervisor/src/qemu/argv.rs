@@ -42,6 +42,8 @@ pub struct Settings {
 pub struct Channels {
     /// Its control protocol.
     pub control: Arc<OwnedFd>,
+    /// The same once more, for whoever takes the VM over: nothing was said on it then.
+    pub transfer: Option<Arc<OwnedFd>>,
     /// The guest's console.
     pub console: Arc<OwnedFd>,
     /// vhost-net's, of all network cards, as [`vhost::open`] gives them; or none.
@@ -137,6 +139,11 @@ pub fn build(
     let control = line.inherit(&channels.control);
     line.option("chardev", format!("socket,id=control,fd={control}"));
     line.option("mon", "chardev=control,mode=control");
+    if let Some(transfer) = &channels.transfer {
+        let transfer = line.inherit(transfer);
+        line.option("chardev", format!("socket,id=transfer,fd={transfer}"));
+        line.option("mon", "chardev=transfer,mode=control");
+    }
     let console = line.inherit(&channels.console);
     line.option("chardev", format!("socket,id=console,fd={console}"));
     line.option("serial", "chardev:console");

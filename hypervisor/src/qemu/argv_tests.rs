@@ -77,6 +77,7 @@ fn command_lines_are_as_they_were() {
     let channels = Channels {
         control: numbered(&null, 600),
         console: numbered(&null, 601),
+        transfer: None,
         vhost_net: Vec::new(),
     };
     // Of the one card with two queues, then of one with a single queue.
@@ -186,6 +187,7 @@ fn every_descriptor_that_is_named_is_inherited() {
     let channels = Channels {
         control: Arc::clone(&null),
         console: Arc::clone(&null),
+        transfer: None,
         vhost_net: Vec::new(),
     };
     let net = Device::Net {
@@ -209,6 +211,7 @@ fn what_cannot_be_is_refused() {
     let channels = Channels {
         control: Arc::clone(&null),
         console: Arc::clone(&null),
+        transfer: None,
         vhost_net: Vec::new(),
     };
     let with = |change: &dyn Fn(&mut VmSpec)| {

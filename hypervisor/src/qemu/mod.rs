@@ -7,6 +7,7 @@ mod device;
 mod hotplug;
 mod resize;
 mod snapshot;
+mod transfer;
 mod vhost;
 mod vm;
 
@@ -26,13 +27,14 @@ use self::argv::{Channels, Life, Settings};
 use self::hotplug::Slots;
 use self::resize::Grown;
 use self::snapshot::Revival;
+use self::transfer::Hand;
 use self::vm::QemuVm;
 use crate::probe::{self, Choice};
 use crate::rest::Litter;
 use crate::supervisor::{Sources, Supervised};
 use crate::{
-    Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, Origin, Vm, VmRecord, VmSpec, files, process,
-    qmp,
+    Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, Offer, Origin, Vm, VmRecord, VmSpec, files,
+    process, qmp,
 };
 
 const NAME: &str = "qemu";
@@ -101,11 +103,19 @@ impl Qemu {
     }
 
     /// Starts QEMU, and waits until it takes commands.
-    async fn start(&self, spec: VmSpec, life: Life, log: Logger) -> Result<QemuVm, Error> {
+    async fn start(&self, spec: VmSpec, life: Life, whose: Whose, log: Logger) -> Result<QemuVm, Error> {
         let (control, control_theirs) = socket_pair()?;
         let (console, console_theirs) = socket_pair()?;
+        let (transfer, transfer_theirs) = match whose {
+            Whose::Ours => (None, None),
+            Whose::Anybodys => {
+                let (ours, theirs) = socket_pair()?;
+                (Some(ours), Some(Arc::new(theirs)))
+            }
+        };
         let channels = Channels {
             control: Arc::new(control_theirs),
+            transfer: transfer_theirs,
             console: Arc::new(console_theirs),
             vhost_net: self.vhost_net(&spec.devices, &log),
         };
@@ -122,7 +132,17 @@ impl Qemu {
             labels: spec.labels,
             litter: Litter::default(),
         };
-        let (process, output) = process::start(program).await?;
+        let (process, output, hand) = match transfer {
+            None => {
+                let (process, output) = process::start(program).await?;
+                (process, output, None)
+            }
+            Some(control) => {
+                let (process, output, lifeline) = process::start_for_another(program).await?;
+                let hand = Hand::new(lifeline, control, &console, &output)?;
+                (process, output, Some(hand))
+            }
+        };
         // Ours must be closed, or their end would never be seen.
         drop(channels);
 
@@ -158,6 +178,8 @@ impl Qemu {
             client,
             ports,
             openings: news.openings,
+            hand,
+            _lifeline: None,
             saveable: match life {
                 Life::ToSave(memory) => Some(memory),
                 Life::Cold | Life::Clone(_) => None,
@@ -190,6 +212,7 @@ impl Hypervisor for Qemu {
             multiqueue: true,
             resize: self.settings.machine == MachineType::Q35,
             snapshots: snapshot::is_possible(self.settings.machine),
+            transfer: snapshot::is_possible(self.settings.machine),
             emulated: !self.settings.kvm,
             guest_is_process: false,
         }
@@ -208,6 +231,38 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
+        self.live(spec, boot, Whose::Ours).await
+    }
+
+    async fn launch_for_another(&self, spec: VmSpec, boot: Boot) -> Result<Box<dyn Vm>, Error> {
+        self.live(spec, boot, Whose::Anybodys).await
+    }
+
+    async fn take_over(&self, offer: Offer, spec: VmSpec, devices: Vec<Device>) -> Result<Box<dyn Vm>, Error> {
+        let log = self.log.new(slog::o!("vm" => spec.id.clone()));
+        transfer::take_over(&self.settings, &self.reason, offer, spec, devices, log).await
+    }
+
+    fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error> {
+        snapshot::fingerprint(&self.settings, spec)
+    }
+
+    async fn reap(&self, record: &VmRecord) -> Result<(), Error> {
+        process::reap(record).await
+    }
+}
+
+/// Who is to have a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This process, to its end.
+    Ours,
+    /// Whoever it is handed over to.
+    Anybodys,
+}
+
+impl Qemu {
+    async fn live(&self, spec: VmSpec, boot: Boot, whose: Whose) -> Result<Box<dyn Vm>, Error> {
         let log = self.log.new(slog::o!("vm" => spec.id.clone()));
         let (life, revival) = match boot {
             Boot::Cold => (Life::Cold, None),
@@ -217,21 +272,13 @@ impl Hypervisor for Qemu {
                 (Life::Clone(memory), Some(revival))
             }
         };
-        let mut vm = self.start(spec, life, log).await?;
+        let mut vm = self.start(spec, life, whose, log).await?;
         if let Some(revival) = revival
             && let Err(error) = revival.finish(&mut vm).await
         {
             return Err(vm.supervised.failed_early(VMM, error).await);
         }
         Ok(Box::new(vm))
-    }
-
-    fn fingerprint(&self, spec: &VmSpec) -> Result<String, Error> {
-        snapshot::fingerprint(&self.settings, spec)
-    }
-
-    async fn reap(&self, record: &VmRecord) -> Result<(), Error> {
-        process::reap(record).await
     }
 }
 

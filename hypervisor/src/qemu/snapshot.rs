@@ -65,13 +65,7 @@ impl Revival {
                 ),
             ));
         }
-        // Daemons serve whoever connects first, and nobody after: what may fail comes before.
-        devices.sort_by_key(|device| {
-            matches!(
-                device,
-                Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. })
-            )
-        });
+        sort(&mut devices);
         check_size(&memory, spec)?;
         let (memory, copying) = match spec.memory.backing {
             MemoryBacking::Private => (Arc::new(memory), None),
@@ -106,6 +100,17 @@ impl Revival {
         }
         vm.client.execute("cont", json!({})).await.map(drop)
     }
+}
+
+/// Puts devices in the order in which they are plugged. Daemons serve whoever connects first, and nobody after: what may fail comes
+/// before.
+pub fn sort(devices: &mut [Device]) {
+    devices.sort_by_key(|device| {
+        matches!(
+            device,
+            Device::VirtioFs(_) | Device::Vsock(Vsock::VhostUser { .. })
+        )
+    });
 }
 
 /// Saves a VM that was started on `memory`.
@@ -194,6 +199,7 @@ pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> 
     let channels = Channels {
         control: Arc::clone(&null),
         console: Arc::clone(&null),
+        transfer: None,
         vhost_net: Vec::new(),
     };
     let number = null.as_raw_fd();

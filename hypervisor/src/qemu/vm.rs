@@ -10,10 +10,11 @@ use tokio::sync::{broadcast, watch};
 
 use super::hotplug::Slots;
 use super::resize::Grown;
+use super::transfer::Hand;
 use super::{NAME, Reported, snapshot};
 use crate::qmp::{Client, Events};
 use crate::supervisor::{Announcement, Supervised};
-use crate::{Device, Error, ErrorKind, Exit, Hotplug, Resize, SaveTo, Vm, VmRecord, VmReport};
+use crate::{Device, Error, ErrorKind, Exit, Hotplug, Resize, SaveTo, Transfer, Vm, VmRecord, VmReport};
 
 /// A running QEMU. Dropping it kills the process.
 #[derive(Debug)]
@@ -30,6 +31,10 @@ pub struct QemuVm {
     pub(super) ports: usize,
     /// How often its guest has opened one.
     pub(super) openings: watch::Receiver<usize>,
+    /// What is handed over with it, if it can be.
+    pub(super) hand: Option<Hand>,
+    /// What its life depends on, if it was taken over.
+    pub(super) _lifeline: Option<OwnedFd>,
     /// Its memory, if it can be saved.
     pub(super) saveable: Option<Arc<OwnedFd>>,
 }
@@ -83,6 +88,13 @@ impl Vm for QemuVm {
 
     fn resize(&mut self) -> Option<&mut dyn Resize> {
         self.grown.as_mut().map(|grown| grown as &mut dyn Resize)
+    }
+
+    fn transfer(&mut self) -> Option<&mut dyn Transfer> {
+        match self.hand {
+            Some(_) => Some(self),
+            None => None,
+        }
     }
 
     async fn save(&mut self, to: SaveTo) -> Result<(), Error> {

@@ -18,7 +18,9 @@ pub(super) mod tests;
 mod view;
 
 use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use agent_protocol as p;
 use hypervisor::Device;
@@ -57,11 +59,24 @@ impl Attached {
     /// [`ErrorKind::NotFound`] when there is no such namespace, [`ErrorKind::InvalidArgument`] when the path is something
     /// else or the host's own.
     pub(crate) async fn hold(namespace: Option<&Path>, model: Option<Model>, queues: u32) -> Result<Self> {
-        Ok(Self {
-            namespace: match namespace {
-                Some(path) => Namespace::open(path)?,
-                None => Namespace::create().await?,
-            },
+        let namespace = match namespace {
+            Some(path) => Namespace::open(path)?,
+            None => Namespace::create().await?,
+        };
+        Ok(Self::of(namespace, model, queues))
+    }
+
+    /// The same with a new namespace that is there already: [`apart`] has made it.
+    ///
+    /// # Errors
+    /// It cannot be examined.
+    pub(crate) fn hold_new(namespace: Arc<OwnedFd>, model: Option<Model>, queues: u32) -> Result<Self> {
+        Ok(Self::of(Namespace::given(namespace)?, model, queues))
+    }
+
+    fn of(namespace: Namespace, model: Option<Model>, queues: u32) -> Self {
+        Self {
+            namespace,
             model,
             queues: queues.clamp(1, connect::MAX_QUEUES),
             connections: Vec::new(),
@@ -69,7 +84,7 @@ impl Attached {
             guest: p::Network::default(),
             left_out: Vec::new(),
             steering: None,
-        })
+        }
     }
 
     /// Listens for connections to localhost in the namespace, on every port, which are the guest's. Needs a Tokio runtime.
@@ -182,6 +197,14 @@ impl Drop for Attached {
                 .run_now(move || connect::undo(&mut open()?, connections));
         }
     }
+}
+
+/// Makes a namespace with nothing but a loopback device, for a virtual machine whose pod is not known yet.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) async fn apart() -> Result<Arc<OwnedFd>> {
+    Ok(Namespace::create().await?.descriptor())
 }
 
 /// Undoes what a dead owner has left in a namespace, if that is still there.

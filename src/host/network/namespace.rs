@@ -129,6 +129,19 @@ impl Namespace {
         }
     }
 
+    /// One that was made by [`Namespace::create`], of whatever process.
+    pub(super) fn given(fd: Arc<OwnedFd>) -> Result<Self> {
+        let stat = rustix::fs::fstat(&fd).map_err(|cause| {
+            Error::caused(ErrorKind::Internal, "cannot examine a network namespace", cause)
+        })?;
+        Ok(Self {
+            path: None,
+            identity: (stat.st_dev, stat.st_ino),
+            fd,
+            turn: Arc::new(Semaphore::new(1)),
+        })
+    }
+
     /// The one of a record. `None`: it is gone.
     pub(super) fn of(record: &NetworkRecord) -> Result<Option<Self>> {
         let namespace = match Self::open(&record.namespace) {

@@ -80,6 +80,8 @@ fn config() -> Config {
         factory: FactoryConfig {
             enable_template: false,
             template_path: "/run/t".into(),
+            vm_cache_number: 0,
+            vm_cache_endpoint: PathBuf::new(),
         },
     }
 }
@@ -97,6 +99,7 @@ fn abilities() -> Capabilities {
         multiqueue: true,
         resize: false,
         snapshots: false,
+        transfer: false,
         emulated: false,
         guest_is_process: false,
     }

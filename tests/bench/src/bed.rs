@@ -64,9 +64,10 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// A template, and what says that machines are copies of it.
+/// A template, and what says that machines are copies of it, or that they were kept ready as such.
 pub struct Copies {
     configuration: PathBuf,
+    kind: factory::Kind,
 }
 
 impl Copies {
@@ -75,7 +76,15 @@ impl Copies {
     /// # Errors
     /// No machine was a copy, or it does not go.
     pub fn end(&self) -> Result<()> {
-        factory::finish(&Target::here(), &self.configuration)
+        factory::finish(&Target::here(), &self.configuration, self.kind)
+    }
+
+    /// Waits until as many are ready as there are to be. Answers with their processes.
+    ///
+    /// # Errors
+    /// They can't be made.
+    pub fn settled(&self) -> Result<Vec<u32>> {
+        factory::settled(&Target::here(), &self.configuration)
     }
 }
 
@@ -143,7 +152,15 @@ impl Bed {
     /// # Errors
     /// It can't be made.
     pub fn copies(&self) -> Result<Copies> {
-        self.copies_of(None)
+        self.made(factory::Kind::Template, None)
+    }
+
+    /// The same, and has some be kept ready.
+    ///
+    /// # Errors
+    /// They can't be made.
+    pub fn cache(&self) -> Result<Copies> {
+        self.made(factory::Kind::Cache, None)
     }
 
     /// The same of machines with so much memory, MiB; without it, the configuration's.
@@ -151,19 +168,27 @@ impl Bed {
     /// # Errors
     /// It can't be made.
     pub fn copies_of(&self, memory_mib: Option<u64>) -> Result<Copies> {
+        self.made(factory::Kind::Template, memory_mib)
+    }
+
+    fn made(&self, kind: factory::Kind, memory_mib: Option<u64>) -> Result<Copies> {
+        let word = match kind {
+            factory::Kind::Template => "copies",
+            factory::Kind::Cache => "cache",
+        };
         let (settings, name) = match memory_mib {
             Some(mib) => (
                 self.settings.clone().hypervisor_number("default_memory", mib),
-                format!("copies-{mib}"),
+                format!("{word}-{mib}"),
             ),
-            None => (self.settings.clone(), "copies".to_owned()),
+            None => (self.settings.clone(), word.to_owned()),
         };
         let configuration = self.cell.directory.join(format!("{name}.toml"));
         // One that is destroyed takes all of its directory along.
-        let settings = factory::configured_below(settings, &name);
+        let settings = factory::configured_below(settings, kind, &name);
         settings.write(&configuration)?;
         factory::prepare(&Target::here(), &configuration)?;
-        Ok(Copies { configuration })
+        Ok(Copies { configuration, kind })
     }
 
     fn run_configured(

@@ -17,6 +17,9 @@ enum Bounded {
 /// By id: at most so much for "must", "good" and "best".
 const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
     ("B1", Bounded::Ratio, [0.21, 0.1, 0.05]),
+    // One and a half times as fast as a copy, two and a half times, three and a half times.
+    ("B2", Bounded::Ratio, [0.667, 0.4, 0.286]),
+    ("B3.cache", Bounded::Ratio, [2.5, 1.8, 1.2]),
     ("B3.copy", Bounded::Ratio, [4.0, 2.5, 1.6]),
     ("B5", Bounded::Ratio, [0.15, 0.07, 0.03]),
     ("B5.outside", Bounded::Ratio, [0.15, 0.07, 0.03]),

@@ -80,7 +80,7 @@ const ALL: &[Benchmark] = &[
         run: cold::run,
     },
     Benchmark {
-        ids: &["B1", "B3.copy", "B3.saved"],
+        ids: &["B1", "B2", "B3.cache", "B3.copy", "B3.saved"],
         what: "copies of a template, cold starts, and runc's",
         run: copies::run,
     },

@@ -169,13 +169,31 @@ pub fn processes() -> Result<Vec<Process>> {
         // One that ends while we look was not there.
         if pid != own
             && pid != 1
-            && let Some(process) = process(pid)
+            && let Some(mut process) = process(pid)
         {
+            if process.command.iter().any(|word| word.starts_with(KEPT_READY)) {
+                process.command.extend(taken_by(process.pid));
+            }
             processes.push(process);
         }
     }
     processes.sort();
     Ok(processes)
+}
+
+/// What the command line of a machine has that was kept ready, and not the name of its sandbox.
+const KEPT_READY: &str = "guest=cache-";
+
+/// The sandbox that a machine belongs to, by the record of that.
+fn taken_by(pid: i32) -> Option<String> {
+    let sandboxes = fs::read_dir("/run/kata").ok()?.flatten();
+    sandboxes
+        .filter(|sandbox| {
+            let record = fs::read(sandbox.path().join("record.json")).unwrap_or_default();
+            let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+            record["vm"]["pid"] == pid
+        })
+        .find_map(|sandbox| sandbox.file_name().into_string().ok())
 }
 
 /// What `/proc` says of a process; nothing if there is none.

@@ -60,6 +60,13 @@ impl Configuration {
         self
     }
 
+    /// Has so many machines be kept ready, by whom listens there.
+    pub fn cache(mut self, endpoint: &str, number: u64) -> Self {
+        set(&mut self.factory, "vm_cache_number", number.to_string());
+        set(&mut self.factory, "vm_cache_endpoint", format!("{endpoint:?}"));
+        self
+    }
+
     /// Sets a key of `agent.kata` to a string.
     pub fn agent(mut self, key: &str, value: &str) -> Self {
         set(&mut self.agent, key, format!("{value:?}"));

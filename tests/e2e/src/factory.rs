@@ -1,4 +1,4 @@
-//! The same tests with machines that are copies: `KATA_TEST_FACTORY=template`.
+//! The same tests with machines that are copies, or were kept ready: `KATA_TEST_FACTORY=template` or `cache`.
 
 use std::env;
 use std::path::Path;
@@ -10,35 +10,60 @@ use crate::deadlines;
 use crate::parts::Target;
 use crate::program::Program;
 
-/// The variable that says where the machines of a test come from: `boot`, as without it, or `template`.
+/// The variable that says where the machines of a test come from: `boot`, `template` or `cache`. Without it a suite decides.
 pub const VARIABLE: &str = "KATA_TEST_FACTORY";
 
 /// Where the templates of a cell are: it has a `/run` of its own.
 const TEMPLATES: &str = "/run/kata-template";
 
-/// Whether machines are to be copies.
+/// Where machines of a cell are kept ready.
+const CACHE: &str = "/run/kata-cache";
+
+/// How many are kept ready for a suite.
+const KEPT: u64 = 2;
+
+/// Where machines come from, if they are not booted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// They are copies of a template.
+    Template,
+    /// They were kept ready, as copies of one.
+    Cache,
+}
+
+/// Where machines are to come from; `usual`: unless the variable says.
 ///
 /// # Errors
 /// The variable says something else.
-pub fn is_wanted() -> Result<bool> {
+pub fn wanted(usual: Option<Kind>) -> Result<Option<Kind>> {
     match env::var(VARIABLE).as_deref() {
-        Err(_) | Ok("" | "boot") => Ok(false),
-        Ok("template") => Ok(true),
-        Ok(other) => bail!("{VARIABLE} is {other:?}, and neither boot nor template"),
+        Err(_) | Ok("") => Ok(usual),
+        Ok("boot") => Ok(None),
+        Ok("template") => Ok(Some(Kind::Template)),
+        Ok("cache") => Ok(Some(Kind::Cache)),
+        Ok(other) => bail!("{VARIABLE} is {other:?}, and neither boot, template nor cache"),
     }
 }
 
-/// What a configuration says where machines are copies.
-pub fn configured(configuration: Configuration) -> Configuration {
-    configuration.template(TEMPLATES)
+/// What a configuration says where machines come from there.
+pub fn configured(configuration: Configuration, kind: Kind) -> Configuration {
+    with(configuration, kind, "")
 }
 
 /// The same with a directory of its own, so that the end of one is none of another's.
-pub fn configured_below(configuration: Configuration, name: &str) -> Configuration {
-    configuration.template(&format!("{TEMPLATES}-{name}"))
+pub fn configured_below(configuration: Configuration, kind: Kind, name: &str) -> Configuration {
+    with(configuration, kind, &format!("-{name}"))
 }
 
-/// Makes the template of a configuration.
+fn with(configuration: Configuration, kind: Kind, suffix: &str) -> Configuration {
+    let configuration = configuration.template(&format!("{TEMPLATES}{suffix}"));
+    match kind {
+        Kind::Template => configuration,
+        Kind::Cache => configuration.cache(&format!("{CACHE}{suffix}/cache.sock"), KEPT),
+    }
+}
+
+/// Makes the template of a configuration, and has machines be kept ready; waits until they are.
 ///
 /// # Errors
 /// It can't be made.
@@ -46,21 +71,41 @@ pub fn prepare(target: &Target, configuration: &Path) -> Result<()> {
     call(target, configuration, "init").map(drop)
 }
 
-/// Says how many machines were copies, and takes the template away.
+/// Waits until nothing is being made any more. Answers with the processes of what is kept ready, and of who keeps it.
 ///
 /// # Errors
-/// There were machines, and none was a copy.
-pub fn finish(target: &Target, configuration: &Path) -> Result<()> {
+/// It can't be made.
+pub fn settled(target: &Target, configuration: &Path) -> Result<Vec<u32>> {
+    prepare(target, configuration)?;
+    let status = call(target, configuration, "status")?;
+    let pids = status.lines().filter_map(|line| {
+        let rest = ["VM cache server pid = ", "VM pid = "]
+            .iter()
+            .find_map(|beginning| line.strip_prefix(beginning))?;
+        rest.split(' ').next()?.parse().ok()
+    });
+    Ok(pids.collect())
+}
+
+/// Says how many machines came from where they should, and takes away what was made for that.
+///
+/// # Errors
+/// There were machines, and none did.
+pub fn finish(target: &Target, configuration: &Path, kind: Kind) -> Result<()> {
     let status = call(target, configuration, "status")?;
     call(target, configuration, "destroy")?;
     eprintln!("e2e: {}", status.trim().replace('\n', "; "));
+    let (beginning, unused, missed) = match kind {
+        Kind::Template => ("starts: ", "0 copied, 0 booted", "0 copied"),
+        Kind::Cache => ("taken: ", "0 hits, 0 misses", "0 hits"),
+    };
     let starts = status
         .lines()
-        .find_map(|line| line.strip_prefix("starts: "))
+        .find_map(|line| line.strip_prefix(beginning))
         .with_context(|| format!("the status tells no starts: {status}"))?;
     ensure!(
-        starts == "0 copied, 0 booted" || !starts.starts_with("0 copied"),
-        "no machine was a copy: {status}"
+        starts == unused || !starts.starts_with(missed),
+        "no machine came from where it should: {status}"
     );
     Ok(())
 }

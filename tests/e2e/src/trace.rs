@@ -28,7 +28,7 @@ pub struct Trace {
     pub accelerator: String,
     /// Why it is that one.
     pub reason: String,
-    /// Whether it was booted (`boot`) or copied (`clone`).
+    /// Whether it was booted (`boot`), copied (`clone`) or kept ready (`cache`).
     pub origin: String,
     /// Name for people, wall time.
     pub phases: Vec<(&'static str, Duration)>,

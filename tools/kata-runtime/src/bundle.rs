@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use runtime::error::Result;
 use runtime::{Error, ErrorKind, oci};
 
@@ -45,6 +46,20 @@ pub fn annotations(bundle: &Path) -> Result<BTreeMap<String, String>> {
         context: format!("{}: {}", bundle.join(CONFIG).display(), error.context),
         ..error
     })
+}
+
+/// Whether a bundle's specification names a network namespace that is there already.
+///
+/// # Errors
+/// As [`annotations`].
+pub fn names_a_network(bundle: &Path) -> Result<bool> {
+    let spec: Spec = serde_json::from_slice(&config(bundle)?).map_err(|cause| {
+        let what = format!("{} is no specification", bundle.join(CONFIG).display());
+        Error::caused(ErrorKind::InvalidArgument, what, cause)
+    })?;
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    let mut networks = namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    Ok(networks.any(|network| network.path().is_some()))
 }
 
 /// Leaves the mark of a killed process.

@@ -1,19 +1,30 @@
-//! `factory`: the virtual machine that sandboxes are copies of.
+//! `factory`: the virtual machine that sandboxes are copies of, and who keeps some ready.
 
-use std::process::ExitCode;
+use std::env;
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use configuration::Config;
 use hypervisor::Hypervisor;
+use runtime::factory::cache::{self, Answered, Place};
 use runtime::factory::{self, Kept, Made, Status};
 use slog::{Discard, Logger, o};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::admin::{block_on, told};
+use crate::daemon;
 
-/// Make, show or remove the virtual machine that sandboxes are copies of (`[factory]` of the configuration).
+/// Make, show or remove the virtual machine that sandboxes are copies of, and those that are kept ready (`[factory]` of the
+/// configuration).
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,22 +33,45 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Boot it once and save it, unless that was done already.
+    /// Boot it once and save it, and begin to keep some ready, unless that was done already.
     Init,
-    /// Print what is saved, and what became of the starts.
+    /// Print what is saved and kept ready, and what became of the starts.
     Status,
-    /// Remove everything that is saved.
+    /// End those that are kept ready, and remove everything that is saved.
     Destroy,
+    /// Keep virtual machines ready. For this program itself.
+    #[command(hide = true)]
+    Serve,
 }
 
-/// Does it.
+/// Does it. `named`: the file of the configuration, if somebody has named it.
 ///
 /// # Errors
 /// The factory's.
-pub fn run(args: &Args, config: &Config) -> Result<ExitCode> {
+pub fn run(args: &Args, config: Config, named: Option<&Path>) -> Result<ExitCode> {
+    let wanted = &config.factory;
     match args.verb {
-        Verb::Init => match block_on(async {
-            factory::init(config, &driver(config)?, &silent())
+        Verb::Serve => return serve(config),
+        Verb::Init if !wanted.is_on() => {
+            bail!("there is nothing to do: set enable_template = true or vm_cache_number in [factory]")
+        }
+        Verb::Init => init(&config, named)?,
+        Verb::Status if !wanted.is_on() => println!("vm factory not enabled"),
+        Verb::Status => print!("{}", status(&config)?),
+        Verb::Destroy => {
+            // Also what another configuration has wanted.
+            block_on(async { cache::quit(&config).await.map_err(told) })?;
+            block_on(async { factory::destroy(&config).await.map_err(told) })?;
+            println!("vm factory destroyed");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn init(config: &Config, named: Option<&Path>) -> Result<()> {
+    if config.factory.enable_template {
+        match block_on(async {
+            factory::init(config, &driver(config, silent())?, &silent())
                 .await
                 .map_err(told)
         })? {
@@ -45,25 +79,142 @@ pub fn run(args: &Args, config: &Config) -> Result<ExitCode> {
                 println!("vm factory initialized: template {key}, {} MiB", mib(bytes))
             }
             Made::There { key } => println!("vm factory is initialized already: template {key}"),
-        },
-        Verb::Status if !config.factory.enable_template => println!("vm factory not enabled"),
-        Verb::Status => print!(
-            "{}",
-            shown(&factory::status(config, &*driver(config)?).map_err(told)?)
-        ),
-        Verb::Destroy => {
-            block_on(async { factory::destroy(config).await.map_err(told) })?;
-            println!("vm factory destroyed");
         }
     }
+    if config.factory.vm_cache_number == 0 {
+        return Ok(());
+    }
+    let key = cache::key(config, &*driver(config, silent())?).map_err(told)?;
+    let place = Place::of(config);
+    let begun = block_on(async {
+        let begun = place.begin(|listener| start(&place, listener, named));
+        begun.await.map_err(told)
+    })?;
+    let Answered::Somebody(there) = block_on(async { cache::status(config).await.map_err(told) })? else {
+        bail!("who is to keep virtual machines ready has ended; see {}", place.log().display());
+    };
+    if there.key != key || there.number != config.factory.vm_cache_number {
+        bail!(
+            "{} virtual machines of another configuration are kept ready at {} ({}, and not {key}); end that with \
+             `kata-runtime factory destroy`",
+            there.number,
+            config.factory.vm_cache_endpoint.display(),
+            there.key
+        );
+    }
+    match block_on(async { cache::settle(config).await.map_err(told) }) {
+        Ok(()) => {}
+        // It goes on to try; whoever has begun is told.
+        Err(error) => return Err(error.context("no virtual machines are kept ready yet")),
+    }
+    let was = if begun.is_some() { "initialized" } else { "is initialized already" };
+    println!("vm factory {was}: {} virtual machines are kept ready", there.number);
+    println!("VM cache server pid = {}", there.pid);
+    Ok(())
+}
+
+/// Starts who keeps them, with its socket as the standard input. It is this program again.
+fn start(place: &Place, listener: UnixListener, named: Option<&Path>) -> Result<(), runtime::Error> {
+    let spawned = || -> Result<()> {
+        let program = env::current_exe().context("cannot find this program's file")?;
+        let path = place.log();
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        let mut command = Command::new(&program);
+        if let Some(named) = named {
+            command.arg("--config").arg(named.canonicalize()?);
+        }
+        command
+            .args(["factory", "serve"])
+            .current_dir("/")
+            .process_group(0)
+            .stdin(OwnedFd::from(listener))
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+            .spawn()
+            .map(drop)
+            .with_context(|| format!("cannot start {}", program.display()))
+    };
+    spawned().map_err(|error| runtime::Error::new(runtime::ErrorKind::Internal, format!("{error:#}")))
+}
+
+fn serve(config: Config) -> Result<ExitCode> {
+    let listener = daemon::take_listener()?;
+    daemon::detach();
+    let log = daemon::logger(false);
+    block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot watch SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch SIGINT")?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let driver = driver(&config, log.clone())?;
+        cache::serve(config, driver, listener, stop, log).await.map_err(told)
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn driver(config: &Config) -> Result<Arc<dyn Hypervisor>> {
+/// What there is, for people.
+fn status(config: &Config) -> Result<String> {
+    let mut text = String::new();
+    if config.factory.enable_template {
+        let status = factory::status(config, &*driver(config, silent())?).map_err(told)?;
+        text.push_str(&shown(&status));
+    }
+    if config.factory.vm_cache_number > 0 {
+        let key = cache::key(config, &*driver(config, silent())?).map_err(told)?;
+        let answered = block_on(async { cache::status(config).await.map_err(told) })?;
+        text.push_str(&kept(&answered, &key));
+    }
+    Ok(text)
+}
+
+/// What is kept ready.
+fn kept(answered: &Answered, key: &str) -> String {
+    let Answered::Somebody(status) = answered else {
+        return "VM cache is off: nobody keeps virtual machines ready; start that with `kata-runtime factory init`\n".to_owned();
+    };
+    let mut text = match status.key == key {
+        true => format!("VM cache is on: {} of {} ready\n", status.kept.len(), status.number),
+        false => format!(
+            "VM cache is off: what is kept ready is of another configuration ({}, and not {key})\n",
+            status.key
+        ),
+    };
+    text.push_str(&format!("VM cache server pid = {}\n", status.pid));
+    for vm in &status.kept {
+        text.push_str(&format!(
+            "VM pid = {} Cpu = {} Memory = {}MiB, {}, ready {}\n",
+            vm.pid,
+            vm.vcpus,
+            vm.memory_mib,
+            if vm.is_copy { "a copy" } else { "booted" },
+            ago(vm.ready_at)
+        ));
+    }
+    if let Some(why) = &status.short {
+        text.push_str(&format!("there are not more because: {why}\n"));
+    }
+    text.push_str(&format!("taken: {} hits, {} misses\n", status.hits, status.misses));
+    if let Some(why) = &status.last_miss {
+        text.push_str(&format!("the last one was missed because: {why}\n"));
+    }
+    text
+}
+
+fn driver(config: &Config, log: Logger) -> Result<Arc<dyn Hypervisor>> {
     Ok(hypervisor::registry::driver(
         &config.hypervisor,
         &config.runtime.run_dir,
-        silent(),
+        log,
     )?)
 }
 

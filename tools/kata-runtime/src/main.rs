@@ -184,7 +184,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
             Some(survey) => admin::console::run(&admin::console::Args::shell(args.name()), &survey),
             None => oci::exec::run(&args, &context),
         },
-        Verb::Factory(args) => factory::run(&args, &load()?),
+        Verb::Factory(args) => factory::run(&args, load()?, named.as_deref()),
         Verb::Features(args) => oci::features::run(&args),
         Verb::Gc(args) => {
             let mut config = load()?;

@@ -1,7 +1,9 @@
-//! `cargo xtask run`: a container in a virtual machine of its own, from nothing but this repository, and where its time went.
+//! `cargo xtask run`: a container in a virtual machine of its own, from nothing but this repository, and where its time went; and what
+//! it takes where the machine is a copy, or was kept ready.
 //!
 //! containerd is a private one in a cell (see `e2e::cell`): the system's is left alone, and nothing stays.
 
+mod beside;
 mod report;
 
 use std::fs;
@@ -92,6 +94,9 @@ fn inside(args: &Args, cell: &Inside) -> Result<ExitCode> {
     match trace.ok().or_else(|| Trace::read(&log)) {
         Some(trace) => eprint!("{}", report::table(&trace, &host_kernel()?, whole)),
         None => eprintln!("the runtime told nothing; containerd and the shim logged:\n{log}"),
+    }
+    if args.command.is_empty() && status.success() && args.choice.can_be_saved() {
+        beside::show(cell, &containerd, &args.choice.configuration(&target))?;
     }
     before.wait(cell, &known).context("after the container's end")?;
     containerd.stop()?;

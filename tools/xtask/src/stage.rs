@@ -39,6 +39,12 @@ enum Channel {
 }
 
 impl Choice {
+    /// Whether machines can be copies, and be kept ready.
+    pub fn can_be_saved(&self) -> bool {
+        !matches!(self.machine, Some(Machine::Microvm))
+            && matches!(self.channel, None | Some(Channel::VirtioSerial))
+    }
+
     /// A configuration that says the same.
     pub fn configuration(&self, target: &Target) -> Configuration {
         let mut configuration = Configuration::new(target);

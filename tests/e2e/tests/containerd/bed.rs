@@ -61,18 +61,18 @@ impl Bed {
     /// Starts containerd and imports the image of busybox.
     pub fn new(cell: Inside) -> Result<Self> {
         let target = Target::here();
-        let copies = factory::is_wanted()?;
+        let wanted = factory::wanted(None)?;
         let mut settings = Configuration::new(&target);
-        if copies {
-            settings = factory::configured(settings);
+        if let Some(kind) = wanted {
+            settings = factory::configured(settings, kind);
         }
         settings.write(&configuration(&cell))?;
-        if copies {
+        if wanted.is_some() {
             factory::prepare(&target, &configuration(&cell))?;
         }
         let containerd = Containerd::start(&cell, &target.programs(), Vec::new())?;
         containerd.import(&busybox()?)?;
-        let census = Census::take(&cell, &known(&containerd))?;
+        let census = Census::take(&cell, &known(&containerd, &target, &cell)?)?;
         Ok(Self {
             cell,
             containerd,
@@ -86,8 +86,8 @@ impl Bed {
 
     /// Stops containerd.
     pub fn close(mut self) -> Result<()> {
-        if factory::is_wanted()? {
-            factory::finish(&self.target, &configuration(&self.cell))?;
+        if let Some(kind) = factory::wanted(None)? {
+            factory::finish(&self.target, &configuration(&self.cell), kind)?;
         }
         self.containerd.stop()
     }
@@ -99,7 +99,8 @@ impl Bed {
 
     /// What exists beyond what was there before the first case.
     fn left(&self) -> Result<Vec<String>> {
-        Ok(Census::take(&self.cell, &known(&self.containerd))?.beyond(&self.census))
+        let known = known(&self.containerd, &self.target, &self.cell)?;
+        Ok(Census::take(&self.cell, &known)?.beyond(&self.census))
     }
 
     /// Waits until nothing exists beyond what was there before the first case, but for what is forgiven.
@@ -132,7 +133,8 @@ impl Bed {
             left.join("\n  ")
         );
         if !left.is_empty() {
-            self.census = Census::take(&self.cell, &known(&self.containerd))?;
+            let known = known(&self.containerd, &self.target, &self.cell)?;
+            self.census = Census::take(&self.cell, &known)?;
         }
         Ok(())
     }
@@ -179,8 +181,13 @@ fn busybox() -> Result<PathBuf> {
 }
 
 /// Processes that belong to the bed.
-fn known(containerd: &Containerd) -> Vec<u32> {
-    containerd.pid().into_iter().collect()
+/// Processes that do not count: containerd, and machines that are kept ready, which come while others go.
+fn known(containerd: &Containerd, target: &Target, cell: &Inside) -> Result<Vec<u32>> {
+    let mut known: Vec<u32> = containerd.pid().into_iter().collect();
+    if factory::wanted(None)? == Some(factory::Kind::Cache) {
+        known.extend(factory::settled(target, &configuration(cell))?);
+    }
+    Ok(known)
 }
 
 /// The file of the configuration that is used where a case names no other.

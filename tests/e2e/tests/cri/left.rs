@@ -20,7 +20,8 @@ pub struct Left {
 impl Left {
     /// Lists what there is.
     pub fn take(world: &World) -> Result<Self> {
-        let known: Vec<u32> = world.containerd().pid().into_iter().collect();
+        let mut known = world.kept_ready()?;
+        known.extend(world.containerd().pid());
         Ok(Self {
             census: Census::take(&world.inside, &known)?,
             more: more(&world.inside.directory)?,

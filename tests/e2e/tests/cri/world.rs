@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,6 +39,10 @@ const ALLOWED_ANNOTATIONS: [&str; 3] = [
     "runtime.static_sandbox_resource_mgmt",
 ];
 
+/// Machines are copies unless somebody wants others: nothing here is about how they start, which costs most where the guest is
+/// emulated. The suite of containerd boots them.
+const FACTORY: Option<factory::Kind> = Some(factory::Kind::Template);
+
 impl World {
     /// Furnishes the cell.
     pub fn new(inside: Inside) -> Result<Arc<Self>> {
@@ -57,12 +61,12 @@ impl World {
         let mut ours = Configuration::new(&target);
         let allowed = format!("{ALLOWED_ANNOTATIONS:?}");
         ours.hypervisor.push(("enable_annotations".into(), allowed));
-        let copies = factory::is_wanted()?;
-        if copies {
-            ours = factory::configured(ours);
+        let wanted = factory::wanted(FACTORY)?;
+        if let Some(kind) = wanted {
+            ours = factory::configured(ours, kind);
         }
         ours.write(&configuration)?;
-        if copies {
+        if wanted.is_some() {
             factory::prepare(&target, &configuration)?;
         }
         let settings = settings(&cni, &target.programs(), &configuration);
@@ -82,9 +86,22 @@ impl World {
 
     /// Takes away what was made for machines to be copies.
     pub fn close(&self) -> Result<()> {
-        match factory::is_wanted()? {
-            true => factory::finish(&Target::here(), &self.inside.directory.join("configuration.toml")),
-            false => Ok(()),
+        match factory::wanted(FACTORY)? {
+            Some(kind) => factory::finish(&Target::here(), &self.configuration(), kind),
+            None => Ok(()),
+        }
+    }
+
+    /// The file of the configuration.
+    fn configuration(&self) -> PathBuf {
+        self.inside.directory.join("configuration.toml")
+    }
+
+    /// Processes of machines that are kept ready, and of who keeps them: they come while others go.
+    pub fn kept_ready(&self) -> Result<Vec<u32>> {
+        match factory::wanted(FACTORY)? {
+            Some(factory::Kind::Cache) => factory::settled(&Target::here(), &self.configuration()),
+            _ => Ok(Vec::new()),
         }
     }
 

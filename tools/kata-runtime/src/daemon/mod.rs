@@ -49,9 +49,7 @@ pub struct Args {
 pub fn run(args: &Args, root: Root, debug: bool) -> Result<ExitCode> {
     let sandbox = SandboxId::new(&args.sandbox)?;
     let listener = take_listener()?;
-    // A session of its own: what ends the caller's does not end us. Refused if it is so already.
-    let _ = setsid();
-    raise_limit();
+    detach();
     let log = logger(debug);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -68,17 +66,27 @@ pub fn run(args: &Args, root: Root, debug: bool) -> Result<ExitCode> {
 }
 
 /// The listening socket is the standard input: so it gets here without a line of unsafe code.
-fn take_listener() -> Result<UnixListener> {
+///
+/// # Errors
+/// It is none.
+pub fn take_listener() -> Result<UnixListener> {
     let stdin = std::io::stdin();
     if !socket_acceptconn(&stdin).unwrap_or(false) {
         bail!(
-            "the standard input is not a listening socket: this command is for `kata-runtime create` to use"
+            "the standard input is not a listening socket: this command is for `kata-runtime` itself to use"
         );
     }
     let listener: OwnedFd = fcntl_dupfd_cloexec(&stdin, 3).context("cannot keep the socket")?;
     let null = File::open("/dev/null").context("cannot open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).context("cannot replace the standard input")?;
     Ok(listener.into())
+}
+
+/// Leaves whoever has started this program.
+pub fn detach() {
+    // A session of its own: what ends the caller's does not end us. Refused if it is so already.
+    let _ = setsid();
+    raise_limit();
 }
 
 /// Every process of a container needs a few descriptors, and the usual limit is low.
@@ -92,8 +100,8 @@ fn raise_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
-/// Records are lines of JSON on the standard error output, which is a file beside the socket.
-fn logger(debug: bool) -> Logger {
+/// A logger. Records are lines of JSON on the standard error output, which is a file beside the socket.
+pub fn logger(debug: bool) -> Logger {
     let level = if debug {
         slog::Level::Debug
     } else {

@@ -48,7 +48,7 @@ fn kill(process: &Process, signal: Signal) -> Result<()> {
 
 /// Kills a process, and looks how containerd takes it: the news of the exit comes in time, once, and with a code that can
 /// be no success. Then the container is taken away.
-fn dies(case: &Case<'_>, container: &Container<'_>, victim: &Process) -> Result<()> {
+pub(super) fn dies(case: &Case<'_>, container: &Container<'_>, victim: &Process) -> Result<()> {
     let events = case.events()?;
     let begin = Instant::now();
     kill(victim, Signal::KILL)?;

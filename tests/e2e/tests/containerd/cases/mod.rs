@@ -15,6 +15,7 @@ mod restart;
 mod run;
 mod streams;
 mod task;
+mod cache;
 mod templates;
 mod terminal;
 
@@ -113,6 +114,7 @@ pub fn all() -> Vec<Entry> {
         ("disks", disks::CASES),
         ("machine", machine::CASES),
         ("templates", templates::CASES),
+        ("cache", cache::CASES),
         ("faults", faults::CASES),
         ("refusals", refusals::CASES),
         ("admin", admin::CASES),

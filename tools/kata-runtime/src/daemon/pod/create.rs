@@ -196,10 +196,14 @@ impl Pod {
             return Ok((sandbox, first.ok().flatten().and_then(|record| record.run_dir)));
         }
         let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
-        let config = Config::load(config, environment.as_deref())
+        let mut config = Config::load(config, environment.as_deref())
             .map_err(unusable)?
             .with_annotations(annotations)
             .map_err(unusable)?;
+        if bundle::names_a_network(bundle)? {
+            // Stand-ins go where the virtual machine is, and one that is kept ready is in a namespace of its own.
+            config.factory.vm_cache_number = 0;
+        }
         let run_dir = config.runtime.run_dir.clone();
         let hypervisor = hypervisor::registry::driver(&config.hypervisor, &run_dir, self.log.clone())?;
         let (events, news) = mpsc::channel(QUEUE);
