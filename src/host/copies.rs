@@ -22,6 +22,9 @@ use crate::model::{ContainerPlan, CopyPlan};
 /// The kubelet exchanges what a directory of its own links to: whoever comes between finds it on another look.
 const LOOKS: usize = 3;
 
+/// Directories in each other, each of which is open while what is in it is read.
+const DEEPEST: usize = 32;
+
 /// Beside what is in a copy, for what is in memory of it, bytes.
 const SLACK: usize = 1 << 20;
 
@@ -196,6 +199,9 @@ impl Reader<'_> {
             return refused("has a name that is not UTF-8");
         };
         let path = format!("{above}/{text}");
+        if path.len() > p::MAX_COPIED_PATH || path.matches('/').count() > DEEPEST {
+            return refused("is too deep");
+        }
         self.site
             .at(std::path::Path::new(&path))
             .map_err(Failed::GivenUp)?;

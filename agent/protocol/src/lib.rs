@@ -43,6 +43,9 @@ pub const MAX_SPEC: usize = 3 * 1024 * 1024;
 /// Most bytes of a container's specification and of its copied files together. ttrpc refuses messages over 4 MiB.
 pub const MAX_COPIED: usize = MAX_SPEC;
 
+/// Longest path of a copied file, in bytes.
+pub const MAX_COPIED_PATH: usize = 1024;
+
 /// Most copied files of one storage.
 pub const MAX_COPIED_FILES: usize = 4096;
 

@@ -3,7 +3,6 @@
 //! The agent's end never blocks and every wait has a deadline; the child's end blocks. What the child says is trusted
 //! until it executes the container's program: until then it runs our code only.
 
-use crate::patience::patient;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,6 +16,7 @@ use tokio::io::Interest;
 
 use super::error::{Error, Result, Step};
 use super::sys;
+use crate::patience::patient;
 
 /// Longest message; a longer error text is cut.
 const MAX_MESSAGE: usize = 4096;

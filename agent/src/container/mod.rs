@@ -21,7 +21,6 @@ mod setup;
 mod spawn;
 mod sys;
 
-use crate::patience::patient;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,6 +36,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::pidfd_send_signal;
 use tokio::io::Interest;
 
+use crate::patience::patient;
 use cgroup::Cgroup;
 use channel::{AgentEnd, Message};
 use error::Step;

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use agent_protocol::MAX_COPIED_FILES;
+use agent_protocol::{MAX_COPIED_FILES, MAX_COPIED_PATH};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, fchown, mkdirat, openat,
     openat2, symlinkat,
@@ -19,9 +19,6 @@ use rustix::io::Errno;
 
 use super::name_of;
 use crate::error::{Error, Result};
-
-/// Longest path of one, in bytes.
-const LONGEST: usize = 1024;
 
 const FIELD: &str = "storage.files";
 
@@ -48,10 +45,10 @@ impl Copied {
     /// [`Error::Invalid`] with what is wrong.
     pub fn parse(path: &str, mode: u32, owner: (u32, u32), data: &[u8]) -> Result<Self> {
         let is_name = |name: &str| !matches!(name, "" | "." | "..") && !name.contains('\0');
-        if path.len() > LONGEST || !path.split('/').all(is_name) {
+        if path.len() > MAX_COPIED_PATH || !path.split('/').all(is_name) {
             return Err(Error::invalid(
                 FIELD,
-                format!("{path:?} is not made of names, or longer than {LONGEST} bytes"),
+                format!("{path:?} is not made of names, or longer than {MAX_COPIED_PATH} bytes"),
             ));
         }
         let what = match FileType::from_raw_mode(mode) {

@@ -84,6 +84,7 @@ fn what_cannot_be_copied_is_refused_with_the_reason() {
     fs::create_dir_all(path("mounted/below")).unwrap();
     mount::memory(&path("mounted/below")).unwrap();
     fs::write(path("file"), "").unwrap();
+    fs::create_dir_all(path("deep").join(["x"; 33].join("/"))).unwrap();
     for (name, is_directory, kind, words) in [
         (
             "large",
@@ -103,6 +104,12 @@ fn what_cannot_be_copied_is_refused_with_the_reason() {
             false,
             ErrorKind::InvalidArgument,
             "is no file or directory",
+        ),
+        (
+            "deep",
+            true,
+            ErrorKind::InvalidArgument,
+            "\"x\" in it is too deep",
         ),
         (
             "mounted",

@@ -6,7 +6,6 @@ mod devices;
 mod limits;
 pub(super) mod path;
 
-use crate::patience::patient;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,6 +22,7 @@ use tokio::io::Interest;
 use super::deadlines;
 use super::error::{Error, Result};
 use super::sys;
+use crate::patience::patient;
 pub(super) use devices::Instruction;
 
 /// What containers are given of; the others (misc, rdma) the guest does not offer.
