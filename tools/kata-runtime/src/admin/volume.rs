@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use runtime::ErrorKind;
 use runtime::admin::client::Client;
 use runtime::admin::{Found, Survey};
@@ -150,9 +152,12 @@ impl Question<'_> {
                 let found = find::target(survey, named).await?.sandbox;
                 return self.ask(&found).await.map_err(told);
             }
+            let alive = survey.sandboxes.iter().filter(|found| found.alive);
+            // One that hangs keeps nobody from the answer of another one.
+            let mut asked: FuturesUnordered<_> = alive.map(|found| self.ask(found)).collect();
             let mut failed = None;
-            for found in survey.sandboxes.iter().filter(|found| found.alive) {
-                match self.ask(found).await {
+            while let Some(answer) = asked.next().await {
+                match answer {
                     Ok(answer) => return Ok(answer),
                     Err(error) if error.kind == ErrorKind::NotFound => {}
                     // It may end just now; one that has the volume says so.

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail};
-use oci_spec::runtime::Spec;
 use runtime::{ContainerId, SandboxId, oci};
 
 use super::{Context, neighbour};
@@ -106,9 +105,16 @@ impl Plan {
             .with_context(|| format!("container {id}: bundle {}", bundle.display()))?;
         let annotations = bundle::annotations(&bundle)?;
         let own = SandboxId::new(id.as_str())?;
+        let neighbour = || neighbour::sandbox(&spec, context);
         let sandbox = match oci::sandbox_id(&annotations)? {
-            Some(sandbox) if !is_only_a_name(&sandbox, &spec, &annotations, context)? => sandbox,
-            _ => neighbour::sandbox(&spec, context)?.unwrap_or(own),
+            None => neighbour()?.unwrap_or(own),
+            Some(sandbox) if !is_only_a_name(&sandbox, &annotations, context)? => sandbox,
+            Some(sandbox) => match neighbour()? {
+                Some(neighbour) => neighbour,
+                // It joins the container that holds it together, and that is not there.
+                None if neighbour::joins(&spec) => sandbox,
+                None => own,
+            },
         };
         let config = match &context.config {
             Some(config) => Some(
@@ -205,17 +211,10 @@ impl Plan {
 
 /// Whether a pod is podman's, without a container that holds it together (`--infra=false`): its members share nothing but the pod's
 /// name, so each has a virtual machine of its own.
-fn is_only_a_name(
-    sandbox: &SandboxId,
-    spec: &Spec,
-    annotations: &oci::Annotations,
-    context: &Context,
-) -> Result<bool> {
+fn is_only_a_name(sandbox: &SandboxId, annotations: &oci::Annotations, context: &Context) -> Result<bool> {
     const MANAGER: &str = "io.container.manager";
     const PODMAN: &str = "libpod";
-    let is_podmans = annotations.get(MANAGER).is_some_and(|manager| manager == PODMAN);
-    // Else it names namespaces of the container that holds it together, which must be here.
-    if !is_podmans || neighbour::joins(spec) {
+    if annotations.get(MANAGER).is_none_or(|manager| manager != PODMAN) {
         return Ok(false);
     }
     let holds = ContainerId::new(sandbox.as_str())?;

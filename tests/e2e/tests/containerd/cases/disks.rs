@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::configuration::Configuration;
+use e2e::deadlines;
 use e2e::parts::Part;
 use e2e::program::Program;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -269,6 +270,7 @@ fn it_grows(case: &Case<'_>, directory: &Path, file: &Path, device: &Loop) -> Re
             .args(["direct-volume"])
             .args(words)
             .args(["--volume-path".as_ref(), directory.as_os_str()])
+            .within(deadlines::RUN)
     };
     let total = || -> Result<u64> {
         let stats: serde_json::Value = serde_json::from_str(&kata(&["stats"]).read()?)?;

@@ -17,8 +17,7 @@ use crate::suite::Runtime;
 cases! {
     a_container_of_crio_lives_as_it_expects,
     a_terminal_of_crio_is_written_to_the_log,
-    a_process_more_of_crio_has_an_exit_code,
-    a_pod_of_crio_is_one_machine,
+    a_process_more_and_a_container_more_of_crio_are_in_one_machine,
 }
 
 struct Container<'a> {
@@ -140,8 +139,8 @@ fn a_terminal_of_crio_is_written_to_the_log(bed: &Bed) -> Result<()> {
     has(&fs::read_to_string(container.log())?, "terminal")
 }
 
-fn a_process_more_of_crio_has_an_exit_code(bed: &Bed) -> Result<()> {
-    let container = Container::create(bed, bundle(bed, "while :; do sleep 0.1; done")?, &[])?;
+fn a_process_more_and_a_container_more_of_crio_are_in_one_machine(bed: &Bed) -> Result<()> {
+    let container = Container::create(bed, of_pod(bed, "sandbox", None)?, &[])?;
     let id = container.id.as_str();
     container.call(&["start", id])?;
     let process = container.bundle.join("process.json");
@@ -166,8 +165,23 @@ fn a_process_more_of_crio_has_an_exit_code(bed: &Bed) -> Result<()> {
         Ok((fs::read_to_string(container.log())? != log).then_some(()))
     })?;
     has(&fs::read_to_string(container.log())?, "stdout F more")?;
+    a_member(bed, &container)?;
     container.call(&["kill", "--all", id, "KILL"])?;
     container.end("137")
+}
+
+/// One more container of the pod, as the first one lives.
+fn a_member(bed: &Bed, sandbox: &Container<'_>) -> Result<()> {
+    let member = Container::create(bed, of_pod(bed, "container", Some(sandbox))?, &[])?;
+    member.call(&["start", &member.id])?;
+    let machines = usize::from(bed.runtime() == Runtime::Kata);
+    ensure!(bed.machines()? == machines, "it has a virtual machine of its own");
+    let boot = |container: &Container<'_>| {
+        container.call(&["exec", &container.id, "cat", "/proc/sys/kernel/random/boot_id"])
+    };
+    same(&boot(sandbox)?, &boot(&member)?)?;
+    member.call(&["kill", &member.id, "KILL"])?;
+    member.end("137")
 }
 
 /// What CRI-O says of a container's pod.
@@ -187,26 +201,4 @@ fn of_pod(bed: &Bed, kind: &str, sandbox: Option<&Container<'_>>) -> Result<Path
     }
     fs::write(&path, spec.to_string())?;
     Ok(bundle)
-}
-
-fn a_pod_of_crio_is_one_machine(bed: &Bed) -> Result<()> {
-    let sandbox = Container::create(bed, of_pod(bed, "sandbox", None)?, &[])?;
-    sandbox.call(&["start", &sandbox.id])?;
-    let member = Container::create(bed, of_pod(bed, "container", Some(&sandbox))?, &[])?;
-    member.call(&["start", &member.id])?;
-    let machines = usize::from(bed.runtime() == Runtime::Kata);
-    ensure!(
-        bed.machines()? == machines,
-        "there are {} machines",
-        bed.machines()?
-    );
-    let boot = |container: &Container<'_>| {
-        container.call(&["exec", &container.id, "cat", "/proc/sys/kernel/random/boot_id"])
-    };
-    same(&boot(&sandbox)?, &boot(&member)?)?;
-    for container in [&member, &sandbox] {
-        container.call(&["kill", &container.id, "KILL"])?;
-        container.end("137")?;
-    }
-    Ok(())
 }
