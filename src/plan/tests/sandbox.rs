@@ -482,3 +482,34 @@ fn processes_are_in_the_pods_cgroup_or_apart_from_it() {
         assert_eq!(plan.cgroup, None, "nobody asked for one");
     }
 }
+
+#[test]
+fn processes_have_the_labels_of_the_first_container_unless_the_administrator_does_not_want_them() {
+    let mut labelled = spec(&[]);
+    let mut process = labelled.process().clone().unwrap();
+    process.set_selinux_label(Some("system_u:system_r:container_kvm_t:s0".to_owned()));
+    process.set_apparmor_profile(Some("a-profile".to_owned()));
+    labelled.set_process(Some(process));
+    for (of, disabled, expected) in [
+        (
+            &labelled,
+            false,
+            ("system_u:system_r:container_kvm_t:s0", "a-profile"),
+        ),
+        (&labelled, true, ("", "a-profile")),
+        (&spec(&[]), false, ("", "")),
+    ] {
+        let mut config = config();
+        config.hypervisor.disable_selinux = disabled;
+        let plan = super::super::sandbox(&config, &sandbox_of(of), &abilities(), &all).unwrap();
+        assert_eq!(
+            (plan.labels.selinux.as_str(), plan.labels.apparmor.as_str()),
+            expected
+        );
+    }
+    // In the guest there is no such module.
+    let (_, guest) = planned(labelled).unwrap();
+    assert!(
+        guest["process"].get("selinuxLabel").is_none() && guest["process"].get("apparmorProfile").is_none()
+    );
+}

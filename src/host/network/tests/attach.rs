@@ -184,13 +184,14 @@ async fn several_interfaces_of_different_kinds() {
     attached.release().await.unwrap();
 }
 
-#[tokio::test]
-async fn an_ipvlan_is_connected_whatever_the_model_and_asks_nobody_for_addresses() {
-    let pod = Pod::new();
+/// An ipvlan, as a plugin leaves it: "net1" with the address 10.78.1.2, whose other end has 10.78.1.1. Answers whether this kernel
+/// has such devices. Where it has none, a macvlan stands for it, without ARP where an ipvlan would have none.
+fn ipvlan(pod: &Pod, mode: &str) -> bool {
     pod.outside("link add uplink type veth peer name peer");
     pod.outside("link set uplink up");
     pod.outside("link set peer up");
-    let ipvlan = std::process::Command::new("ip")
+    pod.outside("addr add 10.78.1.1/24 dev peer");
+    let made = std::process::Command::new("ip")
         .args([
             "-n",
             pod.outside_name(),
@@ -200,41 +201,48 @@ async fn an_ipvlan_is_connected_whatever_the_model_and_asks_nobody_for_addresses
             "uplink",
             "name",
             "net1",
-            "type",
-            "ipvlan",
-            "mode",
-            "l3",
         ])
+        .args(["type", "ipvlan", "mode", mode])
         .output()
         .unwrap();
-    let is_real = ipvlan.status.success();
+    let is_real = made.status.success();
     if !is_real {
-        let error = String::from_utf8_lossy(&ipvlan.stderr);
+        let error = String::from_utf8_lossy(&made.stderr);
         assert!(error.contains("Unknown device type"), "{error}");
-        // This kernel has none. What is like it is a macvlan that does not ask either.
         pod.outside("link add link uplink name net1 type macvlan mode bridge");
-        pod.outside("link set net1 arp off");
+        if mode != "l2" {
+            pod.outside("link set net1 arp off");
+        }
     }
     pod.take("net1");
     pod.inside("link set net1 up");
     pod.inside("addr add 10.78.1.2/24 dev net1");
-    let model = if is_real { Model::Macvtap } else { Model::TcFilter };
-    let mut attached = attached(&pod, model, 1).await;
-    let net1 = attached
-        .guest()
-        .interfaces
-        .iter()
-        .find(|found| found.name == "net1")
-        .unwrap()
-        .clone();
-    assert!(net1.no_arp && !attached.guest().interfaces[0].no_arp);
-    let filters = pod.filters("net1");
-    assert!(
-        filters.contains("mirred (Egress Redirect to device kata"),
-        "{filters}"
-    );
-    attached.release().await.unwrap();
-    assert_eq!(pod.filters("net1"), "");
+    is_real
+}
+
+#[tokio::test]
+async fn an_ipvlan_is_connected_whatever_the_model_and_asks_for_addresses_in_mode_l2_alone() {
+    for mode in ["l2", "l3"] {
+        let pod = Pod::new();
+        let is_real = ipvlan(&pod, mode);
+        let model = if is_real { Model::Macvtap } else { Model::TcFilter };
+        let mut attached = attached(&pod, model, 1).await;
+        let interfaces = &attached.guest().interfaces;
+        let at = interfaces.iter().position(|found| found.name == "net1").unwrap();
+        assert_eq!(interfaces[at].no_arp, mode != "l2", "{mode}");
+        let filters = pod.filters("net1");
+        assert!(
+            filters.contains("mirred (Egress Redirect to device kata"),
+            "{mode}: {filters}"
+        );
+        if mode == "l2" {
+            let card = Card::of(&attached.devices()[at]);
+            let [own, other] = [2, 1].map(|last| std::net::Ipv4Addr::new(10, 78, 1, last));
+            assert_eq!(card.asks_for(own, other), outside_mac(&pod, "peer"));
+        }
+        attached.release().await.unwrap();
+        assert_eq!(pod.filters("net1"), "");
+    }
 }
 
 #[tokio::test]

@@ -50,7 +50,8 @@ fn one_that_is_wrong(bed: &mut Bed) -> Result<()> {
     for value in ["many", "100000", "1e9", ""] {
         refused(bed, "hypervisor.default_vcpus", value)?;
     }
-    Ok(())
+    // Less than any guest needs.
+    refused(bed, "hypervisor.default_memory", "63")
 }
 
 fn one_that_is_unknown(bed: &mut Bed) -> Result<()> {
