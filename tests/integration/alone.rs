@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 
 use configuration::{AgentChannel, SharedFs};
 use runtime::{ErrorKind, RootfsMount, Sandbox};
@@ -73,6 +74,31 @@ async fn containers_run_on_block_devices_with_copies_of_files_and_others_are_ref
         "a copy is the container's own"
     );
     assert_eq!(stand.on_disk("c", "/kept"), "10.1.2.3 pod\nown\n");
+
+    // What can only be read, and whose module few guests load.
+    let image = stand.path("layer.erofs");
+    let mut made = Command::new("mkfs.erofs");
+    let made = made.arg(&image).arg(stand.layer()).output();
+    assert!(
+        made.unwrap().status.success(),
+        "this test needs mkfs.erofs (erofs-utils)"
+    );
+    let root = RootfsMount {
+        fs_type: "erofs".into(),
+        source: image.to_str().unwrap().into(),
+        options: vec!["loop".into()],
+    };
+    let bundle = stand.bundle("e", "touch /new || cat /proc/mounts", |spec| {
+        spec["root"]["readonly"] = true.into();
+    });
+    let asked = stand.container("e", &bundle, vec![root]);
+    let container = sandbox.create_container(asked).await.unwrap();
+    container.start().await.unwrap();
+    assert_eq!(code(&container).await, 0);
+    container.delete().await.unwrap();
+    let mounts = fs::read_to_string(stand.path("e.out")).unwrap();
+    let root = mounts.lines().find(|line| line.split(' ').nth(1) == Some("/"));
+    assert!(root.unwrap().contains(" / erofs ro,"), "{mounts}");
 
     let shared = stand.path("shared");
     fs::create_dir(&shared).unwrap();
