@@ -93,7 +93,7 @@ fn members_that_nothing_holds_together_have_machines_of_their_own(bed: &Bed) -> 
             name,
             image::BUSYBOX,
         ];
-        bed.podman(words, &["sleep", "1000"]).output()?.success()?;
+        bed.podman(words, ["sleep", "1000"]).output()?.success()?;
     }
     if bed.runtime() == Runtime::Kata {
         let machines = bed.machines()?;
