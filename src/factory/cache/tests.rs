@@ -42,6 +42,7 @@ impl Sleeper {
             fds: Vec::new(),
             network_namespace: None,
             cgroups: Vec::new(),
+            labels: Vec::new(),
             litter: process::Litter::default(),
         };
         let (process, _, lifeline) = process::start_for_another(program).await.unwrap();
