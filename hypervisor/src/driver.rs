@@ -42,7 +42,12 @@ pub trait Hypervisor: Send + Sync {
     /// # Errors
     /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) where that cannot be; it has ended, or does not answer. Nothing
     /// is left of it then.
-    async fn take_over(&self, offer: Offer, spec: VmSpec, devices: Vec<Device>) -> Result<Box<dyn Vm>, Error> {
+    async fn take_over(
+        &self,
+        offer: Offer,
+        spec: VmSpec,
+        devices: Vec<Device>,
+    ) -> Result<Box<dyn Vm>, Error> {
         drop((offer, spec, devices));
         Err(no_transfer())
     }

@@ -305,7 +305,10 @@ impl Ground for Host {
         let Some(template) = plan.template.filter(|_| plan.channel == ChannelPlan::Serial) else {
             return Err("virtual machines of this hypervisor and channel are not kept ready".to_owned());
         };
-        let is_elses = plan.network.as_ref().is_some_and(|network| network.namespace.is_some());
+        let is_elses = plan
+            .network
+            .as_ref()
+            .is_some_and(|network| network.namespace.is_some());
         if is_elses && self.has_hooks {
             return Err(
                 "its hooks may look for the pod's network namespace where its virtual machine is, and one that is kept ready \

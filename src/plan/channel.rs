@@ -31,9 +31,7 @@ pub(super) fn choose(
             "this hypervisor has no vsock of its own, as \"clh\" and \"firecracker\" have",
         ),
         // Of all devices for it only a port can be saved.
-        AgentChannel::Auto if config.factory.is_on() && abilities.serial_port => {
-            Ok(ChannelPlan::Serial)
-        }
+        AgentChannel::Auto if config.factory.is_on() && abilities.serial_port => Ok(ChannelPlan::Serial),
         AgentChannel::Auto if abilities.vsock_kernel => Ok(ChannelPlan::KernelVsock),
         AgentChannel::Auto if daemon_works => Ok(ChannelPlan::DaemonVsock(daemon.clone())),
         AgentChannel::Auto if abilities.serial_port => Ok(ChannelPlan::Serial),

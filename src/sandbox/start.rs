@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use agent_client::{Agent, ErrorKind as AgentErrorKind, TtrpcAgent};
+use agent_client::{Agent, ErrorKind as AgentErrorKind, Listener, TtrpcAgent};
 use agent_protocol as p;
 use configuration::AgentConfig;
 use futures::future::BoxFuture;
@@ -126,18 +126,7 @@ impl Holdings {
             Some(greeted) => Arc::new(TtrpcAgent::new(greeted)),
             None => {
                 let limit = deadlines::dial(config, || factory.emulated());
-                let greeted = tokio::select! {
-                    greeted = listener.accept(limit) => greeted,
-                    error = died(&vm) => return Err(error),
-                    reason = &mut lost => return Err(deprived(&vm, reason).await),
-                };
-                match greeted {
-                    Ok(agent) => Arc::new(agent),
-                    Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => {
-                        return Err(late(&vm, limit).await);
-                    }
-                    Err(error) => return Err(error.into()),
-                }
+                greeted(&vm, &listener, limit, &mut lost).await?
             }
         };
         self.agent = Some(Arc::clone(&agent));
@@ -238,6 +227,25 @@ impl Clock {
         let took = now - self.lap;
         self.lap = now;
         self.phases.push(Phase { name, took });
+    }
+}
+
+/// Waits for the agent to greet.
+async fn greeted(
+    vm: &Custody,
+    listener: &Listener,
+    limit: Duration,
+    lost: &mut BoxFuture<'static, String>,
+) -> Result<Arc<dyn Agent>> {
+    let greeted = tokio::select! {
+        greeted = listener.accept(limit) => greeted,
+        error = died(vm) => return Err(error),
+        reason = lost => return Err(deprived(vm, reason).await),
+    };
+    match greeted {
+        Ok(agent) => Ok(Arc::new(agent)),
+        Err(error) if error.kind == AgentErrorKind::DeadlineExceeded => Err(late(vm, limit).await),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -151,7 +151,10 @@ async fn memory_of_the_pod_outlives_the_containers_that_use_it() {
 #[tokio::test]
 async fn after_practice_the_guest_is_nobody_and_becomes_another_sandbox() {
     let sandbox = Sandbox::ready().await;
-    assert_eq!(sandbox.told(POD, &spec("echo practice", false)).await, "practice\n");
+    assert_eq!(
+        sandbox.told(POD, &spec("echo practice", false)).await,
+        "practice\n"
+    );
     let practised = p::DestroySandboxRequest {
         practised: true,
         ..Default::default()

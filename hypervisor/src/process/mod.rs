@@ -100,16 +100,17 @@ pub async fn start_for_another(program: Program) -> Result<(Process, pipe::Recei
     let ends = rustix::pipe::pipe_with(PipeFlags::CLOEXEC);
     let (its, ours) = ends.map_err(|source| {
         let source = io::Error::from(source);
-        Error::caused(ErrorKind::Internal, format!("cannot make a pipe: {source}"), source)
+        Error::caused(
+            ErrorKind::Internal,
+            format!("cannot make a pipe: {source}"),
+            source,
+        )
     })?;
     let (process, output) = begin(program, Some(Arc::new(its))).await?;
     Ok((process, output, ours))
 }
 
-async fn begin(
-    program: Program,
-    lifeline: Option<Arc<OwnedFd>>,
-) -> Result<(Process, pipe::Receiver), Error> {
+async fn begin(program: Program, lifeline: Option<Arc<OwnedFd>>) -> Result<(Process, pipe::Receiver), Error> {
     let failed = |source: io::Error| {
         if source.raw_os_error() == Some(sys::LABEL_REFUSED) {
             let values: Vec<_> = program.labels.iter().map(|label| label.value.as_str()).collect();

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{FdFlags, fcntl_setfd, write};
-use rustix::process::{
-    Pid, Signal, getpid, getppid, set_parent_process_death_signal, setpriority_process,
-};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal, setpriority_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;

@@ -238,7 +238,12 @@ impl Hypervisor for Qemu {
         self.live(spec, boot, Whose::Anybodys).await
     }
 
-    async fn take_over(&self, offer: Offer, spec: VmSpec, devices: Vec<Device>) -> Result<Box<dyn Vm>, Error> {
+    async fn take_over(
+        &self,
+        offer: Offer,
+        spec: VmSpec,
+        devices: Vec<Device>,
+    ) -> Result<Box<dyn Vm>, Error> {
         let log = self.log.new(slog::o!("vm" => spec.id.clone()));
         transfer::take_over(&self.settings, &self.reason, offer, spec, devices, log).await
     }

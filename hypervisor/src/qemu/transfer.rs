@@ -211,7 +211,11 @@ fn take_along(pid: u32, spec: &VmSpec) -> io::Result<()> {
 fn equal_priority(pid: u32) -> io::Result<()> {
     let ours = getpriority_process(None)?;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let number = thread?.file_name().into_string().ok().and_then(|name| name.parse().ok());
+        let number = thread?
+            .file_name()
+            .into_string()
+            .ok()
+            .and_then(|name| name.parse().ok());
         setpriority_process(number.and_then(Pid::from_raw), ours)?;
     }
     Ok(())
@@ -220,6 +224,8 @@ fn equal_priority(pid: u32) -> io::Result<()> {
 fn not_understood(what: &str) -> Error {
     Error::new(
         ErrorKind::FailedPrecondition,
-        format!("a VM that is offered cannot be understood ({what}): it is another version's; start the cache anew"),
+        format!(
+            "a VM that is offered cannot be understood ({what}): it is another version's; start the cache anew"
+        ),
     )
 }

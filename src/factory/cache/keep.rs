@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{devices, network};
 
 /// What the directory of one begins with.
-pub(super) const DIRECTORY: &str = "vm-";
+pub(super) const DIRECTORY: &str = ".kata-cache-vm-";
 
 /// One that is ready. It ends with this value, unless it was given away.
 pub(super) struct Ready {
@@ -169,7 +169,9 @@ impl Maker {
         };
         practice::run(&self.config, &abilities, vm, &mut agent, dir, &self.log)
             .await
-            .map_err(|error| error.while_doing("the practice of a virtual machine that is to be kept ready"))?;
+            .map_err(|error| {
+                error.while_doing("the practice of a virtual machine that is to be kept ready")
+            })?;
         match vm.transfer() {
             Some(transfer) => transfer.pause().await?,
             None => return Err(Error::new(ErrorKind::Unsupported, "it cannot be handed over")),

@@ -4,6 +4,7 @@
 //! It must not know containers, nor any hypervisor driver.
 
 mod keep;
+mod place;
 mod practice;
 mod server;
 mod sys;
@@ -12,7 +13,6 @@ mod tests;
 mod wire;
 
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,8 @@ use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-pub use server::{Place, serve};
+pub use place::Place;
+pub use server::serve;
 use wire::{Answer, Ask, Call, Closing, MOST, VERSION};
 
 use super::{Obtained, VmFactory, key, make};
@@ -167,7 +168,10 @@ impl VmFactory for Cached {
                 warn!(self.log, "a virtual machine that was kept ready is of no use"; "reason" => &why);
                 let other = self.acquire(spec, Some(plan)).await;
                 other.map_err(|error| Error {
-                    context: format!("{} (before, one that was kept ready was of no use: {why})", error.context),
+                    context: format!(
+                        "{} (before, one that was kept ready was of no use: {why})",
+                        error.context
+                    ),
                     ..error
                 })
             }
@@ -351,9 +355,9 @@ pub async fn quit(config: &Config) -> Result<()> {
 async fn call(config: &Config, ask: Ask, limit: Duration) -> Result<Answer> {
     let endpoint = &config.factory.vm_cache_endpoint;
     let mut line = Line::to(endpoint).await?;
-    let answer = timeout(limit, line.ask(ask)).await.unwrap_or_else(|_| {
-        Err(format!("there is no answer within {limit:?}"))
-    });
+    let answer = timeout(limit, line.ask(ask))
+        .await
+        .unwrap_or_else(|_| Err(format!("there is no answer within {limit:?}")));
     answer.map_err(|why| {
         Error::new(
             ErrorKind::Unavailable,
@@ -367,11 +371,4 @@ fn strange(answer: &Answer) -> Error {
         ErrorKind::Internal,
         format!("who keeps virtual machines answers {answer:?}"),
     )
-}
-
-/// Whether a directory is this process's user's alone to change.
-fn is_private(dir: &Path) -> bool {
-    std::fs::symlink_metadata(dir).is_ok_and(|found| {
-        found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0
-    })
 }

@@ -86,12 +86,14 @@ pub(super) async fn run(
             }
         }
     };
-    timeout(deadlines::CACHE_PRACTICE, work).await.unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::DeadlineExceeded,
-            format!("it took longer than {:?}", deadlines::CACHE_PRACTICE),
-        ))
-    })
+    timeout(deadlines::CACHE_PRACTICE, work)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::DeadlineExceeded,
+                format!("it took longer than {:?}", deadlines::CACHE_PRACTICE),
+            ))
+        })
 }
 
 async fn practise(
@@ -118,7 +120,10 @@ async fn practise(
         )
     })?;
     let SharePlan::VirtioFs { daemon, cache } = &sandbox.share else {
-        return Err(Error::new(ErrorKind::Unsupported, "there is no file system to share"));
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "there is no file system to share",
+        ));
     };
     let (daemon, device) = devices::virtiofsd(daemon, cache, dir, &shared, &Place::default(), log).await?;
     let Some(hotplug) = vm.hotplug() else {

@@ -2,20 +2,16 @@
 //! time, as long as the host has memory for it.
 
 use std::collections::VecDeque;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 
 use configuration::Config;
 use futures::future::{FutureExt as _, select_all};
 use hypervisor::Hypervisor;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
-use rustix::io::Errno;
 use rustix::process::geteuid;
 use slog::{Logger, info, warn};
 use tokio::net::{UnixListener, UnixStream};
@@ -23,15 +19,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::keep::{DIRECTORY, Maker, Ready};
+use super::Place;
+use super::keep::{Maker, Ready};
 use super::wire::{self, Answer, Ask, Call, Closing};
-use super::{Line, Status, is_private};
-use crate::aside::aside;
+use super::{Line, Status};
 use crate::error::{Error, ErrorKind, Result};
 use crate::{deadlines, line};
-
-/// Name of the log.
-const LOG: &str = "cache.log";
 
 /// Commands that wait for the owner.
 const QUEUE: usize = 16;
@@ -41,145 +34,6 @@ const SPARED: u64 = 16;
 
 /// Characters of a reason that are kept.
 const REASON: usize = 1000;
-
-/// Where virtual machines are kept: the directory of the socket.
-pub struct Place {
-    endpoint: PathBuf,
-    dir: PathBuf,
-}
-
-/// The directory, which nobody else changes meanwhile.
-struct Locked(OwnedFd);
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // To close it would not do: a child that is just being started has it too.
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
-}
-
-impl Place {
-    /// The one of a configuration.
-    pub fn of(config: &Config) -> Self {
-        let endpoint = config.factory.vm_cache_endpoint.clone();
-        let dir = endpoint.parent().unwrap_or(Path::new("/")).to_owned();
-        Self { endpoint, dir }
-    }
-
-    /// Where who keeps them writes what happens.
-    pub fn log(&self) -> PathBuf {
-        self.dir.join(LOG)
-    }
-
-    /// Listens, unless somebody does: then it is `None`. What a dead one has left goes. `start` gets the socket, and nobody else can
-    /// begin before it is done.
-    ///
-    /// # Errors
-    /// The directory is somebody else's or cannot be made; what `start` answers with.
-    pub async fn begin<T>(&self, start: impl FnOnce(StdListener) -> Result<T>) -> Result<Option<T>> {
-        let _locked = self.lock().await?;
-        if self.is_taken().await? {
-            return Ok(None);
-        }
-        self.sweep()?;
-        let failed = self.failed("listen at", &self.endpoint);
-        let listener = StdListener::bind(&self.endpoint).map_err(&failed)?;
-        fs::set_permissions(&self.endpoint, fs::Permissions::from_mode(0o600)).map_err(&failed)?;
-        let started = start(listener);
-        if started.is_err() {
-            let _ = fs::remove_file(&self.endpoint);
-        }
-        started.map(Some)
-    }
-
-    /// Takes away what is left, if nobody is there.
-    pub(super) async fn clear(&self) -> Result<()> {
-        if !self.dir.exists() {
-            return Ok(());
-        }
-        let locked = self.lock().await?;
-        if self.is_taken().await? {
-            return Ok(());
-        }
-        self.sweep()?;
-        let _ = fs::remove_file(self.log());
-        // Something of somebody else's may be in it: then it stays.
-        let _ = fs::remove_dir(&self.dir);
-        drop(locked);
-        Ok(())
-    }
-
-    async fn is_taken(&self) -> Result<bool> {
-        match Line::to(&self.endpoint).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind == ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Removes the socket and the directories of a dead one.
-    fn sweep(&self) -> Result<()> {
-        match fs::remove_file(&self.endpoint) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
-                return Err(self.failed("remove", &self.endpoint)(cause));
-            }
-            _ => {}
-        }
-        let failed = self.failed("sweep", &self.dir);
-        for entry in fs::read_dir(&self.dir).map_err(&failed)? {
-            let entry = entry.map_err(&failed)?;
-            if entry.file_name().to_string_lossy().starts_with(DIRECTORY) {
-                fs::remove_dir_all(entry.path()).map_err(&failed)?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn lock(&self) -> Result<Locked> {
-        let dir = self.dir.clone();
-        let refused = self.failed("make", &self.dir);
-        match DirBuilder::new().mode(0o700).recursive(true).create(&dir) {
-            Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => return Err(refused(cause)),
-            _ => {}
-        }
-        if !is_private(&dir) {
-            return Err(Error::new(
-                ErrorKind::FailedPrecondition,
-                format!(
-                    "{} can be changed by others, or is no directory; give vm_cache_endpoint a directory of its own",
-                    dir.display()
-                ),
-            ));
-        }
-        aside(deadlines::TEMPLATE_LOCK, move |site| {
-            let failed = |cause: Errno| {
-                let what = format!("cannot lock {}", dir.display());
-                Error::caused(ErrorKind::Internal, what, io::Error::from(cause))
-            };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let lock = openat(CWD, &dir, flags, Mode::empty()).map_err(failed)?;
-            loop {
-                site.at(&dir)?;
-                match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                    Ok(()) => return Ok(Locked(lock)),
-                    Err(Errno::WOULDBLOCK) => std::thread::sleep(deadlines::LOOK),
-                    Err(cause) => return Err(failed(cause)),
-                }
-            }
-        })
-        .await
-    }
-
-    fn failed<'a>(&self, what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
-        move |cause| {
-            Error::caused(
-                ErrorKind::Internal,
-                format!("cannot {what} {}: {cause}", path.display()),
-                cause,
-            )
-        }
-    }
-}
 
 /// What the owner is asked.
 pub(super) enum Command {
@@ -207,13 +61,14 @@ pub async fn serve(
     listener.set_nonblocking(true).map_err(unfit)?;
     let listener = UnixListener::from_std(listener).map_err(unfit)?;
     let place = Place::of(&config);
+    let endpoint = config.factory.vm_cache_endpoint.clone();
     let key = super::key(&config, &*hypervisor)?;
     let (unwanted, is_unwanted) = watch::channel(false);
     let mut owner = Owner {
         number: config.factory.vm_cache_number,
         maker: Arc::new(Maker {
             key: key.clone(),
-            dir: place.dir.clone(),
+            dir: place.dir().to_owned(),
             hypervisor,
             config,
             log: log.clone(),
@@ -235,7 +90,7 @@ pub async fn serve(
     let mut talks = JoinSet::new();
     let asked = owner.run(&listener, &mut talks, stop).await;
     // Nobody finds it any more.
-    let _ = fs::remove_file(&place.endpoint);
+    let _ = fs::remove_file(&endpoint);
     unwanted.send_replace(true);
     owner.end().await;
     if let Some(reply) = asked {
@@ -444,7 +299,10 @@ impl Owner {
 async fn done(making: &mut Option<JoinHandle<Result<Ready>>>) -> Result<Ready> {
     match making {
         Some(making) => making.await.unwrap_or_else(|lost| {
-            Err(Error::new(ErrorKind::Internal, format!("the task that made it is lost: {lost}")))
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("the task that made it is lost: {lost}"),
+            ))
         }),
         None => std::future::pending().await,
     }
@@ -496,7 +354,11 @@ async fn attend(stream: UnixStream, commands: mpsc::Sender<Command>, log: Logger
     let said = match asked {
         Ok(call) if call.version == wire::VERSION => answer(&mut line, call.ask, &commands).await,
         Ok(call) => {
-            let why = format!("version {} is not understood, but {}", call.version, wire::VERSION);
+            let why = format!(
+                "version {} is not understood, but {}",
+                call.version,
+                wire::VERSION
+            );
             line.say(&Answer::Failed { why }).await
         }
         Err(why) => Err(why),
@@ -537,7 +399,11 @@ async fn order<T>(
 }
 
 /// Gives one away, or says why there is none.
-pub(super) async fn give(line: &mut Line, key: String, commands: &mpsc::Sender<Command>) -> Result<(), String> {
+pub(super) async fn give(
+    line: &mut Line,
+    key: String,
+    commands: &mpsc::Sender<Command>,
+) -> Result<(), String> {
     let ready = match order(commands, |reply| Command::Get(key, reply)).await? {
         Ok(ready) => ready,
         Err(why) => {
@@ -586,7 +452,9 @@ async fn hand_over(line: &mut Line, mut ready: Ready) -> Result<(), String> {
     };
     match ready.vm.stop().await {
         Ok(()) => Err(format!("one that was offered was not taken, and is ended: {why}")),
-        Err(error) => Err(format!("one that was offered was not taken ({why}), and does not end: {error}")),
+        Err(error) => Err(format!(
+            "one that was offered was not taken ({why}), and does not end: {error}"
+        )),
     }
 }
 

@@ -92,7 +92,10 @@ impl Vm for Sleeper {
     async fn stop(&mut self) -> Result<(), hypervisor::Error> {
         self.process.kill();
         let mut exited = self.exited.clone();
-        timeout(SOON, exited.wait_for(Option::is_some)).await.unwrap().unwrap();
+        timeout(SOON, exited.wait_for(Option::is_some))
+            .await
+            .unwrap()
+            .unwrap();
         Ok(())
     }
 

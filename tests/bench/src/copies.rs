@@ -49,13 +49,7 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
     copies.end().and(measured)
 }
 
-fn measure(
-    bed: &Bed,
-    copies: &Copies,
-    cache: &Copies,
-    amount: &Amount,
-    results: &mut Results,
-) -> Result<()> {
+fn measure(bed: &Bed, copies: &Copies, cache: &Copies, amount: &Amount, results: &mut Results) -> Result<()> {
     let (mut hits, mut copied, mut booted, mut runc) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     // The first round warms caches.
     for round in 0..=amount.cold {

@@ -57,7 +57,10 @@ pub fn names_a_network(bundle: &Path) -> Result<bool> {
         let what = format!("{} is no specification", bundle.join(CONFIG).display());
         Error::caused(ErrorKind::InvalidArgument, what, cause)
     })?;
-    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    let namespaces = spec
+        .linux()
+        .iter()
+        .flat_map(|linux| linux.namespaces().iter().flatten());
     let mut networks = namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Network);
     Ok(networks.any(|network| network.path().is_some()))
 }

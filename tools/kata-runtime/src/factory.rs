@@ -91,7 +91,10 @@ fn init(config: &Config, named: Option<&Path>) -> Result<()> {
         begun.await.map_err(told)
     })?;
     let Answered::Somebody(there) = block_on(async { cache::status(config).await.map_err(told) })? else {
-        bail!("who is to keep virtual machines ready has ended; see {}", place.log().display());
+        bail!(
+            "who is to keep virtual machines ready has ended; see {}",
+            place.log().display()
+        );
     };
     if there.key != key || there.number != config.factory.vm_cache_number {
         bail!(
@@ -107,8 +110,15 @@ fn init(config: &Config, named: Option<&Path>) -> Result<()> {
         // It goes on to try; whoever has begun is told.
         Err(error) => return Err(error.context("no virtual machines are kept ready yet")),
     }
-    let was = if begun.is_some() { "initialized" } else { "is initialized already" };
-    println!("vm factory {was}: {} virtual machines are kept ready", there.number);
+    let was = if begun.is_some() {
+        "initialized"
+    } else {
+        "is initialized already"
+    };
+    println!(
+        "vm factory {was}: {} virtual machines are kept ready",
+        there.number
+    );
     println!("VM cache server pid = {}", there.pid);
     Ok(())
 }
@@ -157,7 +167,9 @@ fn serve(config: Config) -> Result<ExitCode> {
             }
         };
         let driver = driver(&config, log.clone())?;
-        cache::serve(config, driver, listener, stop, log).await.map_err(told)
+        cache::serve(config, driver, listener, stop, log)
+            .await
+            .map_err(told)
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -183,7 +195,11 @@ fn kept(answered: &Answered, key: &str) -> String {
         return "VM cache is off: nobody keeps virtual machines ready; start that with `kata-runtime factory init`\n".to_owned();
     };
     let mut text = match status.key == key {
-        true => format!("VM cache is on: {} of {} ready\n", status.kept.len(), status.number),
+        true => format!(
+            "VM cache is on: {} of {} ready\n",
+            status.kept.len(),
+            status.number
+        ),
         false => format!(
             "VM cache is off: what is kept ready is of another configuration ({}, and not {key})\n",
             status.key
@@ -203,7 +219,10 @@ fn kept(answered: &Answered, key: &str) -> String {
     if let Some(why) = &status.short {
         text.push_str(&format!("there are not more because: {why}\n"));
     }
-    text.push_str(&format!("taken: {} hits, {} misses\n", status.hits, status.misses));
+    text.push_str(&format!(
+        "taken: {} hits, {} misses\n",
+        status.hits, status.misses
+    ));
     if let Some(why) = &status.last_miss {
         text.push_str(&format!("the last one was missed because: {why}\n"));
     }

@@ -48,12 +48,7 @@ pub fn show(cell: &Inside, containerd: &Containerd, settings: &Configuration) ->
     Ok(())
 }
 
-fn one(
-    cell: &Inside,
-    containerd: &Containerd,
-    settings: Configuration,
-    kind: Option<Kind>,
-) -> Result<Shown> {
+fn one(cell: &Inside, containerd: &Containerd, settings: Configuration, kind: Option<Kind>) -> Result<Shown> {
     let (name, origin) = match kind {
         None => ("booted", "boot"),
         Some(Kind::Template) => ("copied", "clone"),
@@ -89,7 +84,10 @@ fn one(
     );
     let mut proof = format!("the runtime says {:?}, QEMU was process {pid}", trace.origin);
     if kind == Some(Kind::Cache) {
-        ensure!(kept.contains(&pid), "{pid} is none of those that were ready: {kept:?}");
+        ensure!(
+            kept.contains(&pid),
+            "{pid} is none of those that were ready: {kept:?}"
+        );
         proof.push_str(", as `kata-runtime factory status` had told");
     }
     if let Some(kind) = kind {
@@ -145,7 +143,9 @@ mod tests {
             proof: "the runtime says \"cache\"".into(),
         }]);
         assert!(
-            text.ends_with("  kept ready         26.4 ms        200.0 ms  boot 780aefe4; the runtime says \"cache\"\n"),
+            text.ends_with(
+                "  kept ready         26.4 ms        200.0 ms  boot 780aefe4; the runtime says \"cache\"\n"
+            ),
             "{text}"
         );
         let log = "{\"msg\":\"the VM was stopped\",\"vm\":\"a\",\"pid\":7}\nplain\n";

@@ -19,9 +19,16 @@ use crate::bed::{Case, Container};
 const TOOL: &[Part] = &[Part::OciRuntime];
 
 pub const CASES: &[Listed] = &[
-    Listed::ours("what_is_kept_ready_is_taken_once", what_is_kept_ready_is_taken_once).needing(TOOL),
-    Listed::ours("who_keeps_them_dies_while_one_is_wanted", who_keeps_them_dies_while_one_is_wanted)
-        .needing(TOOL),
+    Listed::ours(
+        "what_is_kept_ready_is_taken_once",
+        what_is_kept_ready_is_taken_once,
+    )
+    .needing(TOOL),
+    Listed::ours(
+        "who_keeps_them_dies_while_one_is_wanted",
+        who_keeps_them_dies_while_one_is_wanted,
+    )
+    .needing(TOOL),
 ];
 
 /// Of a case, and not those of its cell, which has a `/run` of its own.
@@ -75,10 +82,17 @@ impl Cache {
         let number = |line: &str, beginning: &str| -> Option<i32> {
             line.strip_prefix(beginning)?.split(' ').next()?.parse().ok()
         };
-        let mut servers = text.lines().filter_map(|line| number(line, "VM cache server pid = "));
+        let mut servers = text
+            .lines()
+            .filter_map(|line| number(line, "VM cache server pid = "));
         Ok(Told {
-            server: servers.next().with_context(|| format!("nobody keeps machines: {text}"))?,
-            machines: text.lines().filter_map(|line| number(line, "VM pid = ")).collect(),
+            server: servers
+                .next()
+                .with_context(|| format!("nobody keeps machines: {text}"))?,
+            machines: text
+                .lines()
+                .filter_map(|line| number(line, "VM pid = "))
+                .collect(),
             text,
         })
     }
@@ -86,7 +100,12 @@ impl Cache {
     /// A container that goes on by itself, and the process of its machine.
     fn start<'a>(&self, case: &'a Case<'a>) -> Result<(Container<'a>, i32)> {
         let id = case.id();
-        let run = case.run_configured(&self.configuration, &["--detach", "--null-io"], &id, &["sleep", "1000"]);
+        let run = case.run_configured(
+            &self.configuration,
+            &["--detach", "--null-io"],
+            &id,
+            &["sleep", "1000"],
+        );
         run.read()?;
         let vmm = case.process(&["qemu-system", &id])?;
         Ok((case.container(&id), vmm.pid))
@@ -118,7 +137,11 @@ fn what_is_kept_ready_is_taken_once(case: &mut Case<'_>) -> Result<()> {
 
     let case = &*case;
     let (first, vmm) = cache.start(case)?;
-    ensure!(before.machines.contains(&vmm), "{vmm} is not one of {}", before.text);
+    ensure!(
+        before.machines.contains(&vmm),
+        "{vmm} is not one of {}",
+        before.text
+    );
     let (second, other) = cache.start(case)?;
     ensure!(
         before.machines.contains(&other) && vmm != other,
@@ -128,12 +151,20 @@ fn what_is_kept_ready_is_taken_once(case: &mut Case<'_>) -> Result<()> {
     let (one, another) = (first.shell(IDENTITY)?, second.shell(IDENTITY)?);
     let (one, another): (Vec<_>, Vec<_>) = (one.lines().collect(), another.lines().collect());
     for (line, what) in ["boot id", "random uuid", "random bytes"].iter().enumerate() {
-        ensure!(one[line] != another[line], "two machines have the same {what}: {one:?}");
+        ensure!(
+            one[line] != another[line],
+            "two machines have the same {what}: {one:?}"
+        );
     }
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs();
     let clock: u64 = one[4].parse()?;
     ensure!(now.abs_diff(clock) < 30, "the clock of one says {clock} at {now}");
-    ensure!(!one.join(" ").contains("practice"), "it shows what it has practised: {one:?}");
+    ensure!(
+        !one.join(" ").contains("practice"),
+        "it shows what it has practised: {one:?}"
+    );
 
     // It is filled up again, and one of another configuration is not there.
     cache.call("init").read()?;
@@ -147,7 +178,10 @@ fn what_is_kept_ready_is_taken_once(case: &mut Case<'_>) -> Result<()> {
     let refused = larger.call("init").output()?.failure()?;
     ensure!(refused.contains("of another configuration"), "{refused}");
     let (third, vmm) = larger.start(case)?;
-    ensure!(!after.machines.contains(&vmm), "a machine of another configuration is taken");
+    ensure!(
+        !after.machines.contains(&vmm),
+        "a machine of another configuration is taken"
+    );
     ensure!(cache.told()?.text.contains("1 misses"));
     std::mem::forget(larger);
 
@@ -157,7 +191,10 @@ fn what_is_kept_ready_is_taken_once(case: &mut Case<'_>) -> Result<()> {
         ensure!(!Path::new(place).exists(), "something is left in {place}");
     }
     for pid in &after.machines {
-        ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "machine {pid} is left");
+        ensure!(
+            !Path::new(&format!("/proc/{pid}")).exists(),
+            "machine {pid} is left"
+        );
     }
     ensure!(first.shell("echo $((6 * 7))")? == "42\n");
     for container in [first, second, third] {
@@ -183,7 +220,12 @@ fn who_keeps_them_dies_while_one_is_wanted(case: &mut Case<'_>) -> Result<()> {
     kill(before.server, Signal::STOP)?;
     let id = case.id();
     let run = case
-        .run_configured(&cache.configuration, &["--rm"], &id, &["sh", "-c", "echo done; exit 7"])
+        .run_configured(
+            &cache.configuration,
+            &["--rm"],
+            &id,
+            &["sh", "-c", "echo done; exit 7"],
+        )
         .start()?;
     wait::until("somebody asks", deadlines::RUN, || {
         let connections = fs::read_to_string("/proc/net/unix")?;
@@ -196,11 +238,16 @@ fn who_keeps_them_dies_while_one_is_wanted(case: &mut Case<'_>) -> Result<()> {
     // With who kept them they are gone, but for the one that is somebody's.
     wait::until("the machines that nobody has are gone", deadlines::GONE, || {
         let mut kept = before.machines.iter();
-        Ok(kept.all(|pid| !Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(()))
+        Ok(kept
+            .all(|pid| !Path::new(&format!("/proc/{pid}/exe")).exists())
+            .then_some(()))
     })?;
     ensure!(taken.shell("echo $((6 * 7))")? == "42\n");
     let logged = case.log_since(log)?;
-    let told = logged.lines().filter(|line| line.contains("is none that was kept ready")).count();
+    let told = logged
+        .lines()
+        .filter(|line| line.contains("is none that was kept ready"))
+        .count();
     ensure!(told == 1, "the reason is told {told} times");
 
     // Its owner learns of its end as of any other's.

@@ -1,6 +1,7 @@
 //! The cases, by what they are about. Each module has a list of its own.
 
 mod admin;
+mod cache;
 mod debian;
 mod disks;
 mod events;
@@ -15,7 +16,6 @@ mod restart;
 mod run;
 mod streams;
 mod task;
-mod cache;
 mod templates;
 mod terminal;
 
