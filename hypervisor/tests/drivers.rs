@@ -7,7 +7,8 @@
 //! `api-descriptions`.
 //!
 //! Real programs (`make test-driver`): `$KATA_TEST_CLH`, `$KATA_TEST_FIRECRACKER` and `$KATA_TEST_JAILER`. They need KVM, and the
-//! guest image of `conformance`; the jailed one needs both of the last two. `$KATA_TEST_KERNEL_PARAMS` is added to the kernel's command line.
+//! guest image of `conformance`; the jailed one needs both of the last two. `$KATA_TEST_KERNEL_PARAMS` is added to the kernel's command line,
+//! `$KATA_TEST_PATIENCE` multiplies what is waited for.
 
 // Tests may fail loudly; clippy's exception for tests does not reach functions that tests share.
 #![allow(clippy::expect_used, clippy::panic)]

@@ -103,7 +103,7 @@ impl Drives {
                 ErrorKind::FailedPrecondition,
                 format!(
                     "the guest could not tell the disks {id:?} and {:?} apart, to which Firecracker gives the serial number \
-                     {serial}; have one of them on another file system, or use hypervisor_name = \"qemu\" or \"clh\"",
+                     {serial}; use a copy of one on another file system, or hypervisor_name = \"qemu\" or \"clh\"",
                     alike.name
                 ),
             ));
