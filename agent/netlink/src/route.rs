@@ -194,6 +194,10 @@ impl Route {
                 _ => {}
             }
         }
+        if !route.hops.is_empty() {
+            // They are the hops' to say.
+            (route.index, route.gateway) = (0, None);
+        }
         Some(route)
     }
 

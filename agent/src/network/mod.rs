@@ -147,6 +147,8 @@ fn configure(kernel: &mut Socket, interface: &Interface, index: u32) -> Result<(
     if interface.no_ipv6 {
         set_ipv6(name, "disable_ipv6", "1")?;
     } else {
+        // The namespace may have it off, and this interface on.
+        set_ipv6(name, "disable_ipv6", "0")?;
         // The address that the kernel makes by itself is to be used at once as well.
         set_ipv6(name, "accept_dad", "0")?;
     }

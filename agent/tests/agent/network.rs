@@ -363,6 +363,8 @@ async fn routes_share_packets_and_the_namespace_has_its_sysctls() {
         ("ipv4.ip_forward", "1"),
         ("ipv4.ip_unprivileged_port_start", "500"),
         ("ipv4.no_such_thing", "1"),
+        // Of all that do not say otherwise.
+        ("ipv6.conf.all.disable_ipv6", "1"),
         ("ipv4.ip_default_ttl", "0"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
