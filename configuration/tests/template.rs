@@ -71,6 +71,7 @@ fn its_paths_are_those_of_a_distribution() {
             "\"/bin/busybox\"",
             "\"/run/kata\"",
             "\"/run/kata-template\"",
+            "\"/run/kata-cache/cache.sock\"",
         ]
     );
 }

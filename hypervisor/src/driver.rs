@@ -203,7 +203,7 @@ pub trait Hotplug: Send {
     }
 }
 
-/// vCPUs and memory can be added while the VM runs. Memory is never taken away, and vCPUs by some drivers.
+/// vCPUs and memory can be added while the VM runs. Nothing is ever taken away.
 ///
 /// What is added is offered to the guest, which has yet to take it into use.
 #[async_trait]
@@ -223,16 +223,6 @@ pub trait Resize: Send {
     /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) beyond [`Memory::max_mib`](crate::Memory::max_mib);
     /// the VMM's.
     async fn grow_memory(&mut self, mib: u64) -> Result<(), Error>;
-
-    /// Takes out vCPUs that were added, until there are `vcpus` or as many as the VM has started with. A driver that cannot do
-    /// that leaves them where they are. The guest has to let go of each; those that have gone before an error are gone.
-    ///
-    /// # Errors
-    /// [`ErrorKind::DeadlineExceeded`](crate::ErrorKind::DeadlineExceeded) by a guest that does not; the VMM's.
-    async fn shrink_vcpus(&mut self, vcpus: u32) -> Result<(), Error> {
-        let _ = vcpus;
-        Ok(())
-    }
 }
 
 /// The end of a VMM.

@@ -15,7 +15,6 @@ enum Order {
     Unplug(String, oneshot::Sender<Result<()>>),
     Grow(Size, oneshot::Sender<Result<Size>>),
     GrowDisk(String, u64, oneshot::Sender<Result<()>>),
-    Shrink(u32, oneshot::Sender<(Size, Result<()>)>),
 }
 
 /// Handle to the custodian. The virtual machine is killed when the last one is dropped.
@@ -118,15 +117,6 @@ impl Custody {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Takes out vCPUs that were added, until there are so many. Answers with what there is then, and what kept it from less.
-    pub(super) async fn shrink(&self, vcpus: u32) -> Result<(Size, Result<()>)> {
-        let gone = || Error::new(ErrorKind::Unavailable, "the virtual machine has ended");
-        let (reply, answer) = oneshot::channel();
-        let order = Order::Shrink(vcpus, reply);
-        self.orders.send(order).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
-    }
-
     /// Becomes `Some` when the VMM has ended, whatever the cause.
     pub(super) fn exited(&self) -> watch::Receiver<Option<Exit>> {
         self.exited.clone()
@@ -150,13 +140,6 @@ async fn carry_out(vm: &mut dyn Vm, order: Order) {
         Order::Unplug(name, reply) => drop(reply.send(unplug(vm, &name).await)),
         Order::Grow(to, reply) => drop(reply.send(grow(vm, to).await)),
         Order::GrowDisk(name, bytes, reply) => drop(reply.send(grow_disk(vm, &name, bytes).await)),
-        // One that keeps its size is not asked.
-        Order::Shrink(to, reply) => {
-            if let Some(resize) = vm.resize() {
-                let shrunk = resize.shrink_vcpus(to).await.map_err(Error::from);
-                let _ = reply.send((resize.size(), shrunk));
-            }
-        }
     }
 }
 

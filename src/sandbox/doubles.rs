@@ -54,8 +54,6 @@ pub(super) enum Fault {
     Refusal,
     /// The VMM adds no vCPU.
     Growth,
-    /// The guest lets go of one vCPU, and of no other.
-    Shrinking,
     /// As [`Fault::Panic`], and then the host's side cannot be released.
     PanicAndRelease,
 }
@@ -411,24 +409,12 @@ impl Resize for PlayedVm {
             let kind = hypervisor::ErrorKind::Internal;
             return Err(hypervisor::Error::new(kind, "the VMM has no vCPU left"));
         }
-        let mut size = self.0.size.lock().unwrap();
-        size.vcpus = size.vcpus.max(vcpus);
+        self.0.size.lock().unwrap().vcpus = vcpus;
         Ok(())
     }
 
     async fn grow_memory(&mut self, mib: u64) -> Result<(), hypervisor::Error> {
-        let mut size = self.0.size.lock().unwrap();
-        size.memory_mib = size.memory_mib.max(mib);
-        Ok(())
-    }
-
-    async fn shrink_vcpus(&mut self, vcpus: u32) -> Result<(), hypervisor::Error> {
-        if self.0.fault == Fault::Shrinking {
-            self.0.size.lock().unwrap().vcpus -= 1;
-            let kind = hypervisor::ErrorKind::DeadlineExceeded;
-            return Err(hypervisor::Error::new(kind, "the guest does not let go"));
-        }
-        self.0.size.lock().unwrap().vcpus = vcpus;
+        self.0.size.lock().unwrap().memory_mib = mib;
         Ok(())
     }
 }

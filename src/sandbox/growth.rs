@@ -1,17 +1,15 @@
-//! The virtual machine grows with what its containers may use. An update that makes them smaller takes vCPUs out again; memory is
-//! never taken away: a guest gives it back when it likes, and what a later container needs is then there already.
+//! The virtual machine grows with what its containers may use. Nothing is ever taken away: a guest gives memory back when it
+//! likes, and what a later container needs is then there already.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use agent_client::Agent;
 use agent_protocol as p;
 use hypervisor::Size;
 use oci_spec::runtime::LinuxResources;
-use slog::{Logger, info, warn};
-use tokio::sync::Mutex;
+use slog::{Logger, info};
 
 use super::custody::Custody;
 use crate::ContainerId;
@@ -25,27 +23,17 @@ use crate::plan;
 pub(super) struct Growth {
     plan: GrowthPlan,
     limits: BTreeMap<ContainerId, Limits>,
-    turns: Arc<Turns>,
-}
-
-/// One job after the other: what one takes out another may just have counted on.
-struct Turns {
-    /// Number of the newest job. It alone knows all containers, so that only it may take something out.
-    newest: AtomicU64,
-    /// What is in use in the guest, as far as it has said so. Whoever holds it is at work.
-    taken: Mutex<Size>,
+    /// In use in the guest, as far as it has said so.
+    taken: Size,
 }
 
 impl Growth {
     /// A virtual machine that has this by now.
     pub(super) fn new(plan: GrowthPlan, taken: Size) -> Self {
         Self {
+            taken,
             plan,
             limits: BTreeMap::new(),
-            turns: Arc::new(Turns {
-                newest: AtomicU64::new(0),
-                taken: Mutex::new(taken),
-            }),
         }
     }
 
@@ -67,9 +55,14 @@ impl Growth {
         Ok(())
     }
 
-    /// What there is to do now; `shrinks`: also if that is to take something out. `containers` are the handles to those that exist
-    /// already.
-    pub(super) fn job(&self, containers: &BTreeMap<ContainerId, Option<Container>>, shrinks: bool) -> Job {
+    /// Remembers what the guest has.
+    pub(super) fn took(&mut self, size: Size) {
+        self.taken.vcpus = self.taken.vcpus.max(size.vcpus);
+        self.taken.memory_mib = self.taken.memory_mib.max(size.memory_mib);
+    }
+
+    /// What there is to do now. `containers` are the handles to those that exist already.
+    pub(super) fn job(&self, containers: &BTreeMap<ContainerId, Option<Container>>) -> Job {
         let consumers = self.limits.iter().map(|(id, limits)| {
             let container = containers.get(id).cloned().flatten();
             (container, limits.workload())
@@ -77,9 +70,7 @@ impl Growth {
         Job {
             plan: self.plan,
             consumers: consumers.collect(),
-            number: self.turns.newest.fetch_add(1, Ordering::Relaxed) + 1,
-            turns: Arc::clone(&self.turns),
-            shrinks,
+            taken: self.taken,
         }
     }
 }
@@ -88,22 +79,20 @@ impl Growth {
 pub(super) struct Job {
     plan: GrowthPlan,
     consumers: Vec<(Option<Container>, Resources)>,
-    number: u64,
-    turns: Arc<Turns>,
-    shrinks: bool,
+    taken: Size,
 }
 
 impl Job {
-    /// Adds what is missing and has the guest take it into use. Takes out what is too much, where that is wanted; that a guest keeps
-    /// it is no error, because its limits hold all the same.
+    /// Adds what is missing and has the guest take it into use. Answers with what the guest has.
+    ///
+    /// Two at a time do no harm: each asks for as much as there shall be, and not for more.
     pub(super) async fn run(
         self,
         vm: Custody,
         agent: Arc<dyn Agent>,
         deadline: Duration,
         log: Logger,
-    ) -> Result<()> {
-        let mut taken = self.turns.taken.lock().await;
+    ) -> Result<Size> {
         let mut workloads = Vec::with_capacity(self.consumers.len());
         for (container, workload) in self.consumers {
             if !has_ended(container).await {
@@ -111,33 +100,12 @@ impl Job {
             }
         }
         let wanted = plan::grown(&self.plan, workloads);
-        if wanted.vcpus > taken.vcpus || wanted.memory_mib > taken.memory_mib {
-            let there = enlarge(&vm, &*agent, self.plan.started, wanted, deadline, &log)
-                .await
-                .map_err(failed)?;
-            taken.vcpus = taken.vcpus.max(there.vcpus);
-            taken.memory_mib = taken.memory_mib.max(there.memory_mib);
+        if wanted.vcpus <= self.taken.vcpus && wanted.memory_mib <= self.taken.memory_mib {
+            return Ok(self.taken);
         }
-        let is_newest = self.turns.newest.load(Ordering::Relaxed) == self.number;
-        if self.shrinks && is_newest && wanted.vcpus < taken.vcpus {
-            reduce(&vm, wanted.vcpus, &mut taken, &log).await;
-        }
-        Ok(())
-    }
-}
-
-/// Takes out vCPUs that nobody may use any more.
-async fn reduce(vm: &Custody, vcpus: u32, taken: &mut Size, log: &Logger) {
-    let Ok((there, shrunk)) = vm.shrink(vcpus).await else {
-        // It has ended, or keeps its size.
-        return;
-    };
-    if there.vcpus < taken.vcpus {
-        info!(log, "the virtual machine shrinks, and keeps its memory"; "vcpus" => there.vcpus, "memory_mib" => there.memory_mib);
-        taken.vcpus = there.vcpus;
-    }
-    if let Err(error) = shrunk {
-        warn!(log, "the guest keeps vCPUs that its containers may not use"; "vcpus" => there.vcpus, "wanted" => vcpus, "error" => error.chain());
+        enlarge(&vm, &*agent, self.plan.started, wanted, deadline, &log)
+            .await
+            .map_err(failed)
     }
 }
 

@@ -12,6 +12,7 @@ use agent_client::Agent;
 use futures::StreamExt;
 use futures::future::{BoxFuture, ready};
 use futures::stream::FuturesUnordered;
+use hypervisor::Size;
 use oci_spec::runtime::LinuxResources;
 use slog::{Logger, info, warn};
 use tokio::net::UnixStream;
@@ -317,23 +318,28 @@ impl Owner {
         };
         match changed {
             Err(error) => drop(done.send(Err(error))),
-            Ok(()) => self.job(self.grow(true), |_, grown| drop(done.send(grown))),
+            Ok(()) => self.job(self.grow(), |owner, grown| {
+                drop(done.send(grown.map(|size| owner.took(size))));
+            }),
         }
     }
 
-    /// Has the virtual machine grow as far as its containers need it, where it grows; and shrink, if that is wanted.
-    fn grow(&self, shrinks: bool) -> impl Future<Output = Result<()>> + Send + 'static {
-        let job = self
-            .growth
-            .as_ref()
-            .map(|growth| growth.job(&self.containers, shrinks));
+    /// Has the virtual machine grow as far as its containers need it. Answers with what the guest has then, where it grows.
+    fn grow(&self) -> impl Future<Output = Result<Option<Size>>> + Send + 'static {
+        let job = self.growth.as_ref().map(|growth| growth.job(&self.containers));
         let (vm, agent, log) = (self.vm.clone(), Arc::clone(&self.agent), self.log.clone());
         let limit = self.timeouts.request;
         async move {
             match job {
-                Some(job) => job.run(vm, agent, limit, log).await,
-                None => Ok(()),
+                Some(job) => job.run(vm, agent, limit, log).await.map(Some),
+                None => Ok(None),
             }
+        }
+    }
+
+    fn took(&mut self, size: Option<Size>) {
+        if let (Some(growth), Some(size)) = (&mut self.growth, size) {
+            growth.took(size);
         }
     }
 
@@ -431,16 +437,24 @@ impl Owner {
             pid: self.vm.pid(),
             log: self.log.clone(),
         };
-        let (grow, plug) = (self.grow(false), self.disks.plug(&self.vm, &id, disks));
+        let (grow, plug) = (self.grow(), self.disks.plug(&self.vm, &id, disks));
         self.creation(
             async move {
-                grow.await?;
-                plug.await?;
-                container::create(parts).await
+                let grown = match grow.await {
+                    Ok(grown) => grown,
+                    Err(error) => return (None, Err(error)),
+                };
+                if let Err(error) = plug.await {
+                    return (grown, Err(error));
+                }
+                (grown, container::create(parts).await)
             },
-            |owner, created| match created {
-                Ok(container) => owner.created(id, container, reply),
-                Err(error) => owner.take_back(id, error, reply),
+            |owner, (grown, created)| {
+                owner.took(grown);
+                match created {
+                    Ok(container) => owner.created(id, container, reply),
+                    Err(error) => owner.take_back(id, error, reply),
+                }
             },
         );
     }

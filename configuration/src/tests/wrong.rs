@@ -415,6 +415,21 @@ fn values_that_do_not_fit_together_are_told_with_both_keys() {
              needs its daemon; set the daemon's path, or channel = \"auto\"",
         ),
         (
+            "[factory]\nvm_cache_number = 1\n[hypervisor.qemu]\nmachine_type = \"microvm\"",
+            "main:4: hypervisor.qemu.machine_type does not fit with factory.vm_cache_number: a microvm that is kept ready could \
+             be given no devices; set machine_type = \"q35\", or vm_cache_number = 0",
+        ),
+        (
+            "[factory]\nvm_cache_number = 1\n[agent.kata]\nchannel = \"vsock\"",
+            "main:4: agent.kata.channel does not fit with factory.vm_cache_number: of all channels only a serial port can be \
+             handed over; set channel = \"auto\" or \"virtio-serial\", or vm_cache_number = 0",
+        ),
+        (
+            "[hypervisor.firecracker]\n[factory]\nvm_cache_number = 1",
+            "main:3: factory.vm_cache_number does not fit with runtime.hypervisor_name: only virtual machines of QEMU can be \
+             kept for others; set vm_cache_number = 0, or use hypervisor_name = \"qemu\"",
+        ),
+        (
             "[factory]\nenable_template = true\n[hypervisor.qemu]\nmachine_type = \"microvm\"",
             "main:4: hypervisor.qemu.machine_type does not fit with factory.enable_template: copies of a microvm could be \
              given no devices; set machine_type = \"q35\", or enable_template = false",

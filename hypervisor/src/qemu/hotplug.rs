@@ -177,7 +177,7 @@ impl Slots {
 }
 
 /// Asks the guest to let go of the device, and waits until it has.
-pub(super) async fn release(client: &Client, device_id: &str) -> Result<(), Error> {
+async fn release(client: &Client, device_id: &str) -> Result<(), Error> {
     let gone = |_| Error::new(ErrorKind::Unavailable, "QEMU has closed its control socket");
     let mut events = client.events().ok_or(()).map_err(gone)?;
     match client.execute("device_del", json!({"id": device_id})).await {

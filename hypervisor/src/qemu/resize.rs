@@ -8,7 +8,6 @@
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
-use super::hotplug;
 use crate::qmp::Client;
 use crate::{Error, ErrorKind, Memory, MemoryBacking, Resize, Size};
 
@@ -61,8 +60,6 @@ pub fn backend_on(id: &str, mib: u64, path: &str, shared: bool) -> Value {
 pub struct Grown {
     client: Client,
     size: Size,
-    /// Those that it has started with, which QEMU cannot take out again.
-    first_vcpus: u32,
     max_vcpus: u32,
     memory: Memory,
 }
@@ -76,7 +73,6 @@ impl Grown {
                 vcpus,
                 memory_mib: memory.size_mib,
             },
-            first_vcpus: vcpus,
             max_vcpus,
             memory,
         }
@@ -109,7 +105,7 @@ impl Resize for Grown {
             ));
         }
         for mut properties in free.into_iter().take(missing) {
-            properties.insert("id".into(), json!(vcpu_id(self.size.vcpus)));
+            properties.insert("id".into(), json!(format!("vcpu{}", self.size.vcpus)));
             self.client
                 .execute("device_add", Value::Object(properties))
                 .await?;
@@ -138,20 +134,6 @@ impl Resize for Grown {
         self.size.memory_mib = grown;
         Ok(())
     }
-
-    async fn shrink_vcpus(&mut self, vcpus: u32) -> Result<(), Error> {
-        while self.size.vcpus > vcpus.max(self.first_vcpus) {
-            let last = self.size.vcpus - 1;
-            hotplug::release(&self.client, &vcpu_id(last)).await?;
-            self.size.vcpus = last;
-        }
-        Ok(())
-    }
-}
-
-/// The device id of a vCPU that was added when there were so many. Pure.
-fn vcpu_id(number: u32) -> String {
-    format!("vcpu{number}")
 }
 
 /// The empty sockets of QEMU's answer, in the order of their numbers, each as `device_add` wants it. Pure.

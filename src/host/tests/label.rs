@@ -86,7 +86,7 @@ async fn the_monitor_and_virtiofsd_say_who_they_are_before_they_execute() {
     let mut reading = File::options().read(true).write(true).open(&told).unwrap();
     let share = SharePlan::VirtioFs {
         daemon: virtiofsd(),
-        cache: "auto".into(),
+        cache: "auto",
     };
     let (request, _events) = stand.request("s");
     let mut plan = plan("s", ChannelPlan::Serial, share);

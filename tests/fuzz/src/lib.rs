@@ -111,13 +111,13 @@ impl Session {
             fs::write(own.join(format!("seed-{number}")), seed)?;
         }
         let words = directory.join(format!("{name}.dict"));
-        fs::write(&words, changed::dictionary(seeds))?;
+        let dictionary = changed::dictionary(seeds);
+        fs::write(&words, &dictionary)?;
         let longest = seeds.iter().map(Vec::len).max().unwrap_or(0);
         let seconds = std::env::var(SECONDS).unwrap_or_else(|_| "60".to_owned());
         let mut arguments = vec![
             name.to_owned(),
             own.display().to_string(),
-            format!("-dict={}", words.display()),
             format!("-artifact_prefix={}/", found.display()),
             format!("-max_total_time={seconds}"),
             format!("-max_len={}", (2 * longest).max(4096)),
@@ -126,6 +126,10 @@ impl Session {
             "-print_final_stats=1".to_owned(),
             "-use_value_profile=1".to_owned(),
         ];
+        // libFuzzer refuses one without words, as seeds of mere bytes have it.
+        if !dictionary.is_empty() {
+            arguments.push(format!("-dict={}", words.display()));
+        }
         let kept = corpus(name);
         if kept.is_dir() {
             arguments.insert(2, kept.display().to_string());

@@ -83,31 +83,26 @@ fn build(workspace: &Workspace, directory: &Path) -> Result<Vec<PathBuf>> {
         .dir(workspace.root())
         .read()?;
     let host = Program::new("rustc").args(["--print", "host-tuple"]).read()?;
-    let cargo = Program::cargo()
-        .args([
-            "test",
-            "--no-run",
-            "--lib",
-            "--bins",
-            "--message-format=json",
-            "--target-dir",
-        ])
-        .args([directory.join("build")])
-        // Of the targets alone: what runs while they are compiled has no counters.
-        .args(["--target", host.trim()])
-        .args(
-            with_targets(&metadata)?
-                .iter()
-                .flat_map(|package| ["--package", package]),
-        )
-        .env("RUSTFLAGS", FLAGS)
-        .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
-        .dir(workspace.root());
-    programs(&cargo.read()?)
+    let with = with_targets(&metadata)?;
+    let mut built = Vec::new();
+    for (what, is_library) in [("--lib", true), ("--bins", false)] {
+        let packages = with.iter().filter(|(_, library)| *library == is_library);
+        let cargo = Program::cargo()
+            .args(["test", "--no-run", what, "--message-format=json", "--target-dir"])
+            .args([directory.join("build")])
+            // Of the targets alone: what runs while they are compiled has no counters.
+            .args(["--target", host.trim()])
+            .args(packages.flat_map(|(package, _)| ["--package", package]))
+            .env("RUSTFLAGS", FLAGS)
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
+            .dir(workspace.root());
+        built.extend(programs(&cargo.read()?)?);
+    }
+    Ok(built)
 }
 
-/// The packages that use the crate `fuzz`.
-fn with_targets(metadata: &str) -> Result<Vec<String>> {
+/// The packages that use the crate `fuzz`, and whether they are libraries: what is beside those has no targets.
+fn with_targets(metadata: &str) -> Result<Vec<(String, bool)>> {
     #[derive(Deserialize)]
     struct Metadata {
         packages: Vec<Package>,
@@ -116,6 +111,11 @@ fn with_targets(metadata: &str) -> Result<Vec<String>> {
     struct Package {
         name: String,
         dependencies: Vec<Dependency>,
+        targets: Vec<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        kind: Vec<String>,
     }
     #[derive(Deserialize)]
     struct Dependency {
@@ -124,7 +124,13 @@ fn with_targets(metadata: &str) -> Result<Vec<String>> {
     let metadata: Metadata = serde_json::from_str(metadata).context("understand cargo metadata")?;
     let packages = metadata.packages.into_iter();
     let with = packages.filter(|package| package.dependencies.iter().any(|other| other.name == "fuzz"));
-    Ok(with.map(|package| package.name).collect())
+    let is_library = |package: &Package| {
+        let mut kinds = package.targets.iter().flat_map(|target| &target.kind);
+        kinds.any(|kind| kind == "lib")
+    };
+    Ok(with
+        .map(|package| (package.name.clone(), is_library(&package)))
+        .collect())
 }
 
 /// The tests that cargo says it has built.
@@ -213,8 +219,11 @@ mod tests {
     #[test]
     fn what_cargo_says_is_understood() {
         let metadata = r#"{"packages": [
-            {"name": "a", "dependencies": [{"name": "fuzz", "kind": "dev"}]}, {"name": "fuzz", "dependencies": []}]}"#;
-        assert_eq!(with_targets(metadata).unwrap(), ["a"]);
+            {"name": "a", "dependencies": [{"name": "fuzz"}], "targets": [{"kind": ["bin"]}, {"kind": ["lib"]}]},
+            {"name": "b", "dependencies": [{"name": "fuzz"}], "targets": [{"kind": ["bin"]}]},
+            {"name": "fuzz", "dependencies": [], "targets": [{"kind": ["lib"]}]}]}"#;
+        let expected = [("a".to_owned(), true), ("b".to_owned(), false)];
+        assert_eq!(with_targets(metadata).unwrap(), expected);
         let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
             {\"reason\":\"compiler-artifact\",\"executable\":\"/x/a-1\"}\n{\"reason\":\"build-finished\"}\n";
         assert_eq!(programs(messages).unwrap(), [Path::new("/x/a-1")]);
