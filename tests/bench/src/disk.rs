@@ -93,8 +93,16 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
         "the roots are not what they are to be"
     );
     for (id, what, script) in [
-        ("B17", "1024 random reads of 4 KiB, 32 at a time", READ.replace("DEPTH", "32")),
-        ("B17.one", "1024 random reads of 4 KiB, one at a time", READ.replace("DEPTH", "1")),
+        (
+            "B17",
+            "1024 random reads of 4 KiB, 32 at a time",
+            READ.replace("DEPTH", "32"),
+        ),
+        (
+            "B17.one",
+            "1024 random reads of 4 KiB, one at a time",
+            READ.replace("DEPTH", "1"),
+        ),
         ("B17.walk", "a walk through 1000 files", WALK.to_owned()),
     ] {
         let mut took = [Vec::new(), Vec::new()];

@@ -210,11 +210,13 @@ fn the_client_is_killed_during_start(case: &mut Case<'_>) -> Result<()> {
     let id = case.id();
     let client = case.run(&[], &id, FOREVER).start()?;
     let container = case.container(&id);
-    wait::until("the container is being created", deadlines::RUN, || match case.runtime() {
-        // Its creation is over at once, and is not met in its middle: containerd 1.6 forgets a shim whose creation is given up
-        // before the shim has said where it is, and runc's then waits for ever, or leaves what it had made so far.
-        Runtime::Runc => Ok(container.status()?.map(drop)),
-        Runtime::Kata => Ok(case.processes(&["qemu-system", &id])?.first().map(drop)),
+    wait::until("the container is being created", deadlines::RUN, || {
+        match case.runtime() {
+            // Its creation is over at once, and is not met in its middle: containerd 1.6 forgets a shim whose creation is given up
+            // before the shim has said where it is, and runc's then waits for ever, or leaves what it had made so far.
+            Runtime::Runc => Ok(container.status()?.map(drop)),
+            Runtime::Kata => Ok(case.processes(&["qemu-system", &id])?.first().map(drop)),
+        }
     })?;
     drop(client);
     // Whatever has become of the task, force takes it away; containerd may need a moment to know it.
