@@ -22,6 +22,7 @@ pub(super) struct Spawned {
     pub(super) init: ChildProcess,
     pub(super) waiting: AgentEnd,
     pub(super) processes: Option<File>,
+    pub(super) mounts: File,
     pub(super) started: Started,
 }
 
@@ -70,7 +71,7 @@ pub(super) async fn spawn_init(
     process.set_oom_score(&plan.process)?;
     // Others can be below it. Here, where nobody can have reaped the process yet.
     let processes = match plan.namespaces.pid_parent {
-        None if new.contains(CloneFlags::CLONE_NEWPID) => Some(process.pid_namespace()?),
+        None if new.contains(CloneFlags::CLONE_NEWPID) => Some(process.namespace("pid")?),
         None | Some(_) => None,
     };
     if new.contains(CloneFlags::CLONE_NEWUSER) {
@@ -78,6 +79,7 @@ pub(super) async fn spawn_init(
         agent_end.send(&Message::Mapped)?;
     }
     let console = ready(&agent_end).await?;
+    let mounts = process.namespace("mnt")?;
     let started = Started {
         pid: Pid::from_raw(process.pid),
         console,
@@ -86,6 +88,7 @@ pub(super) async fn spawn_init(
         init: process.keep(),
         waiting: agent_end,
         processes,
+        mounts,
         started,
     })
 }

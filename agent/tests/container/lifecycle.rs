@@ -51,6 +51,24 @@ pub async fn a_stopped_container_refuses_exec() {
     container.delete().await.unwrap();
 }
 
+pub async fn its_mounts_live_until_it_is_deleted() {
+    let kept = || {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        links
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .filter(|link| link.to_string_lossy().starts_with("mnt:["))
+            .count()
+    };
+    let before = kept();
+    let fixture = Fixture::script("true");
+    let (mut container, started) = fixture.create(ProcessStdio::default()).await.unwrap();
+    container.start().await.unwrap();
+    assert_eq!(exit_code(started.pid).await, 0);
+    assert_eq!(kept(), before + 1, "they have ended with the process");
+    container.delete().await.unwrap();
+    assert_eq!(kept(), before);
+}
+
 pub async fn a_failed_creation_leaves_nothing() {
     // At three depths: before anything is made, in the child before its root, and at its very end. That nothing is left
     // is asserted after each case.

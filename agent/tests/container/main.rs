@@ -33,7 +33,7 @@ fn main() {
         return;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let cases: [Case; 40] = cases![
+    let cases: [Case; 41] = cases![
         isolation::namespaces_are_new,
         isolation::a_pod_shares_namespaces,
         isolation::a_user_namespace_maps_ids,
@@ -65,6 +65,7 @@ fn main() {
         process::exec_is_like_init,
         lifecycle::a_paused_container_refuses_exec,
         lifecycle::a_stopped_container_refuses_exec,
+        lifecycle::its_mounts_live_until_it_is_deleted,
         lifecycle::a_failed_creation_leaves_nothing,
         lifecycle::deletion_kills_what_is_left,
         lifecycle::nested_cgroups_are_removed,
