@@ -9,6 +9,7 @@
 pub mod cache;
 mod direct;
 mod key;
+mod lock;
 mod make;
 mod shelf;
 mod template;

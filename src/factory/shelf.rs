@@ -12,13 +12,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use super::key;
-use crate::aside::aside;
-use crate::deadlines;
+use super::lock::{Lock, lock};
 use crate::error::{Error, ErrorKind, Result};
 use manifest::{Manifest, Sealed};
 pub(super) use uses::Use;
@@ -29,9 +28,6 @@ const STATE: &str = "state";
 
 /// What the name of a template that is being made begins with.
 const UNFINISHED: &str = ".new-";
-
-/// The directory may be taken away while it is being locked. Somebody makes progress each time.
-const ATTEMPTS: usize = 100;
 
 /// The directory of all templates.
 #[derive(Debug, Clone)]
@@ -63,7 +59,7 @@ pub struct Kept {
 /// The directory, which nobody else changes meanwhile.
 pub(super) struct Locked {
     dir: PathBuf,
-    lock: OwnedFd,
+    lock: Lock,
 }
 
 /// A template that is being made. Dropping it takes it away again.
@@ -157,40 +153,11 @@ impl Shelf {
 
     /// Keeps everybody else from changing the directory, which is made if it is not there. Waits for them.
     pub(super) async fn lock(&self) -> Result<Locked> {
-        let shelf = self.clone();
-        aside(deadlines::TEMPLATE_LOCK, move |site| {
-            site.at(&shelf.dir)?;
-            for _ in 0..ATTEMPTS {
-                match DirBuilder::new().mode(0o700).recursive(true).create(&shelf.dir) {
-                    Ok(()) => {}
-                    Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
-                    Err(cause) => return Err(failed("make", &shelf.dir)(cause)),
-                }
-                let Some(lock) = shelf.open()? else {
-                    continue;
-                };
-                // Not in the kernel: a program that gives up waits for this thread, and who has the lock may be a stopped process.
-                loop {
-                    site.at(&shelf.dir)?;
-                    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                        Ok(()) => break,
-                        Err(Errno::WOULDBLOCK) => std::thread::sleep(deadlines::LOOK),
-                        Err(cause) => return Err(failed("lock", &shelf.dir)(cause.into())),
-                    }
-                }
-                // Whoever had it may have taken the directory away.
-                let locked = stat(&lock, &shelf.dir)?;
-                if fs::metadata(&shelf.dir).is_ok_and(|there| there.ino() == locked.st_ino) {
-                    return Ok(Locked {
-                        dir: shelf.dir.clone(),
-                        lock,
-                    });
-                }
-            }
-            let context = format!("{} is made and taken away again and again", shelf.dir.display());
-            Err(Error::new(ErrorKind::Unavailable, context))
+        let lock = lock(self.dir.clone(), |dir| directory(CWD, dir, dir)).await?;
+        Ok(Locked {
+            dir: self.dir.clone(),
+            lock,
         })
-        .await
     }
 
     /// Takes everything away.
@@ -302,13 +269,6 @@ impl Drop for Unfinished {
             // Whoever makes the next one takes it away, if this does not.
             let _ = fs::remove_dir_all(&self.dir);
         }
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // To close it would not do: a child that is just being started has it too, until it executes its program.
-        let _ = flock(&self.lock, FlockOperation::Unlock);
     }
 }
 

@@ -178,13 +178,6 @@ pub async fn create(request: CreateRequest<'_>) -> Result<(Container, Started)> 
 #[derive(Debug)]
 pub struct Apart(OwnedFd);
 
-/// The same, with an answer.
-#[derive(Debug)]
-pub struct Asked {
-    apart: Apart,
-    answer: OwnedFd,
-}
-
 /// Does it.
 ///
 /// # Errors
@@ -198,54 +191,6 @@ pub fn apart(work: impl FnOnce()) -> Result<Apart> {
     };
     let cloned = sys::clone_process(0, None, child).step(|| "make a process for what may hang")?;
     Ok(Apart(cloned.pidfd))
-}
-
-/// Does it, and has it answer.
-///
-/// # Errors
-/// When no process can be made.
-pub fn ask_apart(work: impl FnOnce() -> std::io::Result<()>) -> Result<Asked> {
-    let (answer, other) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step(|| "make a pipe for an answer")?;
-    let child = || {
-        // Its standard input is nobody's.
-        let kept = rustix::stdio::dup2_stdin(&other);
-        let _ = sys::close_range(3, u32::MAX);
-        let code = match work() {
-            Ok(()) => 0,
-            Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
-        };
-        // Nobody may wait for it any more.
-        let _ = kept.map(|()| rustix::io::write(rustix::stdio::stdin(), &code.to_ne_bytes()));
-        sys::exit(0)
-    };
-    let cloned = sys::clone_process(0, None, child).step(|| "make a process for what may hang")?;
-    Ok(Asked {
-        apart: Apart(cloned.pidfd),
-        answer,
-    })
-}
-
-impl Asked {
-    /// Waits until it is done. `None`: it has ended without an answer.
-    ///
-    /// # Errors
-    /// [`Error::Late`]; it may be done yet.
-    pub async fn done_within(
-        self,
-        what: &'static str,
-        limit: Duration,
-    ) -> Result<Option<std::io::Result<()>>> {
-        self.apart.done_within(what, limit).await?;
-        let mut code = [0; size_of::<i32>()];
-        // It has ended, and with it the other end of the pipe.
-        let length = rustix::io::read(&self.answer, &mut code).unwrap_or(0);
-        let answer = match i32::from_ne_bytes(code) {
-            0 => Ok(()),
-            code => Err(std::io::Error::from_raw_os_error(code)),
-        };
-        Ok((length == code.len()).then_some(answer))
-    }
 }
 
 impl Apart {

@@ -65,21 +65,19 @@ impl Volume {
     /// [`Error::NoDevice`] when the disk does not grow; [`Error::Unsupported`] for a file system that cannot; the kernel's.
     pub async fn grow(&self, size: u64) -> Result<Room> {
         let bytes = self.disk.grown(size).await?;
-        let path = self.path.clone();
-        // Not here: it writes to the disk, which may take its time.
-        let growing = container::ask_apart(move || grow(&path, bytes))?;
-        match growing.done_within("the growth of a file system", GROWN).await? {
-            Some(Ok(())) => self.room(),
-            Some(Err(error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                Err(Error::Unsupported(format!(
-                    "the growth of what is mounted at {} (ext4 and XFS can)",
-                    self.path.display()
-                )))
-            }
-            Some(Err(error)) => Err(Error::file("grow", &self.path)(error)),
-            None => Err(Error::file("grow", &self.path)(io::Error::other(
-                "the process that does it has died",
+        let root = open(&self.path).map_err(Error::file("open", &self.path))?;
+        // Not here: it writes to the disk, which may take its time. What has grown by then stays.
+        let growing = container::apart_with(root.as_fd(), || grow(&root, bytes), || ())?;
+        match growing
+            .result_within("the growth of a file system", GROWN)
+            .await?
+        {
+            Ok(()) => self.room(),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Error::Unsupported(format!(
+                "the growth of what is mounted at {} (ext4 and XFS can)",
+                self.path.display()
             ))),
+            Err(error) => Err(Error::file("grow", &self.path)(error)),
         }
     }
 }
@@ -102,9 +100,8 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, flags, Mode::empty())?)
 }
 
-fn grow(path: &Path, bytes: u64) -> io::Result<()> {
-    let root = open(path)?;
-    let figures = fstatfs(&root)?;
+fn grow(root: &OwnedFd, bytes: u64) -> io::Result<()> {
+    let figures = fstatfs(root)?;
     let block = u64::try_from(figures.f_bsize).unwrap_or(0);
     let blocks = bytes.checked_div(block).unwrap_or(0);
     match figures.f_type {

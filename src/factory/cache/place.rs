@@ -3,22 +3,21 @@
 //!
 //! It must not know how they are made or given away.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
 use configuration::Config;
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use super::super::lock::{Lock, lock};
 use super::Line;
 use super::keep::DIRECTORY;
-use crate::aside::aside;
-use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Name of the log.
@@ -28,16 +27,6 @@ const LOG: &str = "cache.log";
 pub struct Place {
     endpoint: PathBuf,
     dir: PathBuf,
-}
-
-/// The directory, which nobody else changes meanwhile.
-struct Locked(OwnedFd);
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        // To close it would not do: a child that is just being started has it too.
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
 }
 
 impl Place {
@@ -122,39 +111,8 @@ impl Place {
         Ok(())
     }
 
-    async fn lock(&self) -> Result<Locked> {
-        let dir = self.dir.clone();
-        let refused = self.failed("make", &self.dir);
-        match DirBuilder::new().mode(0o700).recursive(true).create(&dir) {
-            Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => return Err(refused(cause)),
-            _ => {}
-        }
-        if !is_private(&dir) {
-            return Err(Error::new(
-                ErrorKind::FailedPrecondition,
-                format!(
-                    "{} can be changed by others, or is no directory; give vm_cache_endpoint a directory of its own",
-                    dir.display()
-                ),
-            ));
-        }
-        aside(deadlines::TEMPLATE_LOCK, move |site| {
-            let failed = |cause: Errno| {
-                let what = format!("cannot lock {}", dir.display());
-                Error::caused(ErrorKind::Internal, what, io::Error::from(cause))
-            };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let lock = openat(CWD, &dir, flags, Mode::empty()).map_err(failed)?;
-            loop {
-                site.at(&dir)?;
-                match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                    Ok(()) => return Ok(Locked(lock)),
-                    Err(Errno::WOULDBLOCK) => std::thread::sleep(deadlines::LOOK),
-                    Err(cause) => return Err(failed(cause)),
-                }
-            }
-        })
-        .await
+    async fn lock(&self) -> Result<Lock> {
+        lock(self.dir.clone(), open).await
     }
 
     fn failed<'a>(&self, what: &'a str, path: &'a Path) -> impl Fn(io::Error) -> Error + 'a {
@@ -168,8 +126,29 @@ impl Place {
     }
 }
 
-/// Whether a directory is this process's user's alone to change.
-fn is_private(dir: &Path) -> bool {
-    std::fs::symlink_metadata(dir)
-        .is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0)
+/// The directory, if it is there. It is this process's user's alone to change.
+fn open(dir: &Path) -> Result<Option<OwnedFd>> {
+    let unfit = || {
+        Error::new(
+            ErrorKind::FailedPrecondition,
+            format!(
+                "{} can be changed by others, or is no directory; give vm_cache_endpoint a directory of its own",
+                dir.display()
+            ),
+        )
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = match openat(CWD, dir, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::NOTDIR | Errno::LOOP) => return Err(unfit()),
+        opened => opened.and_then(|dir| Ok((fstat(&dir)?, dir))),
+    };
+    let (found, opened) = opened.map_err(|cause| {
+        let context = format!("cannot open {}: {cause}", dir.display());
+        Error::caused(ErrorKind::Internal, context, io::Error::from(cause))
+    })?;
+    match found.st_uid == geteuid().as_raw() && found.st_mode & 0o022 == 0 {
+        true => Ok(Some(opened)),
+        false => Err(unfit()),
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
@@ -39,7 +39,7 @@ pub struct Uses {
 }
 
 /// Begins to count, unless that was done.
-pub(super) fn begin(shelf: &OwnedFd) -> io::Result<()> {
+pub(super) fn begin(shelf: impl AsFd) -> io::Result<()> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(shelf, FILE, flags, Mode::from_raw_mode(0o600))?;
     Ok(())

@@ -46,8 +46,7 @@ const SLEEPS: &[&str] = &[
     "src/engine/link.rs",
     "src/sandbox/forward.rs",
     // Between looks at a lock: a thread that waits for one in the kernel would not heed its deadline.
-    "src/factory/shelf.rs",
-    "src/factory/cache/place.rs",
+    "src/factory/lock.rs",
     // Until descriptors may be free again, and until it is time for another attempt, beside everything else.
     "src/factory/cache/server.rs",
     // Until more may be logged of a console that floods.
