@@ -98,6 +98,11 @@ impl Daemon {
         }
     }
 
+    /// Ends it, and does not wait for that.
+    pub(super) fn kill(&self) {
+        self.process.kill();
+    }
+
     /// Ends it and waits until it is reaped.
     pub(crate) async fn stop(&self) -> Result<()> {
         self.process.kill();

@@ -509,6 +509,19 @@ impl Ground for Host {
         aside(limit, move |_| share.remove(&id)).boxed()
     }
 
+    fn forgo(&mut self) {
+        let Some(held) = &self.held else {
+            return;
+        };
+        for daemon in &held.daemons {
+            daemon.kill();
+        }
+        // Some have processes of their own.
+        if let Some(cgroup) = &held.record.cgroup {
+            cgroup::end_others(cgroup, held.record.vm.as_ref().map(|vm| vm.pid));
+        }
+    }
+
     async fn release(&mut self) -> Result<()> {
         let Some(held) = &mut self.held else {
             return Ok(());

@@ -51,6 +51,9 @@ pub(crate) trait Ground: Send {
     /// Takes a container's files away from the guest, unless they are being added. Nothing there is success.
     fn remove(&mut self, id: &ContainerId) -> BoxFuture<'static, Result<()>>;
 
+    /// The virtual machine is being ended: what serves nobody else ends as well. Waits for nothing, and release tells what fails.
+    fn forgo(&mut self) {}
+
     /// Gives everything back, in reverse, and forgets the sandbox. Goes on after an error and answers with the first.
     async fn release(&mut self) -> Result<()>;
 }

@@ -187,7 +187,11 @@ impl Holdings {
             }
         }
         let stopped = match self.vm.take() {
-            Some(vm) => vm.stop().await,
+            Some(vm) => {
+                // Whoever has the guest's memory last gives it back, which takes long: so they all end at once.
+                self.ground.forgo();
+                vm.stop().await
+            }
             None => Ok(()),
         };
         let released = self.ground.release().await;

@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::CgroupPlan;
 use crate::store::CgroupRecord;
 use hierarchy::Hierarchy;
-pub(super) use remove::{remove, remove_now};
+pub(super) use remove::{end_others, remove, remove_now};
 
 /// How often others may remove or make a directory in the moment that we need it.
 const ATTEMPTS: usize = 16;

@@ -114,14 +114,35 @@ fn look(own: &Path) -> Result<Option<Left>> {
         Err(cause) if cause.kind() == io::ErrorKind::ResourceBusy => {}
         Err(cause) => return Err(failed(own, cause)),
     }
-    let before = members(own)?;
-    let opened: Vec<(Pid, OwnedFd)> = before
+    Ok(Some(Left {
+        path: own.to_owned(),
+        processes: kill(members(own)?, || members(own))?,
+    }))
+}
+
+/// Kills what runs in the cgroups of a sandbox, but for its virtual machine, of which others see to the end. Does not wait, and
+/// what fails here fails in [`remove`] as well.
+pub(crate) fn end_others(record: &CgroupRecord, vm: Option<u32>) {
+    let vm = vm.and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
+    for own in &record.own {
+        let others = members(own).unwrap_or_default();
+        let others: Vec<_> = others.into_iter().filter(|&pid| Some(pid) != vm).collect();
+        // The others of them are the same processes under other controllers.
+        if !others.is_empty() && kill(others, || members(own)).is_ok() {
+            return;
+        }
+    }
+}
+
+/// Kills those of these processes that `listed` names as well.
+fn kill(pids: Vec<Pid>, listed: impl FnOnce() -> Result<Vec<Pid>>) -> Result<Vec<OwnedFd>> {
+    let opened: Vec<(Pid, OwnedFd)> = pids
         .into_iter()
         .filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?)))
         .collect();
     // Once a pidfd is open its number is not given away. So a number that is still listed is that of a process in here,
     // whoever had it before.
-    let after = members(own)?;
+    let after = listed()?;
     let mut processes = Vec::new();
     for (pid, pidfd) in opened {
         if after.contains(&pid) {
@@ -130,10 +151,7 @@ fn look(own: &Path) -> Result<Option<Left>> {
             processes.push(pidfd);
         }
     }
-    Ok(Some(Left {
-        path: own.to_owned(),
-        processes,
-    }))
+    Ok(processes)
 }
 
 /// Processes in a cgroup but for this one. Those of other pid namespaces have no number.

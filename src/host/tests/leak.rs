@@ -110,8 +110,13 @@ async fn a_failure_at_any_step_leaves_nothing() {
     let mut steps = 0;
     loop {
         let (mut host, result) = live(&stand, &request, Some(steps)).await;
-        match steps % 2 {
+        match steps % 3 {
             0 => host.release().await.unwrap(),
+            // As beside the end of a virtual machine.
+            1 => {
+                host.forgo();
+                host.release().await.unwrap();
+            }
             // Torn down with its runtime.
             _ => drop(host),
         }
@@ -124,6 +129,28 @@ async fn a_failure_at_any_step_leaves_nothing() {
         steps += 1;
     }
     assert!(steps > 10, "only {steps} steps");
+}
+
+/// What its daemons have forked as well: whoever lets go of the guest's memory last has all the work of it.
+#[tokio::test]
+async fn what_serves_a_machine_that_ends_ends_beside_it() {
+    let Some(stand) = stand() else { return };
+    let (request, _events) = stand.request("s");
+    let (mut host, result) = live(&stand, &request, None).await;
+    result.unwrap();
+    let cgroup = host.held.as_ref().unwrap().record.cgroup.clone().unwrap();
+    let procs = cgroup.own.first().unwrap().join("cgroup.procs");
+    let members = || fs::read_to_string(&procs).unwrap().lines().count();
+    let daemons = host.held.as_ref().unwrap().daemons.len();
+    assert!(members() >= daemons && daemons == 2, "{} processes of {daemons} daemons", members());
+    host.forgo();
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while members() > 0 && tokio::time::Instant::now() < end {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(members(), 0, "processes are left before the release");
+    host.release().await.unwrap();
+    stand.assert_clean();
 }
 
 #[tokio::test]
