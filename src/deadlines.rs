@@ -69,6 +69,9 @@ pub(crate) const SETTLED: Duration = Duration::from_secs(2);
 /// For a sandbox's mounts to be gone. As long as a disk takes to write what is cached.
 pub(crate) const CLEARED: Duration = Duration::from_secs(15);
 
+/// For what is left of a sandbox's trace to be written, at its end: milliseconds, where the file system does not hang.
+pub(crate) const TRACE: Duration = Duration::from_secs(1);
+
 /// For a hook whose specification sets no timeout, as in the guest.
 pub(crate) const HOOK: Duration = Duration::from_secs(30);
 

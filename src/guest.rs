@@ -19,6 +19,9 @@ pub const ROOTFS: &str = "rootfs";
 /// Name of what is shared in the directory of a volume.
 pub const DATA: &str = "data";
 
+/// Guest path of the pid namespace that the agent is in itself, where the agent looks.
+pub(crate) const AGENT_PIDS: &str = "/proc/self/ns/pid";
+
 /// Kernel parameter that has the agent log everything.
 pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
 

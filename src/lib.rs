@@ -25,6 +25,7 @@ pub mod oci;
 mod plan;
 pub mod sandbox;
 mod store;
+mod trace;
 
 pub use container::{Container, ContainerRequest, ExecRequest, ExitStatus, ProcessState, Stats, Status};
 pub use error::{Error, ErrorKind};

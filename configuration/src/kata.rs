@@ -230,7 +230,7 @@ const KNOWN: &[Known] = &[
     Known {
         table: AGENT,
         keys: &["enable_tracing"],
-        reason: "there is no tracing; remove it, and see more in the log with enable_debug",
+        reason: "calls to the agent are in the runtime's trace; remove it, and set enable_tracing in [runtime]",
     },
     Known {
         table: AGENT,
@@ -274,14 +274,13 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: RUNTIME,
-        keys: &[
-            "enable_tracing",
-            "jaeger_endpoint",
-            "jaeger_user",
-            "jaeger_password",
-            "enable_pprof",
-        ],
-        reason: "there is no tracing and no profiling; remove it",
+        keys: &["jaeger_endpoint", "jaeger_user", "jaeger_password"],
+        reason: "traces are files that a collector of OpenTelemetry's reads; remove it, and set trace_directory",
+    },
+    Known {
+        table: RUNTIME,
+        keys: &["enable_pprof"],
+        reason: "there is no profiling; remove it",
     },
     Known {
         table: RUNTIME,
@@ -292,11 +291,6 @@ const KNOWN: &[Known] = &[
         table: RUNTIME,
         keys: &["guest_selinux_label"],
         reason: "the guest gets no SELinux label; remove it",
-    },
-    Known {
-        table: RUNTIME,
-        keys: &["disable_new_netns"],
-        reason: "a sandbox uses the network namespace it is given; remove it",
     },
     Known {
         table: RUNTIME,
@@ -315,8 +309,8 @@ const KNOWN: &[Known] = &[
     },
     Known {
         table: RUNTIME,
-        keys: &["experimental", "experimental_force_guest_pull"],
-        reason: "there are no experimental features; remove it",
+        keys: &["experimental_force_guest_pull"],
+        reason: "images are the host's to pull; remove it",
     },
     Known {
         table: RUNTIME,

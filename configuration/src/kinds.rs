@@ -320,6 +320,51 @@ impl<T: Word> Kind for OneOf<T> {
     }
 }
 
+/// Any of an enumeration's words, each at most once.
+pub(crate) struct Features<T>(PhantomData<T>);
+
+impl<T: Word> Kind for Features<T> {
+    type Value = Vec<T>;
+    const SHAPE: Shape = Shape::List;
+    fn takes() -> String {
+        match T::WORDS {
+            [] => "an array of names, of which there are none at present".to_owned(),
+            _ => format!("an array of {}", OneOf::<T>::takes()),
+        }
+    }
+    fn read(value: &Value) -> Result<Vec<T>, String> {
+        let names = list::<Self>(value)?;
+        let known = |name: &str| T::WORDS.iter().find(|(word, _)| *word == name);
+        let unknown: Vec<_> = names
+            .iter()
+            .filter(|name| known(name).is_none())
+            .map(|name| format!("{:?}", shown(name)))
+            .collect();
+        if let [first, rest @ ..] = unknown.as_slice() {
+            // How many there are is nothing that a message could show.
+            let more = match rest {
+                [] => String::new(),
+                [second] => format!(" and {second}"),
+                [second, rest @ ..] => format!(", {second} and {} more", rest.len()),
+            };
+            let there_are = match T::WORDS {
+                [] => "there are no such features, leave the array empty".to_owned(),
+                _ => format!("it takes {}", Self::takes()),
+            };
+            return Err(format!("contains {first}{more}: {there_are}"));
+        }
+        let twice = |(at, name): (usize, &&str)| names.iter().take(at).any(|other| other == name);
+        if let Some((_, name)) = names.iter().enumerate().find(|(at, name)| twice((*at, name))) {
+            return Err(format!("contains {:?} twice: remove one", shown(name)));
+        }
+        Ok(names
+            .into_iter()
+            .filter_map(known)
+            .map(|(_, value)| *value)
+            .collect())
+    }
+}
+
 /// Of the 2047 bytes of a kernel command line; the rest is for our own parameters.
 const LONGEST_PARAMS: usize = 1536;
 

@@ -31,4 +31,4 @@ pub use error::{Error, ErrorKind};
 pub use factory::FactoryConfig;
 pub use hypervisor::{Accelerator, HypervisorConfig, HypervisorKind, MachineType, SharedFs, VirtioFsCache};
 pub use keys::{Key, Status};
-pub use runtime::{NetworkModel, RuntimeConfig};
+pub use runtime::{Experiment, NetworkModel, RuntimeConfig};

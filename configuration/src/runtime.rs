@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::hypervisor::HypervisorKind;
-use crate::kinds::{Flag, HostPath, Kind, OneOf, Shape, Word};
+use crate::kinds::{Features, Flag, HostPath, Kind, Number, OneOf, Shape, Word};
 use crate::settings::settings;
 use crate::tree::Value;
 
@@ -29,6 +29,14 @@ impl Word for NetworkModel {
     ];
 }
 
+/// A feature that is not ready for everybody, and is there for whoever names it. There is none at present.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Experiment {}
+
+impl Word for Experiment {
+    const WORDS: &'static [(&'static str, Self)] = &[];
+}
+
 settings! {
     /// What of `[runtime]` decides how the rest is read.
     pub(crate) struct Selection() {
@@ -48,6 +56,11 @@ settings! {
         internetworking_model: OneOf<NetworkModel> = "tcfilter" => internetworking_model: NetworkModel,
             pod "runtime.internetworking_model";
 
+        /// Make no network namespace, and leave the VMM and its daemons in the host's, whatever namespace the sandbox is given:
+        /// then whoever gets out of a guest has the host's network. Only with `internetworking_model = "none"`; the guest
+        /// has no network, and ports of it cannot be forwarded.
+        disable_new_netns: Flag = false => disable_new_netns: bool, pod "runtime.disable_new_netns";
+
         /// Drop the seccomp profiles of containers instead of applying them in the guest.
         disable_guest_seccomp: Flag = false => disable_guest_seccomp: bool, pod "runtime.disable_guest_seccomp";
 
@@ -60,6 +73,24 @@ settings! {
         /// their updates, up to `default_maxvcpus` and `default_maxmemory`, which needs a machine with hotplug.
         static_sandbox_resource_mgmt: Flag = true => static_sandbox_resource_mgmt: bool,
             pod "runtime.static_sandbox_resource_mgmt";
+
+        /// Let a container that has `KATA_AGENT_PIDNS=true` in its environment see and signal every process of the guest, the agent
+        /// among them: it has the agent's pid namespace. Only for finding out what is wrong with a guest, because such a
+        /// container can do to its pod whatever the agent can.
+        enable_agent_pidns: Flag = false => enable_agent_pidns: bool;
+
+        /// Features that are not ready for everybody and are wanted all the same.
+        experimental: Features<Experiment> = [] => experimental: Vec<Experiment>;
+
+        /// Write what is done for each sandbox, and how long it takes, into a file of `trace_directory`: spans, in the form that
+        /// OpenTelemetry's collector reads (`otlpjsonfile`).
+        enable_tracing: Flag = false => enable_tracing: bool;
+
+        /// Where traces are, a file for each sandbox, made if it is not there. Nobody else removes them.
+        trace_directory: HostPath = "/var/log/kata/traces" => trace_directory: PathBuf;
+
+        /// The most that the trace of a sandbox takes, in MiB. What comes later is left out and counted.
+        trace_max_size: Number<1, 4096, u64> = 8 => trace_max_size_mib: u64;
 
         /// Where records, sockets and shared directories of sandboxes are. A short path: those of sockets are limited.
         run_dir: HostPath = "/run/kata" => run_dir: PathBuf;

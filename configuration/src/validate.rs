@@ -276,6 +276,7 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
     let vmm = |key: &str| format!("{}.{key}", hypervisor.kind.table());
     let is_vm = hypervisor.kind != HypervisorKind::Fake;
     let mut found = of_kind(hypervisor, runtime);
+    found.extend(of_namespaces(config));
     let mut add = |keys, reason: String| found.push(Conflict { keys, reason });
 
     let (vcpus, most) = (hypervisor.default_vcpus, hypervisor.default_maxvcpus);
@@ -369,6 +370,37 @@ pub(crate) fn conflicts(config: &Config) -> Vec<Conflict> {
         }
     }
     found
+}
+
+/// Namespaces that cannot be shared.
+fn of_namespaces(config: &Config) -> Vec<Conflict> {
+    let runtime = &config.runtime;
+    let found = [
+        (
+            runtime.disable_new_netns && runtime.internetworking_model != NetworkModel::None,
+            ["runtime.internetworking_model", "runtime.disable_new_netns"],
+            "interfaces of the host itself would be the guest's; set internetworking_model = \"none\", or \
+             disable_new_netns = false",
+        ),
+        (
+            runtime.disable_new_netns && config.factory.vm_cache_number > 0,
+            ["factory.vm_cache_number", "runtime.disable_new_netns"],
+            "virtual machines that are kept ready have network namespaces; set vm_cache_number = 0, or \
+             disable_new_netns = false",
+        ),
+        (
+            runtime.enable_agent_pidns && config.hypervisor.kind == HypervisorKind::Fake,
+            ["runtime.hypervisor_name", "runtime.enable_agent_pidns"],
+            "there the agent's processes are the host's; set enable_agent_pidns = false",
+        ),
+    ];
+    let found = found.into_iter().filter(|(is_there, ..)| *is_there);
+    found
+        .map(|(_, keys, reason)| Conflict {
+            keys: keys.map(str::to_owned),
+            reason: reason.to_owned(),
+        })
+        .collect()
 }
 
 /// What one kind of hypervisor has, and another has not.

@@ -69,6 +69,7 @@ fn its_paths_are_those_of_a_distribution() {
             "\"/usr/libexec/kata/virtiofsd\"",
             "\"/usr/libexec/kata/vhost-device-vsock\"",
             "\"/bin/busybox\"",
+            "\"/var/log/kata/traces\"",
             "\"/run/kata\"",
             "\"/run/kata-template\"",
             "\"/run/kata-cache/cache.sock\"",

@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::host::Hooks;
 use crate::io::Opened;
 use crate::sandbox::{Phases, VmEnd};
+use crate::trace::Course;
 
 /// Commands that wait for the owner before the next one has to wait for room.
 const QUEUE: usize = 8;
@@ -81,6 +82,8 @@ pub(crate) struct Parts {
     /// File systems on disks are to be unmounted in the guest, whatever goes with it.
     pub(crate) has_disks: bool,
     pub(crate) phases: Phases,
+    /// Its life, which has begun.
+    pub(crate) course: Course,
     pub(crate) hooks: Hooks,
     /// What hooks are shown as its process.
     pub(crate) pid: u32,
@@ -90,7 +93,12 @@ pub(crate) struct Parts {
 /// Tells the host's hooks of it and creates it in the guest. On an error the guest has none of it.
 pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
     let begun = Instant::now();
-    parts.hooks.creating(parts.pid, &parts.log).await?;
+    parts.course.next("create");
+    parts
+        .hooks
+        .creating(parts.pid, &parts.log)
+        .await
+        .inspect_err(|error| parts.course.fail(error))?;
     parts.request.stdio = Some(parts.streams.wanted(None)).into();
     let id = parts.id;
     if let Err(error) = parts
@@ -114,7 +122,9 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
                     "container" => %id, "error" => %error);
             }
         }
-        return Err(error.into());
+        let error = error.into();
+        parts.course.fail(&error);
+        return Err(error);
     }
     parts.phases.record("create", begun.elapsed());
 
@@ -133,7 +143,7 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
         phases: parts.phases,
         hooks: parts.hooks,
         pid: parts.pid,
-        init: Process::new(State::Created, None, parts.streams),
+        init: Process::new(State::Created, None, parts.streams, parts.course),
         execs: Default::default(),
         jobs: Default::default(),
         deleted: false,

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::state::State;
 use super::{ExitStatus, ProcessState};
 use crate::io::{Delivery, InputPump, Opened, OutputPump, Target};
+use crate::trace::{Course, Place};
 
 /// Exit code of a process whose end is not known.
 pub(super) const UNKNOWN: u32 = 255;
@@ -36,11 +37,15 @@ pub(super) struct Process {
     input: Option<InputPump>,
     close_input: bool,
     outputs: Vec<OutputPump>,
+    /// Its life, whose stages are its states.
+    course: Course,
 }
 
 impl Process {
-    pub(super) fn new(state: State, spec: Option<Vec<u8>>, streams: Opened) -> Self {
+    pub(super) fn new(state: State, spec: Option<Vec<u8>>, streams: Opened, mut course: Course) -> Self {
+        course.next(state.stage());
         Self {
+            course,
             state,
             spec,
             terminal: streams.terminal,
@@ -54,6 +59,17 @@ impl Process {
             close_input: false,
             outputs: Vec::new(),
         }
+    }
+
+    /// It is in another state from now on.
+    pub(super) fn enter(&mut self, state: State) {
+        self.state = state;
+        self.course.next(state.stage());
+    }
+
+    /// Where what is done with it belongs.
+    pub(super) fn place(&self) -> Place {
+        self.course.place()
     }
 
     /// What the agent is to connect its streams to.
@@ -127,16 +143,21 @@ impl Process {
     /// It has ended; the first end that is told counts.
     pub(super) fn ended(&mut self, code: u32, at: SystemTime) {
         self.input = None;
+        let known = self.exit().is_some();
         let end = self.told.unwrap_or(ExitStatus { code, at, oom: false });
         self.exit.send_if_modified(|exit| {
             let first = exit.is_none();
             exit.get_or_insert(end);
             first
         });
+        if !known {
+            self.course.tell("kata.exit_code", u64::from(end.code));
+        }
     }
 
     /// The guest says how it has ended: no more than eight bits of code, and a time between its creation and now.
     pub(super) fn told(&mut self, answer: &p::WaitProcessResponse) {
+        self.course.next("output");
         let told = UNIX_EPOCH + Duration::from_nanos(answer.exited_at_unix_ns.try_into().unwrap_or(0));
         // The host's clock may have been set back.
         let at = told.max(self.since).min(SystemTime::now());
@@ -190,7 +211,7 @@ mod tests {
             (1 << 31, i64::MAX, 0),
             (0x1_07, i64::MIN, 7),
         ] {
-            let mut process = Process::new(State::Running, None, Opened::default());
+            let mut process = Process::new(State::Running, None, Opened::default(), Course::default());
             process.told(&p::WaitProcessResponse {
                 exit_status: status,
                 exited_at_unix_ns: at,

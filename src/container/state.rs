@@ -73,6 +73,21 @@ pub(crate) enum Step {
 }
 
 impl State {
+    /// Its name among the stages of a trace.
+    pub(crate) fn stage(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Created => "created",
+            Self::Starting { .. } => "start",
+            Self::Running => "run",
+            Self::Pausing => "pause",
+            Self::Paused => "paused",
+            Self::Resuming => "resume",
+            Self::Stopped => "stopped",
+            Self::Deleting { .. } => "delete",
+        }
+    }
+
     /// The state after a step, or why it may not be taken.
     pub(crate) fn next(self, step: Step) -> Result<Self> {
         use State::{Added, Created, Deleting, Paused, Pausing, Resuming, Running, Starting, Stopped};

@@ -134,10 +134,8 @@ impl Task {
     pub(super) fn step(&mut self, exec: Option<&ExecId>, step: Step) -> Result<()> {
         let name = self.name(exec);
         let process = self.process(exec)?;
-        process.state = process
-            .state
-            .next(step)
-            .map_err(|error| error.while_doing(name))?;
+        let next = process.state.next(step);
+        process.enter(next.map_err(|error| error.while_doing(name))?);
         Ok(())
     }
 
@@ -250,7 +248,7 @@ impl Task {
             if process.state != State::Added
                 && let Ok(state) = process.state.next(Step::Ended)
             {
-                process.state = state;
+                process.enter(state);
                 let code = if killed || process.killed { KILLED } else { UNKNOWN };
                 process.ended(code, now);
             }
@@ -262,7 +260,9 @@ impl Task {
         let log = target.log.clone();
         let phases = exec.is_none().then(|| self.phases.clone());
         if let Ok(process) = self.process(exec) {
+            let place = process.place();
             process.connect(&target, move |took| {
+                place.event("first output");
                 let micros = |took: Duration| took.as_micros() as u64;
                 match phases {
                     Some(phases) => {
@@ -331,7 +331,9 @@ impl Task {
                 let spec = serde_json::to_vec(&process).map_err(|cause| {
                     Error::caused(ErrorKind::InvalidArgument, "the process is not JSON", cause)
                 })?;
-                let process = Process::new(State::Added, Some(spec), streams);
+                let course = task.init.place().course("process", "added");
+                course.tell("kata.process", id.as_str());
+                let process = Process::new(State::Added, Some(spec), streams, course);
                 task.execs.insert(id, process);
                 Ok(())
             });
@@ -364,7 +366,9 @@ impl Task {
                 return;
             }
         };
-        let (agent, limit) = (Arc::clone(&self.agent), self.timeouts.request);
+        let place = self.process(Some(&id)).map(|process| process.place());
+        let agent = place.unwrap_or_default().watched(&self.agent);
+        let limit = self.timeouts.request;
         self.job(
             async move { agent.exec_process(request, Some(limit)).await },
             move |task, answer| {

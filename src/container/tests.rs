@@ -66,6 +66,7 @@ async fn made(agent: Arc<FakeAgent>, stdio: Stdio, has_disks: bool) -> Result<Fi
         grows: false,
         has_disks,
         phases: phases.clone(),
+        course: Default::default(),
         hooks: Hooks::new(&ContainerId::new("c").unwrap(), HooksPlan::default()),
         pid: 7,
         log: log(),

@@ -27,7 +27,12 @@ pub(super) fn plan(
     let spec = &container.spec;
     // A guest that is a process of the host has no kernel to itself.
     let own_kernel = sandbox.share != SharePlan::Process;
-    let namespaces = namespaces::plan(spec, container.container_type, own_kernel)?;
+    let setting = namespaces::Setting {
+        kind: container.container_type,
+        own_kernel,
+        agent_pidns: config.runtime.enable_agent_pidns,
+    };
+    let namespaces = namespaces::plan(spec, setting)?;
     let mut disks = Disks::new(sandbox.disks, container);
     let on_disk = disks.root(container)?;
     let given = mounts::given(sandbox);

@@ -110,7 +110,7 @@ fn labels(config: &Config, sandbox: &SandboxConfig) -> HostLabels {
     labels
 }
 
-/// Plans the network, where the pod has one of its own. A single container that has the host's gets none; but a pod that asks for
+/// Plans the network, where the pod has one of its own and the administrator lets it have it. A single container that has the host's gets none; but a pod that asks for
 /// the host's relies on it: its containers serve there, or configure it.
 fn network(
     config: &Config,
@@ -129,6 +129,7 @@ fn network(
                  leave that out, or run the pod with another runtime class, such as runc's",
             ));
         }
+        _ if config.runtime.disable_new_netns => return Ok(None),
         NetworkNamespace::Host => return Ok(None),
         NetworkNamespace::New => None,
         NetworkNamespace::Existing(path) => Some(path.clone()),

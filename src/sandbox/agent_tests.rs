@@ -221,7 +221,8 @@ async fn sandbox(script: &str) -> Stand {
         dir: dir.path().into(),
         script: script.into(),
     };
-    let sandbox = timeout(SOON, Sandbox::start(request, Box::new(ground), Vec::new()));
+    let clock = Clock::begin(&request, "claim");
+    let sandbox = timeout(SOON, Sandbox::start(request, Box::new(ground), clock));
     Stand {
         sandbox: sandbox.await.unwrap().unwrap(),
         events,

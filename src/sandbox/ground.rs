@@ -91,6 +91,8 @@ pub(crate) struct Appeared {
     pub(crate) devices: Vec<Device>,
     /// To be told to the guest, once they are.
     pub(crate) guest: p::Network,
+    /// What the guest is not told, because it cannot be: one text for each route or rule.
+    pub(crate) left_out: Vec<String>,
 }
 
 /// What a virtual machine is to be before anything is acquired for it.

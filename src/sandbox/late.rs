@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use agent_client::Agent;
 use agent_protocol as p;
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 
 use super::custody::Custody;
 use super::ground::Look;
@@ -31,6 +31,9 @@ pub(super) async fn connect(
         .map(|i| i.name.as_str())
         .collect();
     info!(log, "interfaces have appeared in the pod's network"; "interfaces" => names.join(" "));
+    for what in &appeared.left_out {
+        warn!(log, "{} and is not in the guest", what);
+    }
     for device in appeared.devices {
         vm.plug(device).await?;
     }

@@ -20,11 +20,13 @@ mod start;
 mod state;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod trace_tests;
 mod volumes;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use configuration::Config;
 use hypervisor::{Hypervisor, VmReport};
@@ -36,8 +38,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look, ToAdd, Wanted};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
-use start::Holdings;
 pub(crate) use start::entropy;
+use start::{Clock, Holdings};
 pub(crate) use volumes::Volume;
 
 use crate::admin::{Admin, Subject};
@@ -117,38 +119,34 @@ impl Sandbox {
     ///
     /// If the caller gives up waiting, the same happens.
     pub async fn create(request: SandboxRequest) -> Result<Self> {
-        let begun = Instant::now();
+        let clock = Clock::begin(&request, "spec");
         let limit = request.config.agent.create_container_timeout;
         let planned = aside(limit, move |site| {
             Host::plan(&request, site).map(|host| (request, host))
         });
-        let (request, host) = planned.await?;
-        let spec = Phase {
-            name: "spec",
-            took: begun.elapsed(),
-        };
-        Self::start(request, Box::new(host), vec![spec]).await
+        match planned.await {
+            Ok((request, host)) => Self::start(request, Box::new(host), clock).await,
+            Err(error) => Err(clock.fail(error).await),
+        }
     }
 
     /// The same for a pod that no container stands for: its properties are told, and nothing is read from a bundle.
     pub async fn create_pod(request: SandboxRequest, pod: PodConfig) -> Result<Self> {
-        let begun = Instant::now();
-        let host = Host::plan_pod(&request, pod)?;
-        let spec = Phase {
-            name: "spec",
-            took: begun.elapsed(),
-        };
-        Self::start(request, Box::new(host), vec![spec]).await
+        let clock = Clock::begin(&request, "spec");
+        match Host::plan_pod(&request, pod) {
+            Ok(host) => Self::start(request, Box::new(host), clock).await,
+            Err(error) => Err(clock.fail(error).await),
+        }
     }
 
     /// Starts a sandbox on this ground. What was measured before goes in front of the phases.
     pub(crate) async fn start(
         request: SandboxRequest,
         ground: Box<dyn Ground>,
-        before: Vec<Phase>,
+        clock: Clock,
     ) -> Result<Self> {
         let (reply, answer) = oneshot::channel();
-        tokio::spawn(live(request, ground, before, reply));
+        tokio::spawn(live(request, ground, clock, reply));
         answer.await.unwrap_or_else(|_| {
             Err(Error::new(
                 ErrorKind::Internal,
@@ -248,32 +246,27 @@ impl Sandbox {
 }
 
 /// The life of a sandbox, from its start to its end; whoever asked for it may give up at any time before it runs.
-async fn live(
-    request: SandboxRequest,
-    ground: Box<dyn Ground>,
-    mut phases: Vec<Phase>,
-    mut reply: Reply<Sandbox>,
-) {
+async fn live(request: SandboxRequest, ground: Box<dyn Ground>, mut clock: Clock, mut reply: Reply<Sandbox>) {
     let log = request.log.new(o!("sandbox" => request.id.to_string()));
     let agent = &request.config.agent;
     let factory = factory::of(&request.config, &request.hypervisor, &log);
     let mut holdings = Holdings::new(ground);
     let acquired = tokio::select! {
-        acquired = holdings.acquire(&*factory, agent, &log) => acquired,
+        acquired = holdings.acquire(&*factory, agent, &mut clock, &log) => acquired,
         () = reply.closed() => Err(Error::new(ErrorKind::DeadlineExceeded, "nobody waits for the sandbox any more")),
     };
     let mut ready = match acquired {
         Ok(ready) => ready,
         Err(mut error) => {
-            if let Err(second) = holdings.release(&log).await {
+            if let Err(second) = holdings.release(&mut clock.course, &log).await {
                 error = error.and(&second);
             }
             warn!(log, "the sandbox did not start"; "after" => ?holdings.state, "error" => error.chain());
-            drop(reply.send(Err(error)));
+            drop(reply.send(Err(clock.fail(error).await)));
             return;
         }
     };
-    phases.extend_from_slice(&ready.phases);
+    let (phases, course) = clock.stop();
     let phases = Phases::new(phases, ready.report.clone(), log.clone());
     let (commands, queue) = mpsc::channel(QUEUE);
     let sandbox = Sandbox {
@@ -306,6 +299,7 @@ async fn live(
         holdings,
         ready,
         phases,
+        course,
         timeouts,
         events: request.events,
         log,

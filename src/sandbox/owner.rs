@@ -33,6 +33,7 @@ use crate::container::{self, Appeal, Container, ContainerRequest, Parts, Timeout
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Hooks;
 use crate::io::Opened;
+use crate::trace::Course;
 use crate::{ContainerId, Event, SandboxId, deadlines};
 
 /// Something for the owner to do.
@@ -71,6 +72,8 @@ pub(super) struct Owner {
     /// When a container's last OOM notice was passed on.
     told_oom: BTreeMap<ContainerId, Instant>,
     phases: Phases,
+    /// Its life, until that ends.
+    course: Course,
     appeals: mpsc::Sender<Appeal>,
     jobs: Jobs,
     /// Creations under way, which a stop gives up.
@@ -85,6 +88,7 @@ pub(super) struct Estate {
     pub(super) holdings: Holdings,
     pub(super) ready: Ready,
     pub(super) phases: Phases,
+    pub(super) course: Course,
     pub(super) timeouts: Timeouts,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) log: Logger,
@@ -122,6 +126,7 @@ impl Owner {
             events: estate.events,
             told_oom: BTreeMap::new(),
             phases: estate.phases,
+            course: estate.course,
             appeals,
             jobs: Jobs::new(),
             creations: Jobs::new(),
@@ -365,6 +370,8 @@ impl Owner {
             rootfs,
             stdio,
         } = request;
+        let mut course = self.course.place().course("container", "files");
+        course.tell("kata.container", id.as_str());
         let to_add = ToAdd {
             id: id.clone(),
             bundle,
@@ -373,6 +380,7 @@ impl Owner {
         let adding = match self.prepare(to_add) {
             Ok(adding) => adding,
             Err(error) => {
+                course.fail(&error);
                 drop(reply.send(Err(error)));
                 return;
             }
@@ -386,8 +394,14 @@ impl Owner {
                 Ok((added, streams))
             },
             move |owner, prepared| match prepared {
-                Ok((added, streams)) => owner.added(id, added, streams, reply),
-                Err(error) => owner.take_back(id, error, reply),
+                Ok((added, streams)) => {
+                    course.next("devices");
+                    owner.added(id, (added, streams, course), reply);
+                }
+                Err(error) => {
+                    course.fail(&error);
+                    owner.take_back(id, error, reply);
+                }
             },
         );
     }
@@ -408,7 +422,12 @@ impl Owner {
     }
 
     /// Its files are there, and its streams are open: the guest's part of a creation.
-    fn added(&mut self, id: ContainerId, added: Added, streams: Opened, reply: Reply<Container>) {
+    fn added(
+        &mut self,
+        id: ContainerId,
+        (added, streams, course): (Added, Opened, Course),
+        reply: Reply<Container>,
+    ) {
         let Added {
             guest,
             disks,
@@ -423,7 +442,7 @@ impl Owner {
         self.hooks.insert(id.clone(), hooks.clone());
         let parts = Parts {
             id: id.clone(),
-            agent: Arc::clone(&self.agent),
+            agent: course.place().watched(&self.agent),
             request: guest,
             streams,
             timeouts: self.timeouts,
@@ -433,6 +452,7 @@ impl Owner {
             grows: self.growth.is_some(),
             has_disks: !disks.is_empty(),
             phases: self.phases.clone(),
+            course,
             hooks,
             pid: self.vm.pid(),
             log: self.log.clone(),
@@ -539,11 +559,16 @@ impl Owner {
             killed: true,
         });
         let (hooks, log) = (std::mem::take(&mut self.hooks), self.log.clone());
+        let mut course = std::mem::take(&mut self.course);
         let release = async move {
-            let released = holdings.release(&log).await;
+            let released = holdings.release(&mut course, &log).await;
             for hooks in hooks.values() {
                 hooks.stopped(&log).await;
             }
+            if let Err(error) = &released {
+                course.fail(error);
+            }
+            course.close().await;
             released
         };
         self.job(release, |owner, released| owner.released(released));

@@ -17,12 +17,13 @@ use super::custody::Custody;
 use super::ground::{Acquired, Ground, Look};
 use super::growth::{Growth, enlarge};
 use super::state::{State, Step};
-use super::{Phase, VmEnd};
+use super::{Phase, SandboxRequest, VmEnd};
 use crate::admin::{About, Door};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
 use crate::factory::{Obtained, VmFactory};
 use crate::model::GrowthPlan;
+use crate::trace::Course;
 
 /// Bytes of randomness for the guest: twice what its generator takes for a seed.
 const ENTROPY: usize = 64;
@@ -43,7 +44,6 @@ pub(super) struct Ready {
     pub(super) agent: Arc<dyn Agent>,
     pub(super) vm: Custody,
     pub(super) report: VmReport,
-    pub(super) phases: Vec<Phase>,
     /// See [`Acquired::localhost`].
     pub(super) localhost: Vec<TcpListener>,
     /// See [`Acquired::late`].
@@ -78,15 +78,16 @@ impl Holdings {
         &mut self,
         factory: &dyn VmFactory,
         config: &AgentConfig,
+        clock: &mut Clock,
         log: &Logger,
     ) -> Result<Ready> {
-        let mut clock = Clock::new();
+        clock.enter(CLAIM);
         // One that is ready brings its network namespace along.
         let claimed = factory.claim(self.ground.wanted(), log).await;
         if let Some(claimed) = &claimed {
             self.ground.expect(claimed.namespace());
         }
-        let claiming = clock.put_off();
+        clock.enter("host");
         let Acquired {
             vm: spec,
             listener,
@@ -100,7 +101,7 @@ impl Holdings {
         } = self.ground.acquire().await?;
         let mut about = About::of(&spec);
         self.step(Step::HostAcquired)?;
-        clock.lap("host");
+        clock.enter("vmm");
 
         let wanted = Size {
             vcpus: spec.vcpus,
@@ -119,8 +120,7 @@ impl Holdings {
         self.vm = Some(vm.clone());
         self.ground.keep(vm.record())?;
         self.step(Step::VmStarted)?;
-        clock.lap("vmm");
-        clock.add(claiming);
+        clock.enter("boot");
 
         let agent: Arc<dyn Agent> = match agent {
             Some(greeted) => Arc::new(TtrpcAgent::new(greeted)),
@@ -129,8 +129,9 @@ impl Holdings {
                 greeted(&vm, &listener, limit, &mut lost).await?
             }
         };
+        let agent = clock.course.place().watched(&agent);
         self.agent = Some(Arc::clone(&agent));
-        clock.lap("boot");
+        clock.enter("agent");
 
         tokio::select! {
             done = introduce(&*agent, guest, config.request_timeout, log) => match done {
@@ -148,13 +149,13 @@ impl Holdings {
         if size != wanted {
             taken = enlarge(&vm, &*agent, size, wanted, config.request_timeout, log).await?;
         }
-        clock.lap("agent");
+        clock.enter("ready");
+        clock.tell(&report, &about);
         info!(log, "the sandbox is ready");
         Ok(Ready {
             agent,
             vm,
             report,
-            phases: clock.phases,
             localhost,
             late: look_again,
             growth: growth.map(|plan| {
@@ -174,7 +175,8 @@ impl Holdings {
 
     /// Gives everything back: the guest is told, then the VMM is ended, then the host's side goes. A step that fails does
     /// not keep the next from being taken; the first error is the answer.
-    pub(super) async fn release(&mut self, log: &Logger) -> Result<()> {
+    pub(super) async fn release(&mut self, course: &mut Course, log: &Logger) -> Result<()> {
+        course.next("destroy");
         let runs = self.vm.as_ref().is_some_and(|vm| vm.exited().borrow().is_none());
         if let Some(agent) = self.agent.take().filter(|_| runs) {
             // For the sake of data that the guest has not written back. A guest that does not answer loses it.
@@ -186,6 +188,7 @@ impl Holdings {
                 warn!(log, "what the guest has not written back is lost"; "error" => %error);
             }
         }
+        course.next("kill");
         let stopped = match self.vm.take() {
             Some(vm) => {
                 // Whoever has the guest's memory last gives it back, which takes long: so they all end at once.
@@ -194,43 +197,70 @@ impl Holdings {
             }
             None => Ok(()),
         };
+        course.next("release");
         let released = self.ground.release().await;
         stopped.and(released)
     }
 }
 
-/// Measures phases one after the other.
-struct Clock {
-    lap: Instant,
+/// The stage in which a machine that is kept ready is asked for. Of the phases it is a part of the VMM's.
+const CLAIM: &str = "claim";
+
+/// Measures phases one after the other: one look at the clock ends one and begins the next, and is told to the trace.
+pub(crate) struct Clock {
+    /// The sandbox's.
+    pub(super) course: Course,
+    phase: (&'static str, Instant),
+    claiming: Duration,
     phases: Vec<Phase>,
 }
 
 impl Clock {
-    fn new() -> Self {
+    /// Begins with this phase of the sandbox.
+    pub(crate) fn begin(request: &SandboxRequest, phase: &'static str) -> Self {
+        let now = Instant::now();
         Self {
-            lap: Instant::now(),
+            course: Course::of_sandbox(request, phase, now),
+            phase: (phase, now),
+            claiming: Duration::ZERO,
             phases: Vec::new(),
         }
     }
 
-    /// What has passed since the last lap is none of the next one's.
-    fn put_off(&mut self) -> Duration {
+    fn enter(&mut self, phase: &'static str) {
         let now = Instant::now();
-        now - std::mem::replace(&mut self.lap, now)
-    }
-
-    /// It belongs to the last lap.
-    fn add(&mut self, took: Duration) {
-        if let Some(last) = self.phases.last_mut() {
-            last.took += took;
+        let (name, begun) = std::mem::replace(&mut self.phase, (phase, now));
+        self.course.next_at(phase, now);
+        match now - begun {
+            took if name == CLAIM => self.claiming += took,
+            took if name == "vmm" => self.phases.push(Phase {
+                name,
+                took: took + self.claiming,
+            }),
+            took => self.phases.push(Phase { name, took }),
         }
     }
 
-    fn lap(&mut self, name: &'static str) {
-        let now = Instant::now();
-        let took = now - self.lap;
-        self.lap = now;
-        self.phases.push(Phase { name, took });
+    /// What was started.
+    fn tell(&self, report: &VmReport, about: &About) {
+        self.course.tell("kata.vmm", &report.vmm);
+        self.course.tell("kata.machine", &report.machine);
+        self.course.tell("kata.accelerator", &report.accelerator);
+        self.course.tell("kata.origin", &report.origin);
+        self.course.tell("kata.agent", &about.agent);
+        self.course.tell("kata.kernel", &about.kernel_release);
+    }
+
+    /// It has come to nothing, and that is written.
+    pub(super) async fn fail(self, error: Error) -> Error {
+        self.course.fail(&error);
+        self.course.close().await;
+        error
+    }
+
+    /// The phases that have ended, and the course that goes on.
+    pub(super) fn stop(self) -> (Vec<Phase>, Course) {
+        (self.phases, self.course)
     }
 }
 

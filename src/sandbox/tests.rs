@@ -72,9 +72,15 @@ pub(crate) fn config() -> Config {
         runtime: RuntimeConfig {
             enable_debug: false,
             internetworking_model: NetworkModel::None,
+            disable_new_netns: false,
             disable_guest_seccomp: false,
             sandbox_cgroup_only: false,
             static_sandbox_resource_mgmt: false,
+            enable_agent_pidns: false,
+            experimental: Vec::new(),
+            enable_tracing: false,
+            trace_directory: Default::default(),
+            trace_max_size_mib: 8,
             run_dir: PathBuf::new(),
         },
         factory: FactoryConfig {
@@ -103,7 +109,8 @@ pub(super) fn request(world: &Arc<World>) -> (SandboxRequest, mpsc::Receiver<Eve
 
 pub(super) async fn start(world: &Arc<World>) -> (Result<Sandbox>, mpsc::Receiver<Event>) {
     let (request, events) = request(world);
-    let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(world))), Vec::new());
+    let clock = Clock::begin(&request, "claim");
+    let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(world))), clock);
     (timeout(SOON, starting).await.expect("a start ends"), events)
 }
 
@@ -229,7 +236,8 @@ async fn a_start_that_fails_at_any_step_says_why_and_leaves_nothing() {
 async fn a_start_that_nobody_waits_for_leaves_nothing() {
     let world = World::new(Fault::Silence);
     let (request, _events) = request(&world);
-    let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(&world))), Vec::new());
+    let clock = Clock::begin(&request, "claim");
+    let starting = Sandbox::start(request, Box::new(Counted(Arc::clone(&world))), clock);
     assert!(timeout(Duration::from_millis(50), starting).await.is_err());
     nothing_left(&world).await;
 }

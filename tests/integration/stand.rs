@@ -212,9 +212,15 @@ impl Stand {
             runtime: RuntimeConfig {
                 enable_debug: false,
                 internetworking_model: NetworkModel::None,
+                disable_new_netns: false,
                 disable_guest_seccomp: false,
                 sandbox_cgroup_only: false,
                 static_sandbox_resource_mgmt: false,
+                enable_agent_pidns: false,
+                experimental: Vec::new(),
+                enable_tracing: false,
+                trace_directory: Default::default(),
+                trace_max_size_mib: 8,
                 run_dir: self.path("run"),
             },
             factory: FactoryConfig {

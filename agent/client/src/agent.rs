@@ -1,5 +1,6 @@
 //! The `Agent` trait: one method per RPC of `agent.proto`, in its order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use agent_protocol as p;
@@ -20,20 +21,33 @@ macro_rules! agent_rpcs {
             fn durations(&self) -> Vec<(&'static str, crate::Durations)> {
                 Vec::new()
             }
+
+            /// The same agent, of whose calls somebody is told; `None` where nobody measures.
+            fn telling(&self, _: crate::Told) -> Option<Arc<dyn Agent>> {
+                None
+            }
         }
 
         #[async_trait]
         impl Agent for crate::TtrpcAgent {
             $(async fn $name(&self, request: $request, deadline: Option<Duration>) -> Result<$response, Error> {
-                let _measured = self.durations.measure(stringify!($name));
+                let mut measured = self.durations.measure(stringify!($name), self.told.as_ref());
                 let call = self.call(move |client| async move {
                     client.$name(crate::ttrpc_agent::context(), &request).await
                 });
-                crate::ttrpc_agent::answer(stringify!($name), call, deadline).await
+                let answer = crate::ttrpc_agent::answer(stringify!($name), call, deadline).await;
+                measured.ended(answer.as_ref().err().map(|error| error.kind));
+                answer
             })*
 
             fn durations(&self) -> Vec<(&'static str, crate::Durations)> {
                 self.durations.list()
+            }
+
+            fn telling(&self, told: crate::Told) -> Option<Arc<dyn Agent>> {
+                let mut agent = self.clone();
+                agent.told = Some(told);
+                Some(Arc::new(agent))
             }
         }
     };

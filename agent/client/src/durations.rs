@@ -1,11 +1,38 @@
 //! How long calls take: a histogram for each RPC, so that there are never more than the protocol has RPCs.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::ErrorKind;
 
 /// Upper ends of the buckets, in milliseconds; what takes longer is in none. Kata's.
 pub const BUCKETS_MS: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
+
+/// A call that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// Its RPC.
+    pub name: &'static str,
+    /// When it was made.
+    pub begun: Instant,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// An answer.
+    Answered,
+    /// An error of this kind.
+    Failed(ErrorKind),
+    /// Nobody waits for it any more.
+    GivenUp,
+}
+
+/// Who is told of every call that has ended, in the task that made it: it has to be quick.
+pub type Told = Arc<dyn Fn(Call) + Send + Sync>;
 
 /// How long the calls of one RPC took, failed ones and those that were given up as well.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,11 +71,15 @@ impl Books {
     }
 
     /// Measures a call until it ends, or is given up.
-    pub(crate) fn measure(&self, name: &'static str) -> Measured<'_> {
+    pub(crate) fn measure<'a>(&'a self, name: &'static str, told: Option<&'a Told>) -> Measured<'a> {
         Measured {
             books: self,
-            name,
-            begun: Instant::now(),
+            told,
+            call: Call {
+                name,
+                begun: Instant::now(),
+                outcome: Outcome::GivenUp,
+            },
         }
     }
 
@@ -63,17 +94,27 @@ impl Books {
 /// A call under way.
 pub(crate) struct Measured<'a> {
     books: &'a Books,
-    name: &'static str,
-    begun: Instant,
+    told: Option<&'a Told>,
+    call: Call,
+}
+
+impl Measured<'_> {
+    /// It has ended, and how it failed if it did.
+    pub(crate) fn ended(&mut self, failure: Option<ErrorKind>) {
+        self.call.outcome = failure.map_or(Outcome::Answered, Outcome::Failed);
+    }
 }
 
 impl Drop for Measured<'_> {
     fn drop(&mut self) {
         self.books
             .all()
-            .entry(self.name)
+            .entry(self.call.name)
             .or_default()
-            .add(self.begun.elapsed());
+            .add(self.call.begun.elapsed());
+        if let Some(told) = self.told {
+            told(self.call);
+        }
     }
 }
 
@@ -103,14 +144,34 @@ mod tests {
     #[test]
     fn each_rpc_has_its_own() {
         let books = Books::default();
-        drop(books.measure("hello"));
-        drop(books.measure("hello"));
-        drop(books.measure("read_guest"));
+        drop(books.measure("hello", None));
+        drop(books.measure("hello", None));
+        drop(books.measure("read_guest", None));
         let counts: Vec<_> = books
             .list()
             .iter()
             .map(|(name, one)| (*name, one.count))
             .collect();
         assert_eq!(counts, [("hello", 2), ("read_guest", 1)]);
+    }
+
+    #[test]
+    fn whoever_listens_is_told_how_each_call_ended() {
+        let (books, heard) = (Books::default(), Arc::new(Mutex::new(Vec::new())));
+        let notes = Arc::clone(&heard);
+        let told: Told = Arc::new(move |call: Call| notes.lock().unwrap().push((call.name, call.outcome)));
+        books.measure("hello", Some(&told)).ended(None);
+        books
+            .measure("read_guest", Some(&told))
+            .ended(Some(ErrorKind::NotFound));
+        drop(books.measure("wait_process", Some(&told)));
+        assert_eq!(
+            *heard.lock().unwrap(),
+            [
+                ("hello", Outcome::Answered),
+                ("read_guest", Outcome::Failed(ErrorKind::NotFound)),
+                ("wait_process", Outcome::GivenUp),
+            ]
+        );
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use ttrpc::asynchronous::{Client, transport::Socket};
 
-use crate::durations::Books;
+use crate::durations::{Books, Told};
 use crate::frames::Checked;
 use crate::{Error, ErrorKind};
 
@@ -20,6 +20,8 @@ pub struct TtrpcAgent {
     /// Dropped with the last handle, which ends the connection whatever calls are under way.
     open: Arc<watch::Sender<()>>,
     pub(crate) durations: Arc<Books>,
+    /// Who is told of this handle's calls.
+    pub(crate) told: Option<Told>,
 }
 
 impl std::fmt::Debug for TtrpcAgent {
@@ -35,6 +37,7 @@ impl TtrpcAgent {
             client: AgentClient::new(Client::new(Socket::new(Checked::new(stream)))),
             open: Arc::default(),
             durations: Arc::default(),
+            told: None,
         }
     }
 

@@ -63,6 +63,26 @@ pub async fn a_pod_shares_namespaces() {
     exit_code(started.pid).await;
 }
 
+/// What the host asks for with `enable_agent_pidns`, in a pod whose processes are elsewhere.
+pub async fn the_agents_processes_can_be_asked_for() {
+    let pause = Fixture::script("sleep 1000");
+    let (first, started) = pause.start().await;
+    let mut debugger = Fixture::script(&format!(
+        "readlink /proc/self/ns/pid; kill -0 {} && test -d /proc/{} && echo seen",
+        started.pid,
+        std::process::id()
+    ));
+    debugger.environment.pod.pid = Some(format!("/proc/{}/ns/pid", started.pid).into());
+    let namespaces = debugger.spec["linux"]["namespaces"].as_array_mut().unwrap();
+    let pid = namespaces.iter_mut().find(|namespace| namespace["type"] == "pid");
+    pid.unwrap()["path"] = json!("/proc/self/ns/pid");
+    let output = debugger.run().await;
+    let lines: Vec<&str> = output.stdout.lines().collect();
+    assert_eq!(lines, [own("pid").as_str(), "seen"], "{output:?}");
+    first.delete().await.unwrap();
+    exit_code(started.pid).await;
+}
+
 pub async fn a_user_namespace_maps_ids() {
     let mut fixture =
         Fixture::script("id -u; cat /proc/self/uid_map; touch /tmp/mine; echo x > /dev/null && echo device");

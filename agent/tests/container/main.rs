@@ -33,9 +33,10 @@ fn main() {
         return;
     }
     let filter = arguments.iter().find(|argument| !argument.starts_with('-'));
-    let cases: [Case; 41] = cases![
+    let cases: [Case; 42] = cases![
         isolation::namespaces_are_new,
         isolation::a_pod_shares_namespaces,
+        isolation::the_agents_processes_can_be_asked_for,
         isolation::a_user_namespace_maps_ids,
         isolation::capabilities_are_exact,
         isolation::a_user_without_capabilities_has_none,

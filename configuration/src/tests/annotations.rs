@@ -17,7 +17,7 @@ enable_annotations = [
     "path", "kernel_params", "machine_type", "cpu_features", "default_vcpus", "default_max_vcpus", "default_memory",
     "shared_fs", "virtio_fs_daemon", "virtio_fs_cache", "enable_debug", "agent.enable_debug", "runtime.enable_debug",
     "runtime.create_container_timeout", "runtime.internetworking_model", "runtime.disable_guest_seccomp",
-    "runtime.sandbox_cgroup_only", "runtime.static_sandbox_resource_mgmt",
+    "runtime.sandbox_cgroup_only", "runtime.static_sandbox_resource_mgmt", "runtime.disable_new_netns",
 ]
 valid_hypervisor_paths = ["/opt/qemu"]
 valid_virtio_fs_daemon_paths = ["/opt/virtiofsd"]
@@ -69,6 +69,7 @@ fn what_is_allowed_takes_effect() {
             ("runtime.enable_debug", "true"),
             ("runtime.create_container_timeout", "7"),
             ("runtime.internetworking_model", "none"),
+            ("runtime.disable_new_netns", "true"),
             ("runtime.disable_guest_seccomp", "true"),
             ("runtime.sandbox_cgroup_only", "false"),
         ],
@@ -90,6 +91,7 @@ fn what_is_allowed_takes_effect() {
     assert!(hypervisor.enable_debug && config.agent.enable_debug && config.runtime.enable_debug);
     assert_eq!(config.agent.create_container_timeout, Duration::from_secs(7));
     assert_eq!(config.runtime.internetworking_model, NetworkModel::None);
+    assert!(config.runtime.disable_new_netns);
     assert!(config.runtime.disable_guest_seccomp && !config.runtime.sandbox_cgroup_only);
 }
 
@@ -111,6 +113,27 @@ fn what_is_not_allowed_or_not_valid_is_told_by_name() {
             "two",
             "is the string \"two\", not an integer: it takes an integer from 1 to 240; 0 is 1, a negative one all of the \
              host's",
+        ),
+        (
+            "runtime.disable_new_netns",
+            "true",
+            "cannot be used: runtime.internetworking_model does not fit with runtime.disable_new_netns: interfaces of \
+             the host itself would be the guest's; set internetworking_model = \"none\", or disable_new_netns = false",
+        ),
+        (
+            "runtime.enable_agent_pidns",
+            "true",
+            "sets what only the administrator can: remove it",
+        ),
+        (
+            "runtime.experimental",
+            "anything",
+            "sets what only the administrator can: remove it",
+        ),
+        (
+            "runtime.enable_tracing",
+            "true",
+            "sets what only the administrator can: remove it",
         ),
         (
             "hypervisor.default_vcpus",

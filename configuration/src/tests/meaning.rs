@@ -68,9 +68,15 @@ fn an_empty_file_is_the_defaults() {
         RuntimeConfig {
             enable_debug: false,
             internetworking_model: NetworkModel::TcFilter,
+            disable_new_netns: false,
             disable_guest_seccomp: false,
             sandbox_cgroup_only: true,
             static_sandbox_resource_mgmt: true,
+            enable_agent_pidns: false,
+            experimental: Vec::new(),
+            enable_tracing: false,
+            trace_directory: "/var/log/kata/traces".into(),
+            trace_max_size_mib: 8,
             run_dir: "/run/kata".into(),
         }
     );
@@ -186,6 +192,22 @@ fn every_word_has_its_meaning() {
         let config = line("runtime", &format!("internetworking_model = {word:?}")).unwrap();
         assert_eq!(config.runtime.internetworking_model, model);
     }
+}
+
+#[test]
+fn what_the_runtime_carries() {
+    let config = load(&[
+        "[runtime]\ndisable_new_netns = true\ninternetworking_model = \"none\"\nenable_agent_pidns = true\n\
+         experimental = []\nenable_tracing = true\ntrace_directory = \"/t\"\ntrace_max_size = 2\n",
+    ])
+    .unwrap()
+    .runtime;
+    assert!(config.disable_new_netns && config.enable_agent_pidns && config.enable_tracing);
+    assert_eq!(config.experimental, []);
+    assert_eq!(
+        (config.trace_directory.as_path(), config.trace_max_size_mib),
+        (Path::new("/t"), 2)
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What files say and what comes of it, without files: texts under names, and a host of four CPUs and 8 GiB.
 
 mod annotations;
+mod conflicts;
 mod fuzzed;
 mod meaning;
 mod properties;

@@ -71,11 +71,11 @@ impl Connection {
         }
     }
 
-    /// Numbers of the links that are connected by it, or are its own.
-    pub(super) fn links(&self) -> Vec<u32> {
+    /// Number of the link that is our own.
+    pub(super) fn own(&self) -> Option<u32> {
         match self.undo {
-            Undo::Nothing => vec![self.link],
-            Undo::Redirection { tap } | Undo::Macvtap(tap) => vec![self.link, tap],
+            Undo::Nothing => None,
+            Undo::Redirection { tap } | Undo::Macvtap(tap) => Some(tap),
         }
     }
 

@@ -17,7 +17,6 @@ mod tap;
 pub(super) mod tests;
 mod view;
 
-use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -32,6 +31,7 @@ pub(crate) use connect::Model;
 pub(crate) use keeper::Keeper;
 use localhost::Steering;
 use namespace::Namespace;
+use view::Known;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sandbox::Appeared;
@@ -44,6 +44,7 @@ pub(crate) struct Attached {
     model: Option<Model>,
     queues: u32,
     connections: Vec<Connection>,
+    known: Known,
     /// Of those that were connected first, until they are asked for.
     cards: Vec<Device>,
     guest: p::Network,
@@ -80,6 +81,7 @@ impl Attached {
             model,
             queues: queues.clamp(1, connect::MAX_QUEUES),
             connections: Vec::new(),
+            known: Known::default(),
             cards: Vec::new(),
             guest: p::Network::default(),
             left_out: Vec::new(),
@@ -106,8 +108,12 @@ impl Attached {
     /// [`ErrorKind::Unsupported`] for an interface that cannot be connected, [`ErrorKind::FailedPrecondition`] when another
     /// machine is. Nothing is connected then, nor when the caller gives up waiting.
     pub(crate) async fn connect(&mut self) -> Result<()> {
-        let Appeared { devices, guest } = self.look_again().await?;
-        (self.cards, self.guest) = (devices, guest);
+        let Appeared {
+            devices,
+            guest,
+            left_out,
+        } = self.look_again().await?;
+        (self.cards, self.guest, self.left_out) = (devices, guest, left_out);
         Ok(())
     }
 
@@ -143,7 +149,7 @@ impl Attached {
         let Some(model) = self.model else {
             return Ok(Appeared::default());
         };
-        let known: BTreeSet<u32> = self.connections.iter().flat_map(Connection::links).collect();
+        let known = self.known.clone();
         let queues = self.queues;
         let look = move || {
             let mut kernel = open()?;
@@ -162,11 +168,16 @@ impl Attached {
             .await
             .map_err(|error| error.while_doing(&self.namespace))?;
         let devices = made.iter_mut().map(Connection::device).collect();
+        let own = made.iter().filter_map(Connection::own);
+        self.known.own.extend(own);
+        let connected = view.interfaces.into_iter().map(|one| (one.index, one.name));
+        self.known.connected.extend(connected);
+        self.known.routes.extend_from_slice(&view.guest.routes);
         self.connections.extend(made);
-        self.left_out.extend(view.left_out);
         Ok(Appeared {
             devices,
             guest: view.guest,
+            left_out: view.left_out,
         })
     }
 

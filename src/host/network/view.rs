@@ -70,18 +70,42 @@ pub(super) struct View {
     pub(super) left_out: Vec<String>,
 }
 
-/// What to connect, and what to tell the guest. `known` are numbers of links that are connected, or ours.
+/// What is connected already, on a second look.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// Numbers of links that are connected, and their names in the guest.
+    pub(super) connected: BTreeMap<u32, String>,
+    /// Numbers of links that are our own.
+    pub(super) own: BTreeSet<u32>,
+    /// Routes that the guest has been told.
+    pub(super) routes: Vec<p::Route>,
+}
+
+impl Known {
+    /// Whether this is the first look.
+    fn is_nothing(&self) -> bool {
+        self.connected.is_empty() && self.own.is_empty()
+    }
+
+    fn has(&self, index: u32) -> bool {
+        self.connected.contains_key(&index) || self.own.contains(&index)
+    }
+
+    /// Whether the guest's kernel would take this route for one that it has.
+    fn has_equal(&self, route: &p::Route) -> bool {
+        let key = |route: &p::Route| (route.destination.clone(), route.table, route.metric);
+        self.routes.iter().any(|told| key(told) == key(route))
+    }
+}
+
+/// What to connect, and what to tell the guest.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for an interface with an address that carries no Ethernet frames.
-pub(super) fn of(scan: &Scan, known: &BTreeSet<u32>) -> Result<View> {
+pub(super) fn of(scan: &Scan, known: &Known) -> Result<View> {
     let mut view = View::default();
     let mut names = BTreeMap::new();
-    let mut links: Vec<_> = scan
-        .links
-        .iter()
-        .filter(|link| !known.contains(&link.index))
-        .collect();
+    let mut links: Vec<_> = scan.links.iter().filter(|link| !known.has(link.index)).collect();
     links.sort_by_key(|link| link.index);
     for link in links {
         let addresses: Vec<_> = scan
@@ -108,7 +132,7 @@ pub(super) fn of(scan: &Scan, known: &BTreeSet<u32>) -> Result<View> {
         names.insert(link.index, link.name.as_str());
     }
     // A second look is for what has appeared.
-    if known.is_empty() {
+    if known.is_nothing() {
         view.guest.sysctls = scan.common_sysctls.clone().into_iter().collect();
     }
     routes(scan, known, &names, &mut view);
@@ -195,15 +219,15 @@ fn words(value: Option<impl ToString>) -> String {
 
 /// The routes through interfaces that are connected. Those to the gateways first, because the kernel refuses a gateway
 /// that it cannot reach; the others keep their order, which decides among equals.
-fn routes(scan: &Scan, known: &BTreeSet<u32>, names: &BTreeMap<u32, &str>, view: &mut View) {
+fn routes(scan: &Scan, known: &Known, names: &BTreeMap<u32, &str>, view: &mut View) {
     let mut told = Vec::new();
     for route in scan.routes.iter().filter(|route| route.protocol != ANNOUNCED) {
-        match devices(route, names) {
+        match devices(route, names, known) {
             Ok(Some(devices)) => told.push((route, devices)),
             Ok(None) => {}
-            // On a second look they would be news for nobody.
-            Err(why) if known.is_empty() => view.left_out.push(left_out(route, why)),
-            Err(_) => {}
+            Err(Reason::News(why)) => view.left_out.push(left_out(route, why)),
+            Err(Reason::Old(why)) if known.is_nothing() => view.left_out.push(left_out(route, why)),
+            Err(Reason::Old(_)) => {}
         }
     }
     let through_gateway = |route: &Route| {
@@ -211,35 +235,55 @@ fn routes(scan: &Scan, known: &BTreeSet<u32>, names: &BTreeMap<u32, &str>, view:
         route.gateway.is_some() || hops.any(|hop| hop.gateway.is_some())
     };
     let (through, direct): (Vec<_>, Vec<_>) = told.into_iter().partition(|(route, _)| through_gateway(route));
-    view.guest.routes = direct
-        .into_iter()
-        .chain(through)
-        .map(|(route, devices)| told_route(route, &devices))
-        .collect();
+    for (route, devices) in direct.into_iter().chain(through) {
+        let told = told_route(route, &devices);
+        if known.has_equal(&told) && !told.hops.is_empty() {
+            view.left_out
+                .push(left_out(route, "replaces one that the guest keeps"));
+        } else {
+            view.guest.routes.push(told);
+        }
+    }
 }
 
-/// The names of the devices that a route leads to: one, or one for each of its hops. `None`: it is told already, or its interface is
-/// not connected.
+/// Why a route is not told.
+enum Reason {
+    /// Something that was so on the first look.
+    Old(&'static str),
+    /// Something that a new interface has brought along.
+    News(&'static str),
+}
+
+/// The names of the devices that a route leads to: one, or one for each of its hops, of which some may be connected already. `None`:
+/// it is told already, or its interface is not connected.
 fn devices<'a>(
     route: &Route,
     names: &BTreeMap<u32, &'a str>,
-) -> std::result::Result<Option<Vec<&'a str>>, &'static str> {
-    let name = |index: &u32| names.get(index).copied();
+    known: &'a Known,
+) -> std::result::Result<Option<Vec<&'a str>>, Reason> {
+    let new = |index: &u32| names.get(index).copied();
     if route.kind != RouteKind::Unicast {
-        return Err("leads to no interface");
+        return Err(Reason::Old("leads to no interface"));
     }
     if route.hops.is_empty() {
-        return match (name(&route.index), route.index) {
+        return match (new(&route.index), route.index) {
             (Some(name), _) => Ok(Some(vec![name])),
-            (None, 0) => Err("leads to no interface"),
+            (None, 0) => Err(Reason::Old("leads to no interface")),
             (None, _) => Ok(None),
         };
     }
-    let found: Vec<_> = route.hops.iter().filter_map(|hop| name(&hop.index)).collect();
-    match found.len() {
-        0 => Ok(None),
-        some if some == route.hops.len() => Ok(Some(found)),
-        _ => Err("has next hops on interfaces that are not connected"),
+    let known = |index: &u32| known.connected.get(index).map(String::as_str);
+    let all = route.hops.iter().map(|hop| &hop.index);
+    let found: Vec<_> = all
+        .clone()
+        .filter_map(|index| new(index).or_else(|| known(index)))
+        .collect();
+    let why = "has next hops on interfaces that are not connected";
+    match (all.clone().any(|index| new(index).is_some()), found.len()) {
+        (true, count) if count == route.hops.len() => Ok(Some(found)),
+        (true, _) => Err(Reason::News(why)),
+        (false, count) if count == 0 || count == route.hops.len() => Ok(None),
+        (false, _) => Err(Reason::Old(why)),
     }
 }
 
@@ -252,11 +296,11 @@ fn left_out(route: &Route, why: &str) -> String {
 }
 
 /// The rules that somebody has made. What they name need not be there.
-fn rules(scan: &Scan, known: &BTreeSet<u32>, view: &mut View) {
+fn rules(scan: &Scan, known: &Known, view: &mut View) {
     for rule in scan.rules.iter().filter(|rule| !rule.is_initial()) {
         if !rule.more {
             view.guest.rules.push(told_rule(rule));
-        } else if known.is_empty() {
+        } else if known.is_nothing() {
             view.left_out.push(format!(
                 "the rule of priority {} for table {} selects packets by more than addresses, interfaces and marks",
                 rule.priority, rule.table

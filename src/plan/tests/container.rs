@@ -5,9 +5,7 @@ use agent_protocol::{GUEST_HOSTNAME, GUEST_RESOLV_CONF, GUEST_SHM};
 use super::super::*;
 use super::*;
 use crate::ContainerId;
-use crate::model::{
-    BindPlan, ContainerConfig, ContainerType, FileKind, Found, HookPlan, Identity, Medium, RootPlan,
-};
+use crate::model::{BindPlan, ContainerConfig, FileKind, Found, HookPlan, Identity, Medium, RootPlan};
 use crate::sandbox::RootfsMount;
 
 /// Set to write the golden files instead of comparing them.
@@ -193,71 +191,6 @@ fn what_no_guest_can_give_is_refused_by_name() {
             "{pointer} {value}: {}",
             error.context
         );
-    }
-}
-
-#[test]
-fn namespaces_of_a_sandbox_are_the_guests_own() {
-    use ContainerType::{PodContainer, PodSandbox, SingleContainer};
-    let new = |kinds: &[&str]| json!(kinds.iter().map(|kind| json!({"type": kind})).collect::<Vec<_>>());
-    let joined = |kinds: &[&str]| {
-        json!(
-            kinds
-                .iter()
-                .map(|kind| json!({"type": kind, "path": "/proc/7/ns/x"}))
-                .collect::<Vec<_>>()
-        )
-    };
-    let usual = ["pid", "network", "ipc", "uts", "mount", "cgroup"];
-    // Namespaces, place, own kernel; then the guest's.
-    let table: [(Value, ContainerType, bool, &[&str]); 9] = [
-        (json!([]), SingleContainer, true, &["mount"]),
-        (new(&usual), SingleContainer, true, &["mount", "pid", "cgroup"]),
-        (new(&usual), PodSandbox, true, &["mount", "pid", "cgroup"]),
-        (
-            new(&usual),
-            PodContainer,
-            true,
-            &["mount", "pid", "ipc", "uts", "cgroup"],
-        ),
-        (
-            joined(&["network", "ipc", "uts", "pid", "cgroup"]),
-            PodContainer,
-            true,
-            &["mount", "cgroup"],
-        ),
-        (
-            new(&usual),
-            SingleContainer,
-            false,
-            &["mount", "pid", "network", "ipc", "uts", "cgroup"],
-        ),
-        (joined(&["network", "ipc"]), SingleContainer, false, &["mount"]),
-        (
-            new(&["user", "ipc", "uts", "network"]),
-            SingleContainer,
-            true,
-            &["mount", "user", "ipc", "uts"],
-        ),
-        (new(&["pid"]), PodContainer, true, &["mount", "pid"]),
-    ];
-    for (asked, kind, own_kernel, expected) in table {
-        let mut values = vec![("/linux/namespaces", asked.clone())];
-        if expected.contains(&"user") {
-            let mappings = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
-            values.extend([
-                ("/linux/uidMappings", mappings.clone()),
-                ("/linux/gidMappings", mappings),
-            ]);
-        }
-        let chosen = namespaces::plan(&spec(&values), kind, own_kernel).unwrap();
-        let kinds: Vec<Value> = chosen
-            .list
-            .iter()
-            .map(|namespace| json!(namespace.typ()))
-            .collect();
-        assert_eq!(kinds, expected, "{asked} {kind:?} {own_kernel}");
-        assert!(chosen.list.iter().all(|namespace| namespace.path().is_none()));
     }
 }
 

@@ -5,6 +5,7 @@ mod container;
 mod copies;
 mod disks;
 mod fuzzed;
+mod joined;
 mod sandbox;
 
 use std::time::Duration;
@@ -72,9 +73,15 @@ fn config() -> Config {
         runtime: RuntimeConfig {
             enable_debug: false,
             internetworking_model: NetworkModel::None,
+            disable_new_netns: false,
             disable_guest_seccomp: false,
             sandbox_cgroup_only: false,
             static_sandbox_resource_mgmt: true,
+            enable_agent_pidns: false,
+            experimental: Vec::new(),
+            enable_tracing: false,
+            trace_directory: Default::default(),
+            trace_max_size_mib: 8,
             run_dir: "/run/x".into(),
         },
         factory: FactoryConfig {

@@ -422,6 +422,20 @@ fn the_network_is_that_of_the_pods_namespace() {
     assert!(made.vcpus > 1);
     assert_eq!(made.network, Some(expected.clone()));
 
+    // `disable_new_netns`: whatever it was given, and whether one would be made.
+    let mut disabled = config.clone();
+    disabled.runtime.disable_new_netns = true;
+    disabled.runtime.internetworking_model = NetworkModel::None;
+    assert_eq!(plan(&sandbox, &disabled, &abilities).network, None);
+    sandbox.network_namespace = NetworkNamespace::New;
+    assert_eq!(plan(&sandbox, &disabled, &abilities).network, None);
+    sandbox.network_namespace = NetworkNamespace::Host;
+    let error = super::super::sandbox(&disabled, &sandbox, &abilities, &all).unwrap_err();
+    assert!(
+        error.context.contains("hostNetwork"),
+        "it relies on it all the same: {error}"
+    );
+
     // It is in the namespace itself, and needs nothing connected.
     abilities.guest_is_process = true;
     abilities.fs_sharing = true;

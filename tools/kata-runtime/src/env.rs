@@ -73,6 +73,14 @@ fn describe(config: &Config) -> Value {
             "sandbox_cgroup_only": config.runtime.sandbox_cgroup_only,
             "static_sandbox_resource_mgmt": config.runtime.static_sandbox_resource_mgmt,
             "disable_guest_seccomp": config.runtime.disable_guest_seccomp,
+            "disable_new_netns": config.runtime.disable_new_netns,
+            "trace": config.runtime.enable_tracing,
+            "experimental": config
+                .runtime
+                .experimental
+                .iter()
+                .map(|feature| format!("{feature:?}").to_lowercase())
+                .collect::<Vec<_>>(),
         },
         "configuration": { "sources": config.sources },
         "hypervisor": {

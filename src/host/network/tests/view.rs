@@ -1,12 +1,10 @@
 //! From a scan to the guest's settings, case by case.
 
-use std::collections::BTreeSet;
-
 use netlink::{
     Address, AddressFlags, Hop, Link, LinkKind, Mac, Neighbour, RT_TABLE_MAIN, Route, RouteKind, Rule,
 };
 
-use super::super::view::{Scan, View, Way, of};
+use super::super::view::{Known, Scan, View, Way, of};
 
 fn link(index: u32, name: &str) -> Link {
     Link {
@@ -54,7 +52,15 @@ fn route(index: u32, destination: &str, prefix: u8, gateway: &str) -> Route {
 }
 
 fn seen(scan: &Scan) -> View {
-    of(scan, &BTreeSet::new()).unwrap()
+    of(scan, &Known::default()).unwrap()
+}
+
+/// These are connected, under their names in the guest.
+fn known<const N: usize>(connected: [(u32, &str); N]) -> Known {
+    Known {
+        connected: connected.map(|(index, name)| (index, name.to_owned())).into(),
+        ..Known::default()
+    }
 }
 
 #[test]
@@ -147,7 +153,19 @@ fn interfaces_are_in_the_order_of_their_numbers_and_known_ones_are_left_out() {
     };
     let names = |view: View| -> Vec<_> { view.guest.interfaces.into_iter().map(|i| i.name).collect() };
     assert_eq!(names(seen(&scan)), ["a", "b", "c"]);
-    assert_eq!(names(of(&scan, &[3, 9].into()).unwrap()), ["b"]);
+    assert_eq!(
+        names(
+            of(
+                &scan,
+                &Known {
+                    own: [9].into(),
+                    ..known([(3, "a")])
+                }
+            )
+            .unwrap()
+        ),
+        ["b"]
+    );
 }
 
 #[test]
@@ -273,7 +291,76 @@ fn routes_to_gateways_come_first_and_the_rest_keep_their_order() {
             "the route to 10.8.0.0/16 leads to no interface"
         ]
     );
-    assert!(of(&scan, &[2].into()).unwrap().left_out.is_empty(), "told once");
+    assert!(
+        of(&scan, &known([(2, "eth0")])).unwrap().left_out.is_empty(),
+        "told once"
+    );
+}
+
+/// With Docker 26 a pod's networks come one after the other, and a route may lead to old and new ones.
+#[test]
+fn a_route_with_hops_on_old_and_new_interfaces_is_told_with_the_new_ones() {
+    let hop = |index| Hop {
+        index,
+        gateway: None,
+        weight: 0,
+        on_link: false,
+    };
+    let shared = |destination, hops: &[u32]| Route {
+        hops: hops.iter().copied().map(hop).collect(),
+        ..route(0, destination, 16, "")
+    };
+    let down = Link {
+        up: false,
+        ..link(4, "down")
+    };
+    let scan = |routes: Vec<Route>| Scan {
+        links: vec![
+            link(2, "renamed"),
+            link(3, "eth1"),
+            down.clone(),
+            link(9, "kata2"),
+        ],
+        routes,
+        ..Scan::default()
+    };
+    let mut before = Known {
+        own: [9].into(),
+        ..known([(2, "eth0")])
+    };
+    before.routes = vec![agent_protocol::Route {
+        destination: "10.7.0.0/16".into(),
+        ..Default::default()
+    }];
+    let not_connected = "has next hops on interfaces that are not connected";
+    // Hops; the devices that the guest is told, or why it is not told.
+    type Told = Result<Vec<&'static str>, &'static str>;
+    let table: [(&str, &[u32], Told); 7] = [
+        ("10.1.0.0", &[2, 3], Ok(vec!["eth0", "eth1"])),
+        ("10.2.0.0", &[3, 2, 3], Ok(vec!["eth1", "eth0", "eth1"])),
+        ("10.3.0.0", &[3, 3], Ok(vec!["eth1", "eth1"])),
+        // The guest has it already, or could not have it before either.
+        ("10.4.0.0", &[2, 2], Ok(vec![])),
+        ("10.5.0.0", &[2, 4], Ok(vec![])),
+        ("10.6.0.0", &[3, 4], Err(not_connected)),
+        // Through the old one alone it is told.
+        ("10.7.0.0", &[2, 3], Err("replaces one that the guest keeps")),
+    ];
+    for (destination, hops, expected) in table {
+        let view = of(&scan(vec![shared(destination, hops)]), &before).unwrap();
+        let devices: Vec<_> = view
+            .guest
+            .routes
+            .iter()
+            .flat_map(|route| route.hops.iter().map(|hop| hop.device.as_str()))
+            .collect();
+        let left_out: Vec<String> = match expected {
+            Ok(_) => vec![],
+            Err(why) => vec![format!("the route to {destination}/16 {why}")],
+        };
+        assert_eq!(devices, expected.unwrap_or_default(), "{destination}");
+        assert_eq!(view.left_out, left_out, "{destination}");
+    }
 }
 
 #[test]
@@ -338,7 +425,7 @@ fn every_property_of_a_route_is_told() {
     assert!(guest.interfaces[0].no_ipv6 && guest.interfaces[0].no_arp);
     assert_eq!(guest.sysctls, [("ipv4.ip_forward".into(), "1".into())].into());
     assert!(
-        of(&scan, &[7].into()).unwrap().guest.sysctls.is_empty(),
+        of(&scan, &known([(7, "x")])).unwrap().guest.sysctls.is_empty(),
         "told once"
     );
     assert_eq!(
@@ -418,6 +505,6 @@ fn rules_and_other_tables_are_told() {
             "the rule of priority 50 for table 100 selects packets by more than addresses, interfaces and marks"
         ]
     );
-    let nothing_new = of(&scan, &[2].into()).unwrap();
+    let nothing_new = of(&scan, &known([(2, "eth0")])).unwrap();
     assert!(nothing_new.guest.rules.is_empty() && nothing_new.left_out.is_empty());
 }
