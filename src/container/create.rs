@@ -15,7 +15,7 @@ use super::state::State;
 use super::task::Task;
 use crate::ContainerId;
 use crate::error::Result;
-use crate::host::Hooks;
+use crate::host::{Hooks, Stage};
 use crate::io::Opened;
 use crate::sandbox::{Phases, VmEnd};
 
@@ -82,6 +82,8 @@ pub(crate) struct Parts {
     pub(crate) has_disks: bool,
     pub(crate) phases: Phases,
     pub(crate) hooks: Hooks,
+    /// Where some of them act.
+    pub(crate) stage: Option<Stage>,
     /// What hooks are shown as its process.
     pub(crate) pid: u32,
     pub(crate) log: Logger,
@@ -90,7 +92,7 @@ pub(crate) struct Parts {
 /// Tells the host's hooks of it and creates it in the guest. On an error the guest has none of it.
 pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
     let begun = Instant::now();
-    parts.hooks.creating(parts.pid, &parts.log).await?;
+    parts.hooks.creating(parts.pid, parts.stage, &parts.log).await?;
     parts.request.stdio = Some(parts.streams.wanted(None)).into();
     let id = parts.id;
     if let Err(error) = parts

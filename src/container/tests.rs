@@ -67,6 +67,7 @@ async fn made(agent: Arc<FakeAgent>, stdio: Stdio, has_disks: bool) -> Result<Fi
         has_disks,
         phases: phases.clone(),
         hooks: Hooks::new(&ContainerId::new("c").unwrap(), HooksPlan::default()),
+        stage: None,
         pid: 7,
         log: log(),
     };

@@ -415,6 +415,7 @@ impl Owner {
             volumes,
             limits,
             hooks,
+            stage,
         } = added;
         self.disks.know(&id, volumes);
         if let Some(growth) = &mut self.growth {
@@ -434,6 +435,7 @@ impl Owner {
             has_disks: !disks.is_empty(),
             phases: self.phases.clone(),
             hooks,
+            stage,
             pid: self.vm.pid(),
             log: self.log.clone(),
         };
