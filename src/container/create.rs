@@ -15,7 +15,7 @@ use super::state::State;
 use super::task::Task;
 use crate::ContainerId;
 use crate::error::Result;
-use crate::host::Hooks;
+use crate::host::{Hooks, Stage};
 use crate::io::Opened;
 use crate::sandbox::{Phases, VmEnd};
 use crate::trace::Course;
@@ -85,6 +85,8 @@ pub(crate) struct Parts {
     /// Its life, which has begun.
     pub(crate) course: Course,
     pub(crate) hooks: Hooks,
+    /// Where some of them act.
+    pub(crate) stage: Option<Stage>,
     /// What hooks are shown as its process.
     pub(crate) pid: u32,
     pub(crate) log: Logger,
@@ -96,7 +98,7 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
     parts.course.next("create");
     parts
         .hooks
-        .creating(parts.pid, &parts.log)
+        .creating(parts.pid, parts.stage, &parts.log)
         .await
         .inspect_err(|error| parts.course.fail(error))?;
     parts.request.stdio = Some(parts.streams.wanted(None)).into();

@@ -68,6 +68,7 @@ async fn made(agent: Arc<FakeAgent>, stdio: Stdio, has_disks: bool) -> Result<Fi
         phases: phases.clone(),
         course: Default::default(),
         hooks: Hooks::new(&ContainerId::new("c").unwrap(), HooksPlan::default()),
+        stage: None,
         pid: 7,
         log: log(),
     };

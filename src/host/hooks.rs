@@ -1,5 +1,5 @@
 //! Hooks: programs of the host's that are told of a step in a container's life, by its state on their standard input. They run
-//! where we do, one after the other, each in a process group of its own that does not outlive it.
+//! where we do, or on the container's stage, one after the other, each in a process group of its own that does not outlive it.
 //!
 //! It must not know who wants to be told.
 
@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-use super::sys;
+use super::{Stage, sys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{HookPlan, HooksPlan};
 use crate::{ContainerId, deadlines};
@@ -67,15 +67,25 @@ impl Hooks {
         &self.plan.bundle
     }
 
-    /// The container is about to be created; `pid` is shown as its process, which is in its pod's network.
+    /// The container is about to be created; `pid` is shown as its process, which is in its pod's network. `stage`: where hooks
+    /// of its namespaces act, after which the guest has what they have made.
     ///
     /// # Errors
     /// The first hook that fails: then the container must not be.
-    pub(crate) async fn creating(&self, pid: u32, log: &Logger) -> Result<()> {
+    pub(crate) async fn creating(&self, pid: u32, stage: Option<Stage>, log: &Logger) -> Result<()> {
         for hook in &self.plan.create {
-            self.run(hook, "creating", Some(pid), log).await?;
+            self.run(hook, "creating", Some(pid), None, log).await?;
         }
-        Ok(())
+        let Some(stage) = stage.map(Arc::new) else {
+            return Ok(());
+        };
+        for hook in &self.plan.container {
+            self.run(hook, "creating", Some(pid), Some(&stage), log).await?;
+        }
+        tokio::task::spawn_blocking(move || stage.publish())
+            .await
+            .unwrap_or_else(|cause| Err(not_run(io::Error::other(cause))))
+            .map_err(|error| error.while_doing(format_args!("container {}", self.id)))
     }
 
     /// Whether anybody is to be told of its start.
@@ -100,17 +110,24 @@ impl Hooks {
 
     async fn tell(&self, hooks: &[HookPlan], status: &str, pid: Option<u32>, log: &Logger) {
         for hook in hooks {
-            if let Err(error) = self.run(hook, status, pid, log).await {
+            if let Err(error) = self.run(hook, status, pid, None, log).await {
                 warn!(log, "a hook failed"; "container" => %self.id, "error" => error.chain());
             }
         }
     }
 
-    async fn run(&self, hook: &HookPlan, status: &str, pid: Option<u32>, log: &Logger) -> Result<()> {
+    async fn run(
+        &self,
+        hook: &HookPlan,
+        status: &str,
+        pid: Option<u32>,
+        stage: Option<&Arc<Stage>>,
+        log: &Logger,
+    ) -> Result<()> {
         let limit = hook.timeout.unwrap_or(deadlines::HOOK);
         debug!(log, "running a hook"; "container" => %self.id, "hook" => &hook.name, "program" => %hook.path.display());
         let ran = match self.state(status, pid) {
-            Ok(state) => timeout(limit, run(hook, &self.plan, state)).await,
+            Ok(state) => timeout(limit, run(hook, &self.plan, stage.cloned(), state)).await,
             Err(error) => Ok(Err(error)),
         };
         let ran = ran.unwrap_or_else(|_| {
@@ -144,10 +161,11 @@ impl Hooks {
 }
 
 /// Runs one to its end. What is left of it is killed, also if nobody waits for it any more.
-async fn run(hook: &HookPlan, plan: &HooksPlan, state: Vec<u8>) -> Result<()> {
-    let (command, input, output) = prepare(hook, plan).map_err(not_run)?;
+async fn run(hook: &HookPlan, plan: &HooksPlan, stage: Option<Arc<Stage>>, state: Vec<u8>) -> Result<()> {
+    let directory = stage.as_ref().map_or(&*plan.bundle, |stage| stage.root());
+    let (command, input, output) = prepare(hook, directory).map_err(not_run)?;
     // What executes it may have to wait for a file system.
-    let started = tokio::task::spawn_blocking(move || Running::start(command)).await;
+    let started = tokio::task::spawn_blocking(move || Running::start(command, stage.as_deref())).await;
     let mut running = started
         .map_err(|cause| not_run(io::Error::other(cause)))?
         .map_err(|cause| {
@@ -181,7 +199,7 @@ fn not_run(cause: io::Error) -> Error {
 }
 
 /// Its command, what it reads, and what it says.
-fn prepare(hook: &HookPlan, plan: &HooksPlan) -> io::Result<(Command, PipeWriter, pipe::Receiver)> {
+fn prepare(hook: &HookPlan, directory: &Path) -> io::Result<(Command, PipeWriter, pipe::Receiver)> {
     let (stdin, input) = io::pipe()?;
     let (output, stdout) = io::pipe()?;
     let mut command = Command::new(&hook.path);
@@ -192,7 +210,7 @@ fn prepare(hook: &HookPlan, plan: &HooksPlan) -> io::Result<(Command, PipeWriter
         .args(hook.args.iter().skip(1))
         .env_clear()
         .envs(hook.env.iter().map(|variable| (&variable.name, &variable.value)))
-        .current_dir(&plan.bundle)
+        .current_dir(directory)
         .stdin(stdin)
         .stderr(stdout.try_clone()?)
         .stdout(stdout)
@@ -242,8 +260,11 @@ struct Running {
 }
 
 impl Running {
-    fn start(mut command: Command) -> io::Result<Self> {
-        let child = command.spawn()?;
+    fn start(mut command: Command, stage: Option<&Stage>) -> io::Result<Self> {
+        let child = match stage {
+            Some(stage) => stage.start(command),
+            None => command.spawn(),
+        }?;
         Ok(Self { child: Some(child) })
     }
 
@@ -334,7 +355,10 @@ mod tests {
         let text =
             "cat >state; echo \"$@\" >arguments; /usr/bin/env >environment; readlink /proc/self/ns/net >net";
         let hook = script(dir.path(), "hook", text);
-        hooks(dir.path(), vec![hook]).creating(7, &log()).await.unwrap();
+        hooks(dir.path(), vec![hook])
+            .creating(7, None, &log())
+            .await
+            .unwrap();
         let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
         let state: serde_json::Value = serde_json::from_str(&read("state")).unwrap();
         let expected = serde_json::json!({
@@ -356,7 +380,7 @@ mod tests {
         let failing = script(dir.path(), "bad", "echo no such network >&2; exit 3");
         let never = script(dir.path(), "never", "touch ran");
         let error = hooks(dir.path(), vec![failing, never])
-            .creating(7, &log())
+            .creating(7, None, &log())
             .await
             .unwrap_err();
         for said in [
@@ -372,7 +396,7 @@ mod tests {
         let mut missing = script(dir.path(), "missing", "");
         missing.path = "/nonexistent/hook".into();
         let error = hooks(dir.path(), vec![missing])
-            .creating(7, &log())
+            .creating(7, None, &log())
             .await
             .unwrap_err();
         assert_eq!(error.kind, ErrorKind::InvalidArgument);
@@ -387,7 +411,7 @@ mod tests {
         hook.timeout = Some(Duration::from_secs(1));
         let begun = Instant::now();
         let error = hooks(dir.path(), vec![hook])
-            .creating(7, &log())
+            .creating(7, None, &log())
             .await
             .unwrap_err();
         assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
@@ -401,7 +425,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let hook = script(dir.path(), "hook", "sleep 97 & echo $! >child; exit 0");
         let begun = Instant::now();
-        hooks(dir.path(), vec![hook]).creating(7, &log()).await.unwrap();
+        hooks(dir.path(), vec![hook])
+            .creating(7, None, &log())
+            .await
+            .unwrap();
         assert!(begun.elapsed() < Duration::from_secs(20));
         gone(dir.path()).await;
     }
@@ -426,7 +453,7 @@ mod tests {
         let mut hooks = hooks(dir.path(), vec![script(dir.path(), "hook", "exit 0")]);
         let plan = Arc::get_mut(&mut hooks.plan).unwrap();
         plan.annotations.insert("long".into(), "x".repeat(4 * PIPE));
-        hooks.creating(7, &log()).await.unwrap();
+        hooks.creating(7, None, &log()).await.unwrap();
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ mod options;
 mod ready;
 mod share;
 mod sources;
+mod stage;
 mod step;
 mod sys;
 #[cfg(test)]
@@ -50,6 +51,7 @@ use label::Modules;
 pub(crate) use leftovers::clean_up_dead;
 use network::{Attached, Keeper};
 use share::Share;
+pub(crate) use stage::Stage;
 use step::Steps;
 
 use crate::aside::{Site, aside};
@@ -147,7 +149,7 @@ impl Host {
         share::find_sources(&container, root.is_some_and(|root| root.is_absolute()), site)
             .and_then(|()| copies::fill(&mut container, site))
             .and_then(|()| disk::open_all(&container.disks, site))
-            .map(|_| !container.hooks.create.is_empty() || !container.hooks.poststart.is_empty())
+            .map(|_| container.stage.is_some() || container.hooks.look_at_the_pid())
             .map_err(|error| error.while_doing(format_args!("container {id}")))
     }
 
@@ -443,6 +445,8 @@ impl Ground for Host {
 
     fn add(&mut self, request: ToAdd) -> BoxFuture<'static, Result<Added>> {
         let (config, sandbox, shared) = (Arc::clone(&self.config), Arc::clone(&self.plan), self.shared());
+        let held = self.held.as_ref();
+        let network = held.and_then(|held| held.network.as_ref()).map(Keeper::namespace);
         // A guest remembers what it has seen under a name for a while.
         let number = self.added;
         let directory = format!("{}.{number}", request.id);
@@ -471,13 +475,14 @@ impl Ground for Host {
             let limits = Limits::of(&container.spec)?;
             let planned = |volumes: &Volumes| plan::container(&config, &sandbox, &container, volumes);
             let mut plan = share.add(planned, &steps.aside(site))?;
-            let (disks, volumes) = disk::open_all(&plan.disks, site)
+            let (disks, volumes, stage) = disk::open_all(&plan.disks, site)
                 .and_then(|disks| {
                     steps.take()?;
                     tell_serials(&mut plan.guest, &disks, &*hypervisor)?;
                     copies::fill(&mut plan, site)?;
                     let volumes = disk::volumes(&plan.disks, &disks)?;
-                    Ok((disks, volumes))
+                    let stage = share.stage(&plan, network, &steps.aside(site))?;
+                    Ok((disks, volumes, stage))
                 })
                 .map_err(|error| {
                     let error = error.while_doing(format_args!("container {}", plan.id));
@@ -492,6 +497,7 @@ impl Ground for Host {
                 volumes,
                 limits,
                 hooks: Hooks::new(&plan.id, plan.hooks),
+                stage,
             })
         };
         let late = move |error: Error| match error.kind {

@@ -55,6 +55,15 @@ pub(super) fn bind(source: &OwnedFd, target: &Path, bind: Bind, limits: Limits) 
 }
 
 fn bind_with(source: &OwnedFd, target: &Path, bind: Bind, flags: MountFlags) -> io::Result<()> {
+    attach(&clone(source, bind, flags)?, target)
+}
+
+/// What is mounted at `source`, and nowhere yet, within `limits`. It can be attached wherever mounts are ours to make.
+pub(super) fn detached(source: &OwnedFd, bind: Bind, limits: Limits) -> io::Result<OwnedFd> {
+    clone(source, bind, limits.flags())
+}
+
+fn clone(source: &OwnedFd, bind: Bind, flags: MountFlags) -> io::Result<OwnedFd> {
     let recursive = bind == Bind::Recursive;
     let mut how =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -66,7 +75,7 @@ fn bind_with(source: &OwnedFd, target: &Path, bind: Bind, flags: MountFlags) -> 
         ..attributes(flags)
     };
     sys::set_attributes(&tree, recursive, &attributes)?;
-    attach(&tree, target)
+    Ok(tree)
 }
 
 /// Shows a mount at `target` as well, and what will be mounted below it, there as here. Only its own attributes are
@@ -118,7 +127,7 @@ fn attributes(flags: MountFlags) -> libc::mount_attr {
 }
 
 /// Puts a tree that is nowhere yet at `target`, which is ours and no link.
-fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+pub(super) fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     Ok(move_mount(
         tree,
         c"",

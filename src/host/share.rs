@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +18,7 @@ use tokio::time::timeout;
 
 use super::mount::{self, Limits};
 use super::options::{Bind, Options};
+use super::stage::{Place, Stage};
 use super::step::Steps;
 use crate::aside::Site;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,7 +29,7 @@ use crate::sandbox::RootfsMount;
 use crate::{ContainerId, deadlines};
 
 /// What the caller names, in errors.
-const ROOT: &str = "the root file system";
+pub(super) const ROOT: &str = "the root file system";
 pub(super) const SOURCE: &str = "the source of a mount";
 
 /// The share of one sandbox. Clones are the same.
@@ -146,6 +148,25 @@ impl Share {
         }
     }
 
+    /// Where hooks act that change a container's files, if there are any: what [`Self::add`] has left out.
+    pub(super) fn stage(
+        &self,
+        plan: &ContainerPlan,
+        network: Option<Arc<OwnedFd>>,
+        steps: &Steps,
+    ) -> Result<Option<Stage>> {
+        let Some(stage) = &plan.stage else {
+            return Ok(None);
+        };
+        let place = Place {
+            path: self.directory_of(plan)?.join(ROOTFS),
+            limits: self.limits(false),
+        };
+        let stage = Stage::set(stage, &plan.root, place, network, steps)?;
+        steps.take()?;
+        Ok(Some(stage))
+    }
+
     fn directory_of(&self, plan: &ContainerPlan) -> Result<PathBuf> {
         Ok(self.mounts.join(name(&plan.directory)?))
     }
@@ -167,22 +188,8 @@ impl Share {
         steps.take()?;
         self.seal(dir)?;
         steps.take()?;
-        match &plan.root {
-            RootPlan::Mounts(mounts) => {
-                for one in mounts {
-                    steps.take()?;
-                    steps.at(Path::new(&one.source))?;
-                    self.mount_root(one, &root)?;
-                }
-            }
-            RootPlan::Disk => {}
-            RootPlan::Directory(source) => {
-                let limits = self.limits(false);
-                steps.at(source)?;
-                mount::open_directory(source)
-                    .and_then(|source| mount::bind(&source, &root, Bind::Recursive, limits))
-                    .map_err(|cause| theirs(ROOT, source, cause))?;
-            }
+        if plan.stage.is_none() {
+            mount_root(&plan.root, &root, self.limits(false), steps)?;
         }
         for bind in &plan.binds {
             steps.take()?;
@@ -214,20 +221,6 @@ impl Share {
             readonly,
             inert: self.inert,
         }
-    }
-
-    fn mount_root(&self, one: &RootfsMount, root: &Path) -> Result<()> {
-        let what = format!("the root file system's {} mount of {:?}", one.fs_type, one.source);
-        let options = Options::parse(&one.fs_type, &one.options)
-            .map_err(|reason| Error::new(ErrorKind::InvalidArgument, format!("{what}: {reason}")))?;
-        mount::new(&one.fs_type, &one.source, &options, root, self.limits(false)).map_err(|cause| {
-            let said = match cause.raw_os_error() {
-                Some(libc::ENODEV) => "the host's kernel does not know this file system".to_owned(),
-                _ if options.bind.is_some() => reason(&cause),
-                _ => cause.to_string(),
-            };
-            Error::caused(kind(&cause), format!("{what} failed: {said}"), cause)
-        })
     }
 
     fn bind(&self, bind: &BindPlan, dir: &Path) -> Result<()> {
@@ -313,6 +306,41 @@ impl Share {
         }
         result
     }
+}
+
+/// Makes a root file system appear at `root`.
+pub(super) fn mount_root(plan: &RootPlan, root: &Path, limits: Limits, steps: &Steps) -> Result<()> {
+    match plan {
+        RootPlan::Mounts(mounts) => {
+            for one in mounts {
+                steps.take()?;
+                steps.at(Path::new(&one.source))?;
+                mount_one(one, root, limits)?;
+            }
+            Ok(())
+        }
+        RootPlan::Disk => Ok(()),
+        RootPlan::Directory(source) => {
+            steps.at(source)?;
+            mount::open_directory(source)
+                .and_then(|source| mount::bind(&source, root, Bind::Recursive, limits))
+                .map_err(|cause| theirs(ROOT, source, cause))
+        }
+    }
+}
+
+fn mount_one(one: &RootfsMount, root: &Path, limits: Limits) -> Result<()> {
+    let what = format!("the root file system's {} mount of {:?}", one.fs_type, one.source);
+    let options = Options::parse(&one.fs_type, &one.options)
+        .map_err(|reason| Error::new(ErrorKind::InvalidArgument, format!("{what}: {reason}")))?;
+    mount::new(&one.fs_type, &one.source, &options, root, limits).map_err(|cause| {
+        let said = match cause.raw_os_error() {
+            Some(libc::ENODEV) => "the host's kernel does not know this file system".to_owned(),
+            _ if options.bind.is_some() => reason(&cause),
+            _ => cause.to_string(),
+        };
+        Error::caused(kind(&cause), format!("{what} failed: {said}"), cause)
+    })
 }
 
 /// An error, and what went wrong in undoing what had been done.

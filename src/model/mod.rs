@@ -392,6 +392,8 @@ pub struct ContainerPlan {
     pub disks: Vec<DiskPlan>,
     /// Programs of the host's that are told of its life.
     pub hooks: HooksPlan,
+    /// Where those of them act that change its files. `None`: there are none.
+    pub stage: Option<StagePlan>,
     /// The agent's part, but for the streams: guest paths name what the share will contain.
     pub guest: p::CreateContainerRequest,
 }
@@ -401,6 +403,8 @@ pub struct ContainerPlan {
 pub struct HooksPlan {
     /// Before it is created in the guest; each of them may refuse that.
     pub create: Vec<HookPlan>,
+    /// After those, on its [`StagePlan`]; each of them may refuse as well.
+    pub container: Vec<HookPlan>,
     /// Once its program executes.
     pub poststart: Vec<HookPlan>,
     /// When nothing is left of it.
@@ -411,6 +415,37 @@ pub struct HooksPlan {
     pub bundle: PathBuf,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+}
+
+impl HooksPlan {
+    /// Whether some are told of a process that is there.
+    pub fn look_at_the_pid(&self) -> bool {
+        !self.create.is_empty() || !self.poststart.is_empty()
+    }
+}
+
+/// A container's files on the host, as hooks of its namespaces find them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StagePlan {
+    /// Where its root file system stands, as its specification says: an absolute path.
+    pub root: PathBuf,
+    /// What is mounted in it, in this order.
+    pub mounts: Vec<StageMount>,
+}
+
+/// A mount below the root of a [`StagePlan`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageMount {
+    /// Number of the mount in the specification.
+    pub index: usize,
+    /// Absolute path on the host. `None`: an empty directory in memory, because the guest mounts one of its own.
+    pub source: Option<PathBuf>,
+    /// Path in the container.
+    pub destination: PathBuf,
+    /// Nobody writes to it by this mount.
+    pub readonly: bool,
+    /// Mounts below the source come along.
+    pub recursive: bool,
 }
 
 /// A hook.

@@ -162,7 +162,7 @@ fn network_namespace(spec: &Spec) -> NetworkNamespace {
 fn network_may_change(spec: &Spec) -> bool {
     let hooks = spec.hooks().iter();
     hooks
-        .flat_map(|hooks| [hooks.prestart(), hooks.create_runtime()])
+        .flat_map(|hooks| [hooks.prestart(), hooks.create_runtime(), hooks.create_container()])
         .any(|list| list.iter().flatten().next().is_some())
 }
 

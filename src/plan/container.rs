@@ -14,7 +14,9 @@ use super::volumes::Volumes;
 use super::{copies, devices, hooks, limits, mounts, namespaces, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
-use crate::model::{ContainerConfig, ContainerPlan, ContainerType, RootPlan, SandboxPlan, SharePlan};
+use crate::model::{
+    ContainerConfig, ContainerPlan, ContainerType, RootPlan, SandboxPlan, SharePlan, StagePlan,
+};
 use crate::sandbox::RootfsMount;
 
 /// Plans a container.
@@ -85,6 +87,11 @@ pub(super) fn plan(
         .chain(mounts.storages)
         .chain(copied)
         .collect();
+    let hooks = hooks::on_host(container, on_disk.is_some())?;
+    let stage = (!hooks.container.is_empty()).then(|| StagePlan {
+        root: container.bundle.join(root.path()),
+        mounts: mounts.staged,
+    });
     Ok(ContainerPlan {
         id: container.id.clone(),
         directory: container.directory.clone(),
@@ -95,7 +102,8 @@ pub(super) fn plan(
         binds: mounts.binds,
         copies: mounts.copies,
         disks: disks.list,
-        hooks: hooks::on_host(container)?,
+        hooks,
+        stage,
         guest: guest::create_container(&container.id, json(&for_guest)?, storages, disks.devices),
     })
 }

@@ -2,7 +2,7 @@
 //!
 //! Those of the runtime's namespaces run on the host, around the virtual machine; those of the container's namespaces whose
 //! program is the container's own run in the guest. A `createContainer` hook is a program of the host that acts in the
-//! container's namespaces: with two kernels there is no such place.
+//! container's namespaces. With two kernels it has those that the host knows: the container's mounts and its network.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,20 +14,21 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ContainerConfig, HookPlan, HooksPlan};
 use crate::oci;
 
-/// The host's.
+/// The host's. `on_disk`: the root file system is the guest's to mount, and nowhere on the host.
 ///
 /// # Errors
 /// A hook that cannot run anywhere, or whose environment is none.
-pub(super) fn on_host(container: &ContainerConfig) -> Result<HooksPlan> {
+pub(super) fn on_host(container: &ContainerConfig, on_disk: bool) -> Result<HooksPlan> {
     let spec = &container.spec;
     let none = Hooks::default();
     let hooks = spec.hooks().as_ref().unwrap_or(&none);
-    if let Some(hook) = hooks.create_container().iter().flatten().next() {
+    if on_disk && let Some(hook) = hooks.create_container().iter().flatten().next() {
         return Err(unsupported(
             "hooks.createContainer[0]",
             format_args!(
-                "{}: a program of the host cannot run in the namespaces of a container that has a kernel of its own; use \
-                 createRuntime, which runs on the host, or startContainer, which runs a program of the container's in it",
+                "{}: it acts in the container's root file system, which is on a block device that only the guest mounts; use \
+                 startContainer, which runs a program of the container's, or have the host mount the device and share it \
+                 (disable_block_device_use = true)",
                 oci::shown(&hook.path().to_string_lossy())
             ),
         ));
@@ -37,6 +38,7 @@ pub(super) fn on_host(container: &ContainerConfig) -> Result<HooksPlan> {
     let annotations = spec.annotations().iter().flatten();
     Ok(HooksPlan {
         create,
+        container: list("createContainer", hooks.create_container())?,
         poststart: list("poststart", hooks.poststart())?,
         poststop: list("poststop", hooks.poststop())?,
         version: spec.version().clone(),

@@ -13,7 +13,7 @@ use super::disks::{self, Disks};
 use super::{copies, memory, unsupported};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest;
-use crate::model::{BindPlan, ContainerConfig, CopyPlan, DisksPlan, SandboxPlan};
+use crate::model::{BindPlan, ContainerConfig, CopyPlan, DisksPlan, SandboxPlan, StageMount};
 use crate::plan::volumes::{Volumes, Wanted};
 
 /// File systems that the kernel makes out of nothing.
@@ -55,6 +55,8 @@ pub(super) struct Mounts {
     pub(super) storages: Vec<p::Storage>,
     /// What is not mounted, but a device in the container.
     pub(super) nodes: Vec<LinuxDevice>,
+    /// On the host, for hooks.
+    pub(super) staged: Vec<StageMount>,
 }
 
 /// A file or directory of the pod's in the guest, and where every container has it that has nothing else there.
@@ -132,6 +134,9 @@ pub(super) fn plan(
             }
         } else {
             new(index, &mut mount, own_user)?;
+            if mount.typ().as_deref() == Some("tmpfs") {
+                mounts.staged.push(staged(index, None, &mount, &options));
+            }
         }
         mounts.guest.push(mount);
     }
@@ -282,6 +287,9 @@ fn bind(
             mounts.storages.push(storage);
         }
     } else if let Some(volumes) = volumes {
+        mounts
+            .staged
+            .push(staged(index, Some(source.clone()), mount, options));
         let name = share(source, &clean, options, container, volumes, &mut mounts.binds);
         mount.set_source(Some(guest::shared(&name, guest::DATA).into()));
     } else {
@@ -297,6 +305,17 @@ fn bind(
         mounts.copies.push(copy);
     }
     Ok(true)
+}
+
+/// A mount as the host's hooks find it.
+fn staged(index: usize, source: Option<PathBuf>, mount: &Mount, options: &Options) -> StageMount {
+    StageMount {
+        index,
+        source,
+        destination: mount.destination().clone(),
+        readonly: options.readonly,
+        recursive: options.recursive,
+    }
 }
 
 /// Absolute path of what a mount binds.

@@ -132,6 +132,7 @@ impl Ground for Bare {
             guest,
             limits: Default::default(),
             hooks,
+            stage: None,
         })))
     }
 

@@ -237,6 +237,7 @@ impl Ground for Counted {
             },
             limits: *self.0.limits.lock().unwrap(),
             hooks: Hooks::new(&request.id, self.0.hooks.clone()),
+            stage: None,
         };
         Box::pin(ready(Ok(added)))
     }

@@ -19,7 +19,7 @@ use super::volumes::Volume;
 use crate::ContainerId;
 use crate::admin::Door;
 use crate::error::Result;
-use crate::host::Hooks;
+use crate::host::{Hooks, Stage};
 use crate::model::{GrowthPlan, TemplatePlan};
 use crate::oci::Limits;
 
@@ -79,6 +79,8 @@ pub(crate) struct Added {
     pub(crate) limits: Limits,
     /// The host's hooks.
     pub(crate) hooks: Hooks,
+    /// Where some of them act. Until they have, the guest sees nothing of its root file system.
+    pub(crate) stage: Option<Stage>,
 }
 
 /// Looks once more at the pod's network on the host.

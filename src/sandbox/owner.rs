@@ -434,6 +434,7 @@ impl Owner {
             volumes,
             limits,
             hooks,
+            stage,
         } = added;
         self.disks.know(&id, volumes);
         if let Some(growth) = &mut self.growth {
@@ -454,6 +455,7 @@ impl Owner {
             phases: self.phases.clone(),
             course,
             hooks,
+            stage,
             pid: self.vm.pid(),
             log: self.log.clone(),
         };

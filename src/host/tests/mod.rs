@@ -8,4 +8,5 @@ mod files;
 mod fuzzed;
 mod label;
 mod leak;
+mod stage;
 mod stand;

@@ -220,6 +220,7 @@ pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> Conta
         copies: Vec::new(),
         disks: Vec::new(),
         hooks: Default::default(),
+        stage: None,
         guest: p::CreateContainerRequest {
             container_id: id.into(),
             ..Default::default()

@@ -5,7 +5,10 @@ use agent_protocol::{GUEST_HOSTNAME, GUEST_RESOLV_CONF, GUEST_SHM};
 use super::super::*;
 use super::*;
 use crate::ContainerId;
-use crate::model::{BindPlan, ContainerConfig, FileKind, Found, HookPlan, Identity, Medium, RootPlan};
+use crate::model::{
+    BindPlan, ContainerConfig, ContainerType, DisksPlan, FileKind, Found, HookPlan, Identity, Medium,
+    RootPlan, StageMount, StagePlan,
+};
 use crate::sandbox::RootfsMount;
 
 /// Set to write the golden files instead of comparing them.
@@ -312,6 +315,7 @@ fn hooks_go_where_they_can_act() {
     let hooks = json!({
         "prestart": [{"path": "/p0", "args": ["p", "x"], "env": ["A=b=c"], "timeout": 5}],
         "createRuntime": [{"path": "/c0"}, {"path": "/c1"}],
+        "createContainer": [{"path": "/n0"}],
         "startContainer": [{"path": "/in/guest"}],
         "poststart": [{"path": "/s0"}],
         "poststop": [{"path": "/e0"}],
@@ -326,6 +330,7 @@ fn hooks_go_where_they_can_act() {
         "hooks.createRuntime[1]",
     ];
     assert_eq!(names(&host.create), create);
+    assert_eq!(names(&host.container), ["hooks.createContainer[0]"]);
     assert_eq!(names(&host.poststart), ["hooks.poststart[0]"]);
     assert_eq!(names(&host.poststop), ["hooks.poststop[0]"]);
     assert_eq!(host.create[0].args, ["p", "x"]);
@@ -346,29 +351,76 @@ fn hooks_go_where_they_can_act() {
 }
 
 #[test]
-fn a_hook_that_could_act_nowhere_is_refused_with_a_remedy() {
-    for (hooks, kind, told) in [
-        (
-            json!({"createContainer": [{"path": "/usr/bin/nvidia-cdi-hook"}]}),
-            ErrorKind::Unsupported,
-            &[
-                "hooks.createContainer[0]",
-                "nvidia-cdi-hook",
-                "createRuntime",
-                "startContainer",
-            ][..],
-        ),
-        (
-            json!({"poststop": [{"path": "/x", "env": ["A=b", "nothing"]}]}),
-            ErrorKind::InvalidArgument,
-            &["hooks.poststop[0].env[1]", "nothing"],
-        ),
+fn hooks_of_its_namespaces_find_its_files_where_it_says() {
+    let mounts = json!([
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/run", "type": "tmpfs", "source": "tmpfs"},
+        {"destination": "/lib/x.so", "type": "bind", "source": "/usr/lib/x.so", "options": ["rbind", "ro"]},
+        {"destination": "/data", "type": "bind", "source": "data", "options": ["bind"]},
+        {"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind"]},
+    ]);
+    let plan = |hooks: Value| {
+        planned(spec(&[("/hooks", hooks), ("/mounts", mounts.clone())]))
+            .unwrap()
+            .0
+    };
+    assert_eq!(plan(json!({"createRuntime": [{"path": "/c"}]})).stage, None);
+    let mount = |index, source: Option<&str>, destination: &str, readonly, recursive| StageMount {
+        index,
+        source: source.map(Into::into),
+        destination: destination.into(),
+        readonly,
+        recursive,
+    };
+    // What is the guest's kernel's to show is not there.
+    let expected = StagePlan {
+        root: "/bundle/rootfs".into(),
+        mounts: vec![
+            mount(1, None, "/run", false, false),
+            mount(2, Some("/usr/lib/x.so"), "/lib/x.so", true, true),
+            mount(3, Some("/bundle/data"), "/data", false, false),
+        ],
+    };
+    assert_eq!(
+        plan(json!({"createContainer": [{"path": "/c"}]})).stage,
+        Some(expected)
+    );
+}
+
+#[test]
+fn hooks_that_could_not_find_its_root_are_refused_with_a_remedy() {
+    let hooks = json!({"createContainer": [{"path": "/usr/bin/nvidia-cdi-hook"}]});
+    let mut container = container_of(spec(&[("/hooks", hooks)]));
+    container.rootfs = vec![RootfsMount {
+        fs_type: "ext4".to_owned(),
+        source: "/dev/vg/x".to_owned(),
+        options: Vec::new(),
+    }];
+    let planned = |disks| {
+        let mut sandbox = sandbox_plan();
+        sandbox.disks = disks;
+        super::container(&config(), &sandbox, &container, &Volumes::default())
+    };
+    let error = planned(DisksPlan::Plugged).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Unsupported);
+    for part in [
+        "hooks.createContainer[0]",
+        "nvidia-cdi-hook",
+        "startContainer",
+        "disable_block_device_use",
     ] {
-        let error = planned(spec(&[("/hooks", hooks)])).unwrap_err();
-        assert_eq!(error.kind, kind);
-        for part in told {
-            assert!(error.chain().contains(part), "{}", error.chain());
-        }
+        assert!(error.chain().contains(part), "{}", error.chain());
+    }
+    assert!(planned(DisksPlan::Mounted).unwrap().stage.is_some());
+}
+
+#[test]
+fn a_hook_with_an_environment_that_is_none_is_refused() {
+    let hooks = json!({"poststop": [{"path": "/x", "env": ["A=b", "nothing"]}]});
+    let error = planned(spec(&[("/hooks", hooks)])).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidArgument);
+    for part in ["hooks.poststop[0].env[1]", "nothing"] {
+        assert!(error.chain().contains(part), "{}", error.chain());
     }
 }
 

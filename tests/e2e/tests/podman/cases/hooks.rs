@@ -18,7 +18,8 @@ cases! {
     a_hook_of_the_containers_runs_before_its_process,
     a_hook_that_fails_keeps_the_container_from_being,
     podmans_own_hooks_run,
-    a_hook_in_the_containers_namespaces_is_refused (Kata: "runc has the host's kernel there"),
+    a_hook_of_its_namespaces_changes_its_files,
+    a_hook_of_its_namespaces_that_fails_leaves_nothing,
 }
 
 /// Writes down what it was called for, and the status that it was told; fails if it is to.
@@ -126,11 +127,65 @@ fn podmans_own_hooks_run(bed: &Bed) -> Result<()> {
     has(&told, "poststop stopped\n")
 }
 
-fn a_hook_in_the_containers_namespaces_is_refused(bed: &Bed) -> Result<()> {
-    let bundle = bundle(bed, "echo never")?;
-    let hooks = json!({ "createContainer": [{ "path": "/bin/true" }] });
-    let error = run(bed, &bundle, &hooks)?.failure()?;
-    has(&error, "hooks.createContainer[0]")?;
-    ensure!(error.lines().count() == 1, "{error}");
-    Ok(())
+/// As those of container toolkits do it: they look for the root in the bundle that they are told of.
+const OF_NAMESPACES: &str = r#"#!/bin/sh
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+set -e
+state=$(cat)
+bundle=$(echo "$state" | sed 's/.*"bundle": *"\([^"]*\)".*/\1/')
+root=$bundle/rootfs
+echo "$state" | grep -q '"status": *"creating"'
+ln -s libx.so.1 "$root/tmp/libx.so"
+cat "$root/srv/given" >"$root/tmp/libx.so.1"
+[ "$1" != fail ] || { echo no such library >&2; exit 7; }
+"#;
+
+/// A bundle whose process reads what such a hook has made of its files, and what it mounts; the hook.
+fn staged(bed: &Bed) -> Result<(PathBuf, PathBuf)> {
+    let bundle = bundle(bed, "cat /tmp/libx.so; readlink /tmp/libx.so; cat /srv/given")?;
+    fs::write(bundle.join("given"), "of the host\n")?;
+    let hook = bundle.join("toolkit");
+    fs::write(&hook, OF_NAMESPACES)?;
+    fs::set_permissions(&hook, fs::Permissions::from_mode(0o755))?;
+    let path = bundle.join("config.json");
+    let mut spec: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+    spec["mounts"].as_array_mut().context("mounts")?.push(json!({
+        "destination": "/srv/given", "type": "bind", "source": bundle.join("given"), "options": ["bind", "ro"],
+    }));
+    fs::write(&path, spec.to_string())?;
+    Ok((bundle, hook))
+}
+
+fn a_hook_of_its_namespaces_changes_its_files(bed: &Bed) -> Result<()> {
+    let (bundle, hook) = staged(bed)?;
+    let (of_host, told) = self::hook(&bundle)?;
+    let hooks = json!({
+        "createRuntime": [{ "path": of_host, "args": ["hook", "first"] }],
+        "createContainer": [
+            { "path": hook, "timeout": 60 },
+            { "path": of_host, "args": ["hook", "second"] },
+        ],
+    });
+    let said = run(bed, &bundle, &hooks)?.success()?;
+    same(&said, "of the host\nlibx.so.1\nof the host\n")?;
+    same(&fs::read_to_string(told)?, "first creating\nsecond creating\n")
+}
+
+fn a_hook_of_its_namespaces_that_fails_leaves_nothing(bed: &Bed) -> Result<()> {
+    let (bundle, hook) = staged(bed)?;
+    let mounts = || -> Result<usize> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let of_ours = |line: &&str| line.contains(&*bundle.to_string_lossy());
+        Ok(mounts.lines().filter(of_ours).count())
+    };
+    let before = mounts()?;
+    let hooks = json!({ "createContainer": [{ "path": hook, "args": ["hook", "fail"] }] });
+    has(&run(bed, &bundle, &hooks)?.failure()?, "no such library")?;
+    ensure!(
+        mounts()? == before,
+        "{}",
+        fs::read_to_string("/proc/self/mountinfo")?
+    );
+    let gone = runtime(bed).args(["state", &bed.name()]).output()?;
+    has(&gone.failure()?, "does not exist")
 }
