@@ -7,59 +7,43 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::rest::{Call, RateLimit};
+use crate::rest::{Call, RateLimit, calls};
 use crate::spec::{checked, text};
 use crate::{Device, Disk, Error, ErrorKind, MemoryBacking, VirtioFs, VmSpec, Vsock};
 
 /// Where the API begins.
 pub const BASE: &str = "/api/v1";
 
-/// Asks who answers.
-pub const PING: Call = Call::get("/vmm.ping");
-/// Describes the machine.
-pub const CREATE: Call = Call::put("/vm.create");
-/// Starts it.
-pub const BOOT: Call = Call::put("/vm.boot").slow();
-/// Adds a network card on descriptors, also before the machine is started.
-pub const ADD_NET: Call = Call::put("/vm.add-net");
-/// Adds a disk.
-pub const ADD_DISK: Call = Call::put("/vm.add-disk");
-/// Adds a virtio-fs device.
-pub const ADD_FS: Call = Call::put("/vm.add-fs");
-/// Asks the guest to let go of a device.
-pub const REMOVE: Call = Call::put("/vm.remove-device");
-/// Changes the number of vCPUs.
-pub const RESIZE: Call = Call::put("/vm.resize");
-/// Changes the size of a memory zone.
-pub const RESIZE_ZONE: Call = Call::put("/vm.resize-zone");
-/// Stops the vCPUs.
-pub const PAUSE: Call = Call::put("/vm.pause");
-/// Lets them go on.
-pub const RESUME: Call = Call::put("/vm.resume");
-/// Writes a paused machine to a directory.
-pub const SNAPSHOT: Call = Call::put("/vm.snapshot").slow();
-/// Makes a machine of such a directory.
-pub const RESTORE: Call = Call::put("/vm.restore").slow();
-/// Ends machine and monitor.
-pub const SHUTDOWN: Call = Call::put("/vmm.shutdown");
-
-/// All of them.
-pub const CALLS: &[Call] = &[
-    PING,
-    CREATE,
-    BOOT,
-    ADD_NET,
-    ADD_DISK,
-    ADD_FS,
-    REMOVE,
-    RESIZE,
-    RESIZE_ZONE,
-    PAUSE,
-    RESUME,
-    SNAPSHOT,
-    RESTORE,
-    SHUTDOWN,
-];
+calls! {
+    /// Asks who answers.
+    PING = Call::get("/vmm.ping");
+    /// Describes the machine.
+    CREATE = Call::put("/vm.create");
+    /// Starts it.
+    BOOT = Call::put("/vm.boot").slow();
+    /// Adds a network card on descriptors, also before the machine is started.
+    ADD_NET = Call::put("/vm.add-net");
+    /// Adds a disk.
+    ADD_DISK = Call::put("/vm.add-disk");
+    /// Adds a virtio-fs device.
+    ADD_FS = Call::put("/vm.add-fs");
+    /// Asks the guest to let go of a device.
+    REMOVE = Call::put("/vm.remove-device");
+    /// Changes the number of vCPUs.
+    RESIZE = Call::put("/vm.resize");
+    /// Changes the size of a memory zone.
+    RESIZE_ZONE = Call::put("/vm.resize-zone");
+    /// Stops the vCPUs.
+    PAUSE = Call::put("/vm.pause");
+    /// Lets them go on.
+    RESUME = Call::put("/vm.resume");
+    /// Writes a paused machine to a directory.
+    SNAPSHOT = Call::put("/vm.snapshot").slow();
+    /// Makes a machine of such a directory.
+    RESTORE = Call::put("/vm.restore").slow();
+    /// Ends machine and monitor.
+    SHUTDOWN = Call::put("/vmm.shutdown");
+}
 
 /// Id of the one memory zone, which is all of the memory.
 const ZONE: &str = "ram";

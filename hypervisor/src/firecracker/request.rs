@@ -3,52 +3,38 @@
 
 use serde_json::{Value, json};
 
-use crate::rest::{Call, RateLimit};
+use crate::rest::{Call, RateLimit, calls};
 use crate::{Device, Error, ErrorKind, MemoryBacking, VmSpec, Vsock};
 
-/// Asks for the version.
-pub const VERSION: Call = Call::get("/version");
-/// vCPUs and memory.
-pub const MACHINE: Call = Call::put("/machine-config");
-/// Kernel and initramfs.
-pub const BOOT_SOURCE: Call = Call::put("/boot-source");
-/// A disk, before the machine is started.
-pub const DRIVE: Call = Call::put("/drives/{drive_id}");
-/// Another file behind a disk.
-pub const EXCHANGE: Call = Call::patch("/drives/{drive_id}");
-/// A network card.
-pub const NET: Call = Call::put("/network-interfaces/{iface_id}");
-/// The vsock device.
-pub const VSOCK: Call = Call::put("/vsock");
-/// The guest's source of entropy.
-pub const ENTROPY: Call = Call::put("/entropy");
-/// The device by which the guest can give memory back.
-pub const BALLOON: Call = Call::put("/balloon");
-/// Starts the machine.
-pub const START: Call = Call::put("/actions").slow();
-/// Stops the vCPUs, or lets them go on.
-pub const STATE: Call = Call::patch("/vm");
-/// Writes a paused machine to files.
-pub const SAVE: Call = Call::put("/snapshot/create").slow();
-/// Makes a machine of such files.
-pub const LOAD: Call = Call::put("/snapshot/load").slow();
-
-/// All of them. Firecracker's metadata service is none of it: it stays off.
-pub const CALLS: &[Call] = &[
-    VERSION,
-    MACHINE,
-    BOOT_SOURCE,
-    DRIVE,
-    EXCHANGE,
-    NET,
-    VSOCK,
-    ENTROPY,
-    BALLOON,
-    START,
-    STATE,
-    SAVE,
-    LOAD,
-];
+// Firecracker's metadata service is none of them: it stays off.
+calls! {
+    /// Asks for the version.
+    VERSION = Call::get("/version");
+    /// vCPUs and memory.
+    MACHINE = Call::put("/machine-config");
+    /// Kernel and initramfs.
+    BOOT_SOURCE = Call::put("/boot-source");
+    /// A disk, before the machine is started.
+    DRIVE = Call::put("/drives/{drive_id}");
+    /// Another file behind a disk.
+    EXCHANGE = Call::patch("/drives/{drive_id}");
+    /// A network card.
+    NET = Call::put("/network-interfaces/{iface_id}");
+    /// The vsock device.
+    VSOCK = Call::put("/vsock");
+    /// The guest's source of entropy.
+    ENTROPY = Call::put("/entropy");
+    /// The device by which the guest can give memory back.
+    BALLOON = Call::put("/balloon");
+    /// Starts the machine.
+    START = Call::put("/actions").slow();
+    /// Stops the vCPUs, or lets them go on.
+    STATE = Call::patch("/vm");
+    /// Writes a paused machine to files.
+    SAVE = Call::put("/snapshot/create").slow();
+    /// Makes a machine of such files.
+    LOAD = Call::put("/snapshot/load").slow();
+}
 
 /// Most vCPUs of a machine.
 pub const MOST_VCPUS: u32 = 32;

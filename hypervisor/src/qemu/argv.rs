@@ -153,7 +153,7 @@ pub fn build(
         json!({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}).to_string(),
     );
     line.option("device", device::rng(settings.machine).to_string());
-    devices(settings.machine, &spec.devices, &channels.vhost_net, &mut line)?;
+    devices(settings, &spec.devices, &channels.vhost_net, &mut line)?;
     for port in 0..empty_ports(settings.machine, life) {
         let chassis = port + 1;
         line.option(
@@ -259,12 +259,12 @@ fn kernel_command_line(settings: &Settings, spec: &VmSpec, life: &Life) -> Strin
 }
 
 fn devices(
-    machine: MachineType,
+    settings: &Settings,
     devices: &[Device],
     vhost_net: &[Arc<OwnedFd>],
     line: &mut CommandLine,
 ) -> Result<(), Error> {
-    let mut vhost_net = vhost_net;
+    let (machine, mut vhost_net) = (settings.machine, vhost_net);
     let ports = devices
         .iter()
         .filter(|device| matches!(device, Device::SerialPort(_)))
@@ -273,7 +273,7 @@ fn devices(
         line.option("device", device::serial_controller(ports, machine).to_string());
     }
     for (index, device) in devices.iter().enumerate() {
-        let described = device::describe(device, machine)?;
+        let described = device::describe(device, machine, settings.kvm)?;
         match (&described.backend, device) {
             (Backend::Socket { id, path }, _) => {
                 line.option("chardev", format!("socket,id={id},path={}", escaped(path)));

@@ -58,8 +58,8 @@ pub struct Frontend {
     pub backend: Backend,
 }
 
-/// QEMU's description of `device` on `machine`.
-pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error> {
+/// QEMU's description of `device` on `machine`, with hardware virtualization or (`kvm` false) without.
+pub fn describe(device: &Device, machine: MachineType, kvm: bool) -> Result<Frontend, Error> {
     let kind = match device {
         Device::Vsock(_) => "virtio",
         Device::SerialPort(_) => "port",
@@ -107,7 +107,7 @@ pub fn describe(device: &Device, machine: MachineType) -> Result<Frontend, Error
             Backend::Taps { id: backend_id },
         ),
         Device::Block(Disk { id, file, readonly }) => (
-            json!({"driver": virtio("virtio-blk"), "drive": backend_id, "serial": id}),
+            block(&backend_id, id, machine, kvm),
             Backend::Node {
                 name: backend_id,
                 driver: file_driver(file)?,
@@ -176,6 +176,18 @@ fn net(backend_id: &str, queues: usize, mac: &str, machine: MachineType) -> Valu
             // One for each direction of each queue, one for control, one for configuration changes.
             properties["vectors"] = json!(2 * queues + 2);
         }
+    }
+    properties
+}
+
+fn block(backend_id: &str, serial: &str, machine: MachineType, kvm: bool) -> Value {
+    let mut properties =
+        json!({"driver": virtio_driver("virtio-blk", machine), "drive": backend_id, "serial": serial});
+    if !kvm && machine == MachineType::Q35 {
+        // The thread that executes the guest is in QEMU already when the guest notifies it of a read, and reads itself what the host has
+        // in memory: to wake another thread and be woken by it costs as much as the read. With KVM that would be a way out of the
+        // kernel first, while the guest stands still. (A microvm's bus does so by itself.)
+        properties["ioeventfd"] = json!(false);
     }
     properties
 }

@@ -24,8 +24,8 @@ pub struct Slots {
     ports: Vec<Option<Plugged>>,
     /// The slots of the bus of disks.
     disks: Vec<Option<Plugged>>,
-    /// Network cards are vhost-net's where that is to be had.
-    vhost_net: bool,
+    /// There is hardware virtualization: network cards are vhost-net's where that is to be had.
+    kvm: bool,
     log: Logger,
 }
 
@@ -52,11 +52,11 @@ pub fn absent() -> Error {
 
 impl Slots {
     /// So many ports, and all are empty.
-    pub fn new(ports: usize, vhost_net: bool, log: Logger) -> Self {
+    pub fn new(ports: usize, kvm: bool, log: Logger) -> Self {
         Self {
             ports: std::iter::repeat_with(|| None).take(ports).collect(),
             disks: DISK_SLOTS.map(|_| None).collect(),
-            vhost_net,
+            kvm,
             log,
         }
     }
@@ -91,7 +91,7 @@ impl Slots {
             id,
             mut properties,
             backend,
-        } = device::describe(&device, MachineType::Q35)?;
+        } = device::describe(&device, MachineType::Q35, self.kvm)?;
         match is_disk {
             true => {
                 properties["bus"] = json!(DISK_BUS);
@@ -99,7 +99,7 @@ impl Slots {
             }
             false => properties["bus"] = json!(port_id(place)),
         }
-        let backend = prepare(client, &device, backend, self.vhost_net).await?;
+        let backend = prepare(client, &device, backend, self.kvm).await?;
         if let Err(error) = client.execute("device_add", properties).await {
             self.remove(client, backend).await;
             return Err(error);
@@ -211,12 +211,7 @@ async fn deleted(events: &mut Events, device_id: &str) -> Result<(), ()> {
     }
 }
 
-async fn prepare(
-    client: &Client,
-    device: &Device,
-    backend: Backend,
-    vhost_net: bool,
-) -> Result<Prepared, Error> {
+async fn prepare(client: &Client, device: &Device, backend: Backend, kvm: bool) -> Result<Prepared, Error> {
     match (backend, device) {
         (Backend::Socket { id, path }, _) => {
             let address = json!({"type": "unix", "data": {"path": path}});
@@ -231,7 +226,7 @@ async fn prepare(
             netdev["fds"] = json!(hand_over(client, &id, taps).await?);
             let node = Path::new(vhost::NODE);
             // Without it QEMU moves the frames.
-            if let Some(vhost) = vhost_net
+            if let Some(vhost) = kvm
                 .then(|| vhost::open(node, slice::from_ref(device)).ok())
                 .flatten()
             {

@@ -13,6 +13,18 @@ pub use limit::RateLimit;
 pub use litter::{Directory, Litter};
 pub use mounted::Mounted;
 
+/// Names the requests that a driver can send. All of them are in `CALLS` by that: a test that claims to have tried every one needs
+/// only that.
+macro_rules! calls {
+    ($($(#[$doc:meta])* $name:ident = $call:expr;)*) => {
+        $($(#[$doc])* pub const $name: Call = $call;)*
+
+        /// All of them.
+        pub const CALLS: &[Call] = &[$($name),*];
+    };
+}
+pub(crate) use calls;
+
 /// One request that a driver can send. What it says beyond that is its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {

@@ -53,6 +53,10 @@ pub fn play() {
         "jailer" => Double::jailed(&called, &args),
         _ => return,
     };
+    let double = double.map(|mut double| {
+        double.examination.called(&args);
+        double
+    });
     match double.and_then(Double::serve) {
         Ok(()) => exit(0),
         Err(problem) => {

@@ -28,6 +28,8 @@ pub struct Findings {
     pub refused: usize,
     /// Wrong forms that were not.
     pub passed: Vec<String>,
+    /// What was said: each simple value of the requests, and each argument of the programs.
+    pub said: BTreeSet<String>,
 }
 
 impl Examination {
@@ -38,6 +40,13 @@ impl Examination {
             lines: BTreeSet::new(),
             report: reports.map(|directory| directory.join(std::process::id().to_string())),
         }
+    }
+
+    /// The program was called like this.
+    pub fn called(&mut self, args: &[String]) {
+        let lines = args.iter().map(|arg| format!("said argument {arg}"));
+        self.lines.extend(lines);
+        self.write();
     }
 
     /// Before a request is carried out: all of its wrong forms are refused.
@@ -61,7 +70,17 @@ impl Examination {
         if self.report.is_none() {
             return;
         }
-        self.lines.insert(format!("served {}", call(monitor, request)));
+        let name = call(monitor, request);
+        self.lines.insert(format!("served {name}"));
+        let mut places = Vec::new();
+        walk(&request.body, &mut Vec::new(), &mut places);
+        for place in places {
+            let value = request.body.pointer(&format!("/{}", place.join("/")));
+            if let Some(value) = value.filter(|value| !value.is_object() && !value.is_array()) {
+                self.lines
+                    .insert(format!("said {name} {} = {value}", place.join(".")));
+            }
+        }
         self.states.push(monitor.clone());
         self.requests.push(request.clone());
         let mut found = Vec::new();
@@ -96,6 +115,7 @@ impl Findings {
                 match line.split_once(' ') {
                     Some(("served", call)) => drop(findings.served.insert(call.into())),
                     Some(("state", call)) => drop(findings.refused_by_state.insert(call.into())),
+                    Some(("said", what)) => drop(findings.said.insert(what.into())),
                     Some(("refused", _)) => findings.refused += 1,
                     _ => findings.passed.push(line.into()),
                 }

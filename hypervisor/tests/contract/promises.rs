@@ -12,7 +12,7 @@ use hypervisor::{
 use tokio::net::UnixListener;
 
 use super::mutation::Findings;
-use super::sys::Tap;
+use super::sys::{Tap, landlock_abi};
 use crate::suite::{PROCESS, Place, Subject, leftovers};
 
 pub async fn a_monitor_that_is_too_old_is_refused_in_one_sentence(subject: Subject) {
@@ -132,6 +132,44 @@ pub async fn every_request_is_sent_and_wrong_ones_are_refused(subject: Subject) 
     let missing: Vec<_> = all.difference(&by_state).collect();
     assert!(missing.is_empty(), "never refused for its state: {missing:?}");
     assert!(findings.refused > 5 * all.len(), "{findings:?}");
+    what_confines_and_limits_was_said(subject, &findings.said);
+}
+
+/// What is left on, or asked for, and what a guest would not miss.
+fn what_confines_and_limits_was_said(subject: Subject, said: &BTreeSet<String>) {
+    let mut wanted = match subject {
+        Subject::Clh => vec![
+            "argument --seccomp",
+            "argument true",
+            "PUT /vm.create balloon.free_page_reporting = true",
+            "PUT /vm.create balloon.deflate_on_oom = true",
+            "PUT /vm.create memory.hotplug_method = \"VirtioMem\"",
+            "PUT /vm.create memory.zones.0.hotplug_size = 268435456",
+            "PUT /vm.create disks.0.image_type = \"Raw\"",
+            "PUT /vm.create disks.0.readonly = true",
+            "PUT /vm.create disks.0.rate_limiter_config.bandwidth.size = 1000000",
+            "PUT /vm.add-disk image_type = \"Raw\"",
+            "PUT /vm.add-disk rate_limiter_config.ops.size = 100",
+            "PUT /vm.add-net rate_limiter_config.bandwidth.one_time_burst = 10",
+        ],
+        _ => vec![
+            "PUT /balloon deflate_on_oom = true",
+            "PUT /drives/{drive_id} is_read_only = true",
+            "PUT /drives/{drive_id} rate_limiter.bandwidth.size = 1000000",
+            "PUT /drives/{drive_id} rate_limiter.ops.size = 100",
+            "PUT /network-interfaces/{iface_id} rx_rate_limiter.bandwidth.size = 1000000",
+            "PUT /network-interfaces/{iface_id} tx_rate_limiter.bandwidth.one_time_burst = 10",
+        ],
+    };
+    // Linux 6.2: before that it could not confine this monitor.
+    if subject == Subject::Clh && landlock_abi() >= 3 {
+        wanted.push("PUT /vm.create landlock_enable = true");
+        wanted.push("PUT /vm.create landlock_rules.0.access = \"rw\"");
+    }
+    let missing: Vec<_> = wanted.iter().filter(|words| !said.contains(**words)).collect();
+    assert!(missing.is_empty(), "never said: {missing:?}, but: {said:#?}");
+    let wrong = ["argument --no-seccomp", "argument false"];
+    assert!(!wrong.iter().any(|words| said.contains(*words)), "{said:#?}");
 }
 
 /// A VM with everything from the start, which is given more and loses it again.

@@ -23,6 +23,20 @@ pub fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// The version of Landlock's interface that this kernel has; 0 without.
+pub fn landlock_abi() -> i64 {
+    // SAFETY: with the last argument (`LANDLOCK_CREATE_RULESET_VERSION`) the call makes nothing and looks at no memory.
+    unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0_usize,
+            1_u32,
+        )
+    }
+    .max(0)
+}
+
 /// A tap of this network namespace, which is removed when this is dropped, if it is still there. Needs root.
 pub struct Tap {
     name: String,
