@@ -22,6 +22,13 @@ pub const EXIT_STATUS: Duration = Duration::from_secs(2);
 /// For the last bytes of a dead VMM's streams. They are in the kernel's buffers already.
 pub const DRAIN: Duration = Duration::from_millis(200);
 
+/// For a VMM or a device's process to say the rest of what it has begun to say, or to answer, and for the requests that are under way
+/// when a device is stopped.
+pub const BETWEEN: Duration = Duration::from_secs(10);
+
+/// After so much time without a request, memory that large ones have used is given back.
+pub const BETWEEN_IDLE: Duration = Duration::from_secs(1);
+
 /// For the guest to let go of a device that is being unplugged.
 pub const UNPLUG: Duration = Duration::from_secs(10);
 

@@ -4,6 +4,7 @@
 //! ([`Vm::exited`]). An ability that a driver lacks is absent ([`Vm::hotplug`] answers `None`), never an `Ok(())` that
 //! does nothing. This crate knows nothing of containers, of the agent's protocol or of the runtime above it.
 
+mod between;
 mod cloud_hypervisor;
 pub mod console;
 mod created;

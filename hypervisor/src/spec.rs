@@ -115,7 +115,8 @@ pub struct Size {
 pub enum MemoryBacking {
     /// Only the VMM maps it. Fastest; a template clone needs it.
     Private,
-    /// A memfd mapped shared, for vhost-user devices (virtiofsd, vhost-device-vsock).
+    /// A memfd mapped shared, for vhost-user devices (virtiofsd, vhost-device-vsock). A copy need not have that, if its driver can
+    /// serve these devices otherwise.
     Shared,
 }
 

@@ -25,7 +25,7 @@ use crate::{Error, ErrorKind, pages};
 
 pub use crate::rest::Litter;
 pub use adopted::Ward;
-pub use record::reap;
+pub use record::{reap, start_time};
 pub use sys::close_on_exec_from;
 pub(crate) use sys::{landlock_abi, watch};
 
@@ -186,7 +186,7 @@ impl Process {
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self {
             pid,
-            start_time: record::start_time(pid)?,
+            start_time: start_time(pid)?,
             pidfd: sys::watch(pidfd)?,
             litter: Mutex::default(),
             kin: Kin::Child,

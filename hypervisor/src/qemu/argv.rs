@@ -207,7 +207,12 @@ fn machine(settings: &Settings, spec: &VmSpec, life: &Life, line: &mut CommandLi
         Life::Cold | Life::Clone(_) => spec.memory.backing,
     };
     let growth = resize::growth(&Memory {
-        backing,
+        backing: match life {
+            Life::Cold => backing,
+            // Of memory without a descriptor no device learns that has a process behind it, and a private one of a file in memory would
+            // be there twice.
+            Life::ToSave(_) | Life::Clone(_) => MemoryBacking::Shared,
+        },
         ..spec.memory.clone()
     });
     if let Some(growth) = &growth {

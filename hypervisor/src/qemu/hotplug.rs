@@ -1,5 +1,6 @@
 //! Devices that come and go on a running q35: disks on a bus of theirs, any other in a root port that waits for it.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::slice;
@@ -14,7 +15,9 @@ use tokio::time::timeout;
 use super::argv::port_id;
 use super::device::{self, Backend, DISK_BUS, DISK_SLOTS, Frontend};
 use super::vhost;
+use crate::between;
 use crate::qmp::{Client, Events};
+use crate::saved::failed;
 use crate::{Device, Error, ErrorKind, deadlines};
 
 /// Where devices can be plugged, and what is there.
@@ -26,6 +29,8 @@ pub struct Slots {
     disks: Vec<Option<Plugged>>,
     /// There is hardware virtualization: network cards are vhost-net's where that is to be had.
     kvm: bool,
+    /// The memory of QEMU's process, where nobody else maps the guest's.
+    private: Option<File>,
     log: Logger,
 }
 
@@ -51,12 +56,13 @@ pub fn absent() -> Error {
 }
 
 impl Slots {
-    /// So many ports, and all are empty.
-    pub fn new(ports: usize, kvm: bool, log: Logger) -> Self {
+    /// So many ports, and all are empty. `private`: see [`between::memory_of`].
+    pub fn new(ports: usize, kvm: bool, private: Option<File>, log: Logger) -> Self {
         Self {
             ports: std::iter::repeat_with(|| None).take(ports).collect(),
             disks: DISK_SLOTS.map(|_| None).collect(),
             kvm,
+            private,
             log,
         }
     }
@@ -99,7 +105,10 @@ impl Slots {
             }
             false => properties["bus"] = json!(port_id(place)),
         }
-        let backend = prepare(client, &device, backend, self.kvm).await?;
+        let backend = match (backend, &self.private) {
+            (Backend::Socket { id, path }, Some(memory)) => self.carry(client, id, &path, memory).await?,
+            (backend, _) => prepare(client, &device, backend, self.kvm).await?,
+        };
         if let Err(error) = client.execute("device_add", properties).await {
             self.remove(client, backend).await;
             return Err(error);
@@ -114,6 +123,36 @@ impl Slots {
             backend,
         });
         Ok(())
+    }
+
+    /// Whether nobody but QEMU maps the guest's memory.
+    pub fn is_private(&self) -> bool {
+        self.private.is_some()
+    }
+
+    /// Has what passes between QEMU and the process that listens at this path be carried.
+    async fn carry(&self, client: &Client, id: String, path: &str, memory: &File) -> Result<Prepared, Error> {
+        let begun = memory
+            .try_clone()
+            .and_then(|memory| between::start(memory, Path::new(path), self.log.clone()));
+        let socket = begun.map_err(failed(
+            "cannot carry between a VM and the process behind a device",
+        ))?;
+        let named = json!({"fdname": id});
+        client
+            .execute_with_fd("getfd", named.clone(), Arc::new(socket))
+            .await?;
+        let address = json!({"type": "fd", "data": {"str": id}});
+        let socket = json!({"type": "socket", "data": {"addr": address, "server": false}});
+        let arguments = json!({"id": id, "backend": socket});
+        match client.execute("chardev-add", arguments).await {
+            Ok(_) => Ok(Prepared::Chardev(id)),
+            Err(error) => {
+                // The error that counts is the first.
+                let _ = client.execute("closefd", named).await;
+                Err(error)
+            }
+        }
     }
 
     fn plugged(&self) -> impl Iterator<Item = &Plugged> {

@@ -29,12 +29,14 @@ use self::resize::Grown;
 use self::snapshot::Revival;
 use self::transfer::Hand;
 use self::vm::QemuVm;
+use crate::between;
 use crate::probe::{self, Choice};
 use crate::rest::Litter;
+use crate::saved::failed;
 use crate::supervisor::{Sources, Supervised};
 use crate::{
-    Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, Offer, Origin, Vm, VmRecord, VmSpec, files,
-    process, qmp,
+    Boot, Capabilities, Device, Error, ErrorKind, Hypervisor, MemoryBacking, Offer, Origin, Vm, VmRecord,
+    VmSpec, files, process, qmp,
 };
 
 const NAME: &str = "qemu";
@@ -160,6 +162,18 @@ impl Qemu {
             Err(error) => return Err(supervised.failed_early(VMM, error).await),
         };
         let is_q35 = machine == MachineType::Q35;
+        let private = match life {
+            Life::Clone(_) if spec.memory.backing == MemoryBacking::Private => {
+                match between::memory_of(supervised.pid()) {
+                    Ok(memory) => Some(memory),
+                    Err(error) => {
+                        let error = failed("cannot open the memory of QEMU's process")(error);
+                        return Err(supervised.failed_early(VMM, error).await);
+                    }
+                }
+            }
+            _ => None,
+        };
         Ok(QemuVm {
             supervised,
             run_dir: spec.run_dir,
@@ -173,7 +187,8 @@ impl Qemu {
                     Life::Clone(_) => Origin::Clone,
                 },
             },
-            slots: is_q35.then(|| Slots::new(argv::empty_ports(machine, &life), self.settings.kvm, log)),
+            slots: is_q35
+                .then(|| Slots::new(argv::empty_ports(machine, &life), self.settings.kvm, private, log)),
             grown: is_q35.then(|| Grown::new(client.clone(), spec.vcpus, spec.max_vcpus, spec.memory)),
             client,
             ports,
@@ -267,12 +282,16 @@ enum Whose {
 }
 
 impl Qemu {
-    async fn live(&self, spec: VmSpec, boot: Boot, whose: Whose) -> Result<Box<dyn Vm>, Error> {
+    async fn live(&self, mut spec: VmSpec, boot: Boot, whose: Whose) -> Result<Box<dyn Vm>, Error> {
         let log = self.log.new(slog::o!("vm" => spec.id.clone()));
         let (life, revival) = match boot {
             Boot::Cold => (Life::Cold, None),
             Boot::ToSave => (Life::ToSave(snapshot::new_memory(&spec)?), None),
             Boot::Clone(saved) => {
+                // Where nobody else must map the memory, all copies have its pages in common.
+                if between::is_permitted() && spec.labels.is_empty() {
+                    spec.memory.backing = MemoryBacking::Private;
+                }
                 let (memory, revival) = Revival::begin(&spec, saved)?;
                 (Life::Clone(memory), Some(revival))
             }

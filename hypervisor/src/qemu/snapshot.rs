@@ -1,8 +1,8 @@
 //! A VM is saved, and copies of what was saved come to life.
 //!
 //! QEMU's migration carries the state of the devices, to and from a file. Memory is none of its business: it is a file that
-//! a VM is started on, the same one for all copies where nobody but the VMM needs it, else a copy of the pages that were in
-//! use. Devices that have a process at their other end cannot be migrated: they are plugged before the copy runs.
+//! a VM is started on, the same one for all copies; only where devices cannot do without sharing it, a copy of the pages that were
+//! in use. Devices that have a process at their other end cannot be migrated: they are plugged before the copy runs.
 
 use std::fs;
 use std::io;

@@ -22,7 +22,8 @@ use super::resize::Grown;
 use super::snapshot;
 use super::vm::{self, QemuVm};
 use super::{Reported, VMM};
-use crate::process::{Process, Ward};
+use crate::between;
+use crate::process::{self, Process, Ward};
 use crate::qmp;
 use crate::saved::failed;
 use crate::supervisor::{Sources, Supervised};
@@ -44,6 +45,8 @@ pub struct Hand {
 struct About {
     pid: u32,
     start_time: u64,
+    /// Nobody else maps the guest's memory.
+    is_private: bool,
 }
 
 impl Hand {
@@ -83,6 +86,7 @@ impl Transfer for QemuVm {
             let about = About {
                 pid: ward.pid,
                 start_time: ward.start_time,
+                is_private: self.slots.as_ref().is_some_and(Slots::is_private),
             };
             let offer = Offer {
                 about: serde_json::to_string(&about)?,
@@ -152,7 +156,17 @@ pub async fn take_over(
         Ok(negotiated) => negotiated,
         Err(error) => return Err(supervised.failed_early(VMM, error).await),
     };
-    let mut slots = Slots::new(argv::EMPTY_PORTS_OF_COPIES, settings.kvm, log);
+    let private = match about.is_private {
+        false => None,
+        true => match memory_of(&about) {
+            Ok(memory) => Some(memory),
+            Err(error) => {
+                let error = failed("cannot open the memory of QEMU's process")(error);
+                return Err(supervised.failed_early(VMM, error).await);
+            }
+        },
+    };
+    let mut slots = Slots::new(argv::EMPTY_PORTS_OF_COPIES, settings.kvm, private, log);
     snapshot::sort(&mut devices);
     let mut lived = Ok(());
     for device in devices {
@@ -191,6 +205,17 @@ pub async fn take_over(
         _lifeline: Some(lifeline),
         saveable: None,
     }))
+}
+
+/// The memory of the process that is offered, and of no other one that has its number since.
+fn memory_of(about: &About) -> io::Result<fs::File> {
+    let pid = i32::try_from(about.pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
+    let memory = between::memory_of(about.pid)?;
+    match process::start_time(pid)? == about.start_time {
+        true => Ok(memory),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
 }
 
 fn stream(fd: OwnedFd) -> io::Result<UnixStream> {

@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hypervisor::{Boot, ErrorKind, MemoryBacking, Origin, SaveTo, Saved, Vm, VmSpec};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -220,7 +221,9 @@ pub async fn a_fingerprint_is_of_everything_that_matters(subject: Subject) {
     assert_ne!(print(&same), before);
 }
 
-/// What a copy's memory takes counts in the cgroups of its VMM, and not in those of whoever has started it.
+/// Copies have the memory in common that they have not changed. Where this process may not look into a VMM's memory, without which
+/// nothing can be carried to those that must share it, each has its own: that counts in the cgroups of its VMM, and not in those of
+/// whoever has started it.
 pub async fn the_memory_of_a_copy_counts_in_its_cgroups(subject: Subject) {
     let _shared = PROCESS.read().await;
     let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
@@ -231,22 +234,47 @@ pub async fn the_memory_of_a_copy_counts_in_its_cgroups(subject: Subject) {
     let dir = Path::new(parent).join(format!("kata-copy-{}", std::process::id()));
     fs::create_dir(&dir).expect("a cgroup that counts memory (is this root?)");
     let procs = File::options().write(true).open(dir.join("cgroup.procs"));
+    let procs: std::sync::Arc<OwnedFd> = std::sync::Arc::new(procs.expect("its list of processes").into());
     let shelf = Shelf::fill(subject, false).await;
-    let place = Place::new(subject);
-    let mut spec = spec(&place, false);
-    spec.memory.backing = MemoryBacking::Shared;
-    spec.cgroups = vec![std::sync::Arc::new(procs.expect("its list of processes").into())];
-    let launched = place.driver.launch(spec, Boot::Clone(shelf.saved())).await;
-    // Before the guest has done anything but come to life; QEMU itself takes less than half of what is saved.
-    let counted = fs::read_to_string(dir.join(count)).expect("a count");
-    let mut vm = launched.expect("a copy");
-    place.greeted().await;
-    vm.stop().await.expect("a stop");
+    let memory = shelf.path("memory");
+    let saved = fs::metadata(&memory).expect("a file").blocks() * 512;
+    for may_look in [false, true] {
+        let place = Place::new(subject);
+        let mut spec = spec(&place, false);
+        spec.memory.backing = MemoryBacking::Shared;
+        spec.cgroups = vec![procs.clone()];
+        let launch = place.driver.launch(spec, Boot::Clone(shelf.saved()));
+        let launched = match may_look {
+            true => launch.await,
+            false => without_looking(launch).await,
+        };
+        // Before the guest has done anything but come to life; QEMU itself takes less than half of what is saved.
+        let counted = fs::read_to_string(dir.join(count)).expect("a count");
+        let mut vm = launched.expect("a copy");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", vm.pid())).expect("its mappings");
+        let mut lines = maps
+            .lines()
+            .filter(|line| line.ends_with(&*memory.to_string_lossy()));
+        let is_common = lines.any(|line| line.contains(" rw-p "));
+        place.greeted().await;
+        vm.stop().await.expect("a stop");
+        assert_eq!(is_common, may_look, "{maps}");
+        let counted: u64 = counted.trim().parse().expect("a number");
+        assert!(
+            is_common || counted >= saved,
+            "{counted} bytes count where {saved} were copied"
+        );
+    }
     fs::remove_dir(&dir).expect("an empty cgroup");
-    let counted: u64 = counted.trim().parse().expect("a number");
-    let saved = fs::metadata(shelf.path("memory")).expect("a file").blocks() * 512;
-    assert!(
-        counted >= saved,
-        "{counted} bytes count where {saved} were copied"
-    );
+}
+
+/// Does something without the right to look into other processes. It is this thread's.
+async fn without_looking<T>(work: impl Future<Output = T>) -> T {
+    let all = capabilities(None).expect("the rights of this thread");
+    let mut fewer = all;
+    fewer.effective.remove(CapabilitySet::SYS_PTRACE);
+    set_capabilities(None, fewer).expect("fewer of them");
+    let done = work.await;
+    set_capabilities(None, all).expect("all of them again");
+    done
 }
