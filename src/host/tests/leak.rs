@@ -142,7 +142,11 @@ async fn what_serves_a_machine_that_ends_ends_beside_it() {
     let procs = cgroup.own.first().unwrap().join("cgroup.procs");
     let members = || fs::read_to_string(&procs).unwrap().lines().count();
     let daemons = host.held.as_ref().unwrap().daemons.len();
-    assert!(members() >= daemons && daemons == 2, "{} processes of {daemons} daemons", members());
+    assert!(
+        members() >= daemons && daemons == 2,
+        "{} processes of {daemons} daemons",
+        members()
+    );
     host.forgo();
     let end = tokio::time::Instant::now() + Duration::from_secs(20);
     while members() > 0 && tokio::time::Instant::now() < end {

@@ -6,8 +6,8 @@ use super::super::*;
 use super::*;
 use crate::ContainerId;
 use crate::model::{
-    BindPlan, ContainerConfig, ContainerType, DisksPlan, FileKind, Found, HookPlan, Identity, Medium,
-    RootPlan, StageMount, StagePlan,
+    BindPlan, ContainerConfig, DisksPlan, FileKind, Found, HookPlan, Identity, Medium, RootPlan, StageMount,
+    StagePlan,
 };
 use crate::sandbox::RootfsMount;
 
