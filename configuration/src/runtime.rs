@@ -56,8 +56,8 @@ settings! {
         internetworking_model: OneOf<NetworkModel> = "tcfilter" => internetworking_model: NetworkModel,
             pod "runtime.internetworking_model";
 
-        /// Make no network namespace, and leave the VMM and its daemons in the host's, whatever namespace the sandbox is given:
-        /// then whoever gets out of a guest has the host's network. Only with `internetworking_model = "none"`; the guest
+        /// Make no network namespace, and leave the VMM in the host's, whatever namespace the sandbox is given: then whoever
+        /// gets out of a guest has the host's network. Only with `internetworking_model = "none"`; the guest
         /// has no network, and ports of it cannot be forwarded.
         disable_new_netns: Flag = false => disable_new_netns: bool, pod "runtime.disable_new_netns";
 

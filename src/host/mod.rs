@@ -453,7 +453,7 @@ impl Ground for Host {
         self.added += 1;
         let hypervisor = Arc::clone(&self.hypervisor);
         let limit = config.agent.create_container_timeout;
-        let id = request.id.clone();
+        let (id, log) = (request.id.clone(), self.log.clone());
         let work = move |site: &Site| {
             let (share, steps) = shared?;
             let bundle = bundle::absolute(&request.bundle)?;
@@ -475,6 +475,10 @@ impl Ground for Host {
             let limits = Limits::of(&container.spec)?;
             let planned = |volumes: &Volumes| plan::container(&config, &sandbox, &container, volumes);
             let mut plan = share.add(planned, &steps.aside(site))?;
+            if plan.has_agents_pids {
+                warn!(log, "a container sees the guest's own processes, and can do what the agent can";
+                    "container" => %plan.id);
+            }
             let (disks, volumes, stage) = disk::open_all(&plan.disks, site)
                 .and_then(|disks| {
                     steps.take()?;

@@ -390,6 +390,8 @@ pub struct ContainerPlan {
     pub copies: Vec<CopyPlan>,
     /// Block devices of the host that it has.
     pub disks: Vec<DiskPlan>,
+    /// It has the pid namespace of the guest's agent.
+    pub has_agents_pids: bool,
     /// Programs of the host's that are told of its life.
     pub hooks: HooksPlan,
     /// Where those of them act that change its files. `None`: there are none.

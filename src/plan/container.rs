@@ -76,7 +76,7 @@ pub(super) fn plan(
     for_guest.set_domainname(spec.domainname().clone().filter(|_| namespaces.own_uts));
     for_guest.set_annotations(None);
     for_guest.set_hooks(hooks::in_guest(spec)?);
-    let Namespaces { list, .. } = namespaces;
+    let Namespaces { list, with_agent, .. } = namespaces;
     linux.set_namespaces(Some(list));
     for_guest.set_linux(Some(linux));
 
@@ -104,6 +104,7 @@ pub(super) fn plan(
         disks: disks.list,
         hooks,
         stage,
+        has_agents_pids: with_agent,
         guest: guest::create_container(&container.id, json(&for_guest)?, storages, disks.devices),
     })
 }

@@ -23,6 +23,8 @@ pub(super) struct Namespaces {
     pub(super) own_uts: bool,
     /// The container has a user namespace of its own.
     pub(super) own_user: bool,
+    /// The container has the pid namespace of the guest's agent.
+    pub(super) with_agent: bool,
 }
 
 /// What decides beside the specification.
@@ -100,6 +102,7 @@ pub(super) fn plan(spec: &Spec, setting: Setting) -> Result<Namespaces> {
     Ok(Namespaces {
         own_uts,
         own_user,
+        with_agent,
         list,
     })
 }

@@ -219,6 +219,7 @@ pub(super) fn container(id: &str, root: RootPlan, binds: Vec<BindPlan>) -> Conta
         binds,
         copies: Vec::new(),
         disks: Vec::new(),
+        has_agents_pids: false,
         hooks: Default::default(),
         stage: None,
         guest: p::CreateContainerRequest {

@@ -153,7 +153,9 @@ fn the_agents_processes_are_seen_by_who_asks_for_them_and_may() {
     ];
     for (case, has_agents, has_new) in table {
         let told = format!("{case:?}");
-        let list = plan(case).unwrap().list;
+        let chosen = plan(case).unwrap();
+        assert_eq!(chosen.with_agent, has_agents, "{told}");
+        let list = chosen.list;
         let pid: Vec<_> = list
             .iter()
             .filter(|namespace| namespace.typ() == LinuxNamespaceType::Pid)

@@ -1,9 +1,10 @@
 //! An administrator's questions to sandboxes that a shim has started: each verb of `kata-runtime`, on real ones.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use e2e::configuration::Configuration;
 use e2e::parts::Part;
 use e2e::program::Program;
@@ -36,12 +37,21 @@ fn kata(case: &Case<'_>, configuration: &Path, words: &[&str]) -> Program {
         .within(deadlines::CALL)
 }
 
-/// A configuration in which consoles are allowed.
+/// Where a case's traces are.
+fn traces(case: &Case<'_>) -> PathBuf {
+    case.path("traces")
+}
+
+/// A configuration in which consoles are allowed, and traces are written.
 fn with_console(case: &Case<'_>) -> Result<PathBuf> {
     let mut configuration = Configuration::new(case.target());
     configuration
         .agent
         .push(("debug_console_enabled".into(), "true".into()));
+    configuration.runtime.extend([
+        ("enable_tracing".into(), "true".into()),
+        ("trace_directory".into(), format!("{:?}", traces(case))),
+    ]);
     let path = case.path("console.toml");
     configuration.write(&path)?;
     Ok(path)
@@ -191,7 +201,50 @@ fn every_verb(case: &mut Case<'_>) -> Result<()> {
     );
     let container = case.container(&id);
     assert_eq!(container.shell("echo alive")?, "alive\n");
-    end(&container)
+    end(&container)?;
+    trace(&traces(case), &id)
+}
+
+/// The trace of a sandbox that has ended: no more than a twentieth of a container's life is in none of its stages.
+fn trace(directory: &Path, id: &str) -> Result<()> {
+    let files: Vec<_> = fs::read_dir(directory)?.collect::<Result<_, _>>()?;
+    let [file] = files.as_slice() else {
+        bail!("one file: {files:?}");
+    };
+    let mode = file.metadata()?.permissions().mode();
+    ensure!(mode & 0o777 == 0o600, "{mode:o}");
+    let text = fs::read_to_string(file.path())?;
+    let mut spans = Vec::new();
+    for line in text.lines() {
+        let line = json(line)?;
+        let all = line.pointer("/resourceSpans/0/scopeSpans/0/spans");
+        spans.extend(all.and_then(Value::as_array).cloned().unwrap_or_default());
+    }
+    let time = |span: &Value, key: &str| -> Result<u64> {
+        let text = span[key].as_str().with_context(|| format!("{key} of {span}"))?;
+        Ok(text.parse()?)
+    };
+    let took = |span: &Value| -> Result<u64> {
+        Ok(time(span, "endTimeUnixNano")? - time(span, "startTimeUnixNano")?)
+    };
+    ensure!(text.contains(id), "it is this sandbox's: {text}");
+    for name in ["sandbox", "container", "process"] {
+        let span = spans.iter().find(|span| span["name"] == name);
+        let span = span.with_context(|| format!("no {name} in {text}"))?;
+        let stages = spans
+            .iter()
+            .filter(|stage| stage["parentSpanId"] == span["spanId"] && stage["kind"] == 1);
+        let mut attributed = 0;
+        for stage in stages {
+            attributed += took(stage)?;
+        }
+        let whole = took(span)?;
+        ensure!(
+            whole > 0 && whole.abs_diff(attributed) <= whole / 20,
+            "{name}: {attributed} of {whole} ns: {text}"
+        );
+    }
+    Ok(())
 }
 
 /// A shell in the guest, and not in the container.
