@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: build run test test-cri test-driver fuzz bench install uninstall guest check fmt
+.PHONY: build run test test-cri test-block test-driver fuzz bench install uninstall guest check fmt
 
 build:
 	cargo build --workspace
@@ -16,6 +16,12 @@ test:
 # Pods, through the CRI. RUNTIME=runc|kata for that runtime alone.
 test-cri:
 	cargo test --package e2e --test cri -- $(if $(RUNTIME),$(RUNTIME)::)
+
+# The suite of containerd with all root file systems on block devices: SNAPSHOTTER=devmapper, or blockfile with containerd 2.
+# `make test` has the cases about disks.
+SNAPSHOTTER ?= devmapper
+test-block:
+	KATA_TEST_SNAPSHOTTER="$(SNAPSHOTTER)" cargo test --package e2e --test containerd -- kata::
 
 # The drivers' suite with a real program, and a short list end to end (docs/drivers.md): DRIVER=clh|firecracker BIN=<its path>,
 # for Firecracker also JAILER=<its path>; GUEST=<directory of a vmlinux and initrd.img>, PARAMS=<for their kernel>, PATIENCE=<factor

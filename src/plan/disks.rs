@@ -72,12 +72,19 @@ impl Disks {
     /// # Errors
     /// It is on one, and cannot be a disk.
     pub(super) fn root(&mut self, container: &ContainerConfig) -> Result<Option<p::Storage>> {
-        let ([mount], false) = (container.rootfs.as_slice(), self.how == DisksPlan::Mounted) else {
+        if self.how == DisksPlan::Mounted {
             return Ok(None);
-        };
-        let is_bind = pieces(&mount.options).any(|option| matches!(option, "bind" | "rbind"));
-        let Some(fs_type) = DiskFs::named(&mount.fs_type).filter(|_| !is_bind) else {
-            return Ok(None);
+        }
+        let (mount, fs_type) = match container.rootfs.as_slice() {
+            [mount] => match disk_fs(mount) {
+                Some(fs_type) => (mount, fs_type),
+                None => return Ok(None),
+            },
+            // The host's kernel would have to read an image to lay something over it.
+            several => match several.iter().find_map(disk_fs) {
+                Some(fs_type) => return Err(stacked(container, fs_type)),
+                None => return Ok(None),
+            },
         };
         if self.how == DisksPlan::Impossible {
             return Err(Error::new(
@@ -86,6 +93,17 @@ impl Disks {
                     "the root file system of container {} is on a block device, and this virtual machine can be given none \
                      while it runs; use machine_type = \"q35\", or have the host mount it with disable_block_device_use = true",
                     container.id
+                ),
+            ));
+        }
+        if let Some(option) = second_device(&mount.options) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the root file system of container {} is on more than one block device (the option {}), and its guest is \
+                     given one; use a snapshotter that gives one, such as devmapper or blockfile",
+                    container.id,
+                    crate::oci::shown(option)
                 ),
             ));
         }
@@ -148,6 +166,13 @@ impl Disks {
                 crate::oci::shown(key)
             ));
         }
+        if let Some(option) = second_device(&volume.options) {
+            return refuse(format!(
+                "its direct volume is on more than one block device (the option {}), and its guest is given one; use a file \
+                 system on one device",
+                crate::oci::shown(option)
+            ));
+        }
         let source = DiskSource::DeviceOrFile(volume.device.clone());
         let storage = self.mounted(source.clone(), fs_type, &volume.options, readonly);
         for disk in self.list.iter_mut().filter(|disk| disk.source == source) {
@@ -184,6 +209,27 @@ pub(super) fn node(path: PathBuf, mode: u32, uid: u32, gid: u32) -> Result<Linux
         .map_err(|cause| Error::caused(ErrorKind::Internal, "a device for the guest", cause))
 }
 
+/// The file system of a mount, if it is one of a block device.
+fn disk_fs(mount: &RootfsMount) -> Option<DiskFs> {
+    let is_bind = pieces(&mount.options).any(|option| matches!(option, "bind" | "rbind"));
+    DiskFs::named(&mount.fs_type).filter(|_| !is_bind)
+}
+
+/// The error of a root that is a block device with something over it, as containerd's snapshotter erofs may give it.
+fn stacked(container: &ContainerConfig, fs_type: DiskFs) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "the root file system of container {} is made of {} mounts, one of which is a block device's ({}), and a guest's is \
+             either one block device or a directory; use a snapshotter that gives one of them, such as devmapper, blockfile \
+             or overlayfs",
+            container.id,
+            container.rootfs.len(),
+            fs_type.name()
+        ),
+    )
+}
+
 fn source(mount: &RootfsMount) -> DiskSource {
     // What mount(8) needs a loop device for, a virtual machine monitor reads as it is.
     match pieces(&mount.options).any(|option| option == "loop") {
@@ -195,6 +241,17 @@ fn source(mount: &RootfsMount) -> DiskSource {
 /// Options one by one: callers write several into one text as well.
 fn pieces(options: &[String]) -> impl Iterator<Item = &str> {
     options.iter().flat_map(|option| option.split(','))
+}
+
+/// An option by which a file system is on another device as well, if there is one: its name would be the host's.
+fn second_device(options: &[String]) -> Option<&str> {
+    // Of EROFS, of ext4 and of XFS.
+    const NAMES: [&str; 5] = ["device", "journal_dev", "journal_path", "logdev", "rtdev"];
+    pieces(options).find(|option| {
+        option
+            .split_once('=')
+            .is_some_and(|(name, _)| NAMES.contains(&name))
+    })
 }
 
 /// What the guest's kernel is told, of what mount(8) would be.

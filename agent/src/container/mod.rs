@@ -221,14 +221,15 @@ impl Apart {
 #[derive(Debug)]
 pub struct Told(OwnedFd);
 
-/// Does it. The process has none of the agent's descriptors but `keep`. `undo`: nobody waits for it any more when it is done.
+/// Does it. The process has none of the agent's descriptors but `keep`. `after`: what follows when it is done; false: nobody waits for
+/// it any more.
 ///
 /// # Errors
 /// When no process can be made.
 pub fn apart_with(
     keep: BorrowedFd<'_>,
     work: impl FnOnce() -> io::Result<()>,
-    undo: impl FnOnce(),
+    after: impl FnOnce(bool),
 ) -> Result<Told> {
     let (hear, tell) =
         pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(|| "make a pipe for what may hang")?;
@@ -239,8 +240,9 @@ pub fn apart_with(
             Ok(()) => 0,
             Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
         };
-        if rustix::io::write(&tell, &errno.to_le_bytes()).is_err() && errno == 0 {
-            undo();
+        let was_told = rustix::io::write(&tell, &errno.to_le_bytes()).is_ok();
+        if errno == 0 {
+            after(was_told);
         }
         sys::exit(0)
     };

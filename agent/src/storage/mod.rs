@@ -299,9 +299,12 @@ impl Mounter {
                     data.as_c_str(),
                 )?)
             },
-            // Nobody has waited.
-            || {
-                let _ = unmount(&name, UnmountFlags::DETACH);
+            |was_told| match was_told {
+                true => disk::pass_on(device),
+                // Nobody has waited.
+                false => {
+                    let _ = unmount(&name, UnmountFlags::DETACH);
+                }
             },
         )?;
         let result = match mounting.result_within("the mount of a disk", MOUNT).await {

@@ -67,7 +67,7 @@ impl Volume {
         let bytes = self.disk.grown(size).await?;
         let root = open(&self.path).map_err(Error::file("open", &self.path))?;
         // Not here: it writes to the disk, which may take its time. What has grown by then stays.
-        let growing = container::apart_with(root.as_fd(), || grow(&root, bytes), || ())?;
+        let growing = container::apart_with(root.as_fd(), || grow(&root, bytes), |_| ())?;
         match growing
             .result_within("the growth of a file system", GROWN)
             .await?

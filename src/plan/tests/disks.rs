@@ -182,6 +182,66 @@ fn what_is_no_block_device_by_its_name_is_never_one() {
 }
 
 #[test]
+fn a_block_device_with_something_over_it_is_refused_whichever_it_is() {
+    let mount = |fs_type: &str, options: &[&str]| RootfsMount {
+        fs_type: fs_type.to_owned(),
+        source: "/layer".to_owned(),
+        options: options.iter().map(ToString::to_string).collect(),
+    };
+    let layer = || mount("erofs", &["ro", "loop"]);
+    let overlay = || mount("overlay", &["lowerdir=/a:/b"]);
+    let mut container = rootfs("erofs", "/layer", &[]);
+    for stack in [
+        vec![layer(), overlay()],
+        vec![overlay(), mount("ext4", &["rw"])],
+        vec![layer(), layer(), overlay()],
+    ] {
+        container.rootfs = stack;
+        for how in [DisksPlan::Plugged, DisksPlan::Impossible] {
+            let error = with(how, &container).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Unsupported);
+            let text = &error.context;
+            assert!(
+                text.contains("is made of")
+                    && text.contains("such as devmapper")
+                    && text.contains("overlayfs"),
+                "{text}"
+            );
+        }
+        let (plan, _) = with(DisksPlan::Mounted, &container).unwrap();
+        assert_eq!(
+            plan.root,
+            RootPlan::Mounts(container.rootfs.clone()),
+            "the host mounts all of it"
+        );
+    }
+    // Directories over directories are the host's to mount.
+    container.rootfs = vec![overlay(), mount("bind", &["rbind"]), mount("ext4", &["bind"])];
+    let (plan, _) = with(DisksPlan::Plugged, &container).unwrap();
+    assert_eq!(plan.root, RootPlan::Mounts(container.rootfs.clone()));
+}
+
+#[test]
+fn a_file_system_on_two_devices_is_refused() {
+    for (fs_type, option) in [
+        ("erofs", "device=/layers/2"),
+        ("ext4", "journal_path=/dev/sdb"),
+        ("ext4", "journal_dev=2065"),
+        ("xfs", "logdev=/dev/sdb"),
+        ("xfs", "rtdev=/dev/sdb"),
+    ] {
+        let container = rootfs(fs_type, "/dev/sda", &["rw", &format!("noatime,{option}")]);
+        let error = with(DisksPlan::Plugged, &container).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+        assert!(
+            error.context.contains(option) && error.context.contains("more than one block device"),
+            "{error}"
+        );
+    }
+    with(DisksPlan::Plugged, &rootfs("xfs", "/dev/sda", &["logbufs=8"])).unwrap();
+}
+
+#[test]
 fn a_block_device_of_a_container_becomes_one_of_the_guests() {
     let disk = json!({"path": "/dev/xvda", "type": "b", "major": 8, "minor": 16, "fileMode": 0o640, "uid": 3, "gid": 4});
     let rules = |access: &str| {

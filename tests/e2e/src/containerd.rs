@@ -45,6 +45,8 @@ pub struct Containerd {
     snapshotter: Snapshotter,
     /// Directory of the programs that it needs, and its part of the configuration.
     devmapper: Option<(PathBuf, String)>,
+    /// The part of another one that block devices are made of.
+    blockfile: Option<String>,
     running: Option<Running>,
 }
 
@@ -62,6 +64,7 @@ impl Containerd {
             cri: None,
             snapshotter: Snapshotter::wanted()?,
             devmapper: None,
+            blockfile: None,
             running: None,
         }
         .configured_and_started()
@@ -86,6 +89,7 @@ impl Containerd {
             cri: Some(settings.to_owned()),
             snapshotter: Snapshotter::wanted()?,
             devmapper: None,
+            blockfile: None,
             running: None,
         }
         .configured_and_started()
@@ -95,6 +99,9 @@ impl Containerd {
         fs::create_dir_all(STATE).with_context(|| format!("create {STATE}"))?;
         if self.snapshotter == Snapshotter::Devmapper || snapshotter::is_possible() {
             self.devmapper = Some(snapshotter::prepare(&self.directory)?);
+        }
+        if self.snapshotter == Snapshotter::Blockfile {
+            self.blockfile = Some(snapshotter::prepare_files(&self.directory)?);
         }
         let config = self.config();
         fs::write(&config, self.settings()).with_context(|| format!("write {}", config.display()))?;
@@ -256,6 +263,7 @@ impl Containerd {
             .filter(|plugin| !plugin.ends_with(".devmapper") || self.devmapper.is_none())
             .collect();
         let devmapper = self.devmapper.as_ref().map_or("", |(_, settings)| settings);
+        let blockfile = self.blockfile.as_deref().unwrap_or_default();
         let cri = self.cri.as_deref().unwrap_or_default();
         format!(
             "version = 2\n\
@@ -267,6 +275,7 @@ impl Containerd {
              [ttrpc]\n\
              address = \"{socket}.ttrpc\"\n\
              {devmapper}\
+             {blockfile}\
              {cri}"
         )
     }

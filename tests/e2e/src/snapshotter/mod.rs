@@ -1,5 +1,6 @@
 //! The same tests with root file systems on block devices: `KATA_TEST_SNAPSHOTTER=devmapper`. containerd's devmapper snapshotter is
 //! the real one; the kernels of our machines have no device-mapper, so that what stands below it are loop devices (`dmsetup.sh`).
+//! And in files with the content of one: `blockfile`, which containerd has from 1.7 on.
 
 use std::env;
 use std::fs;
@@ -13,11 +14,14 @@ use rustix::mount::{MountFlags, mount};
 use crate::deadlines;
 use crate::program::Program;
 
-/// The variable that says which snapshotter the tests use: `overlayfs`, as without it, or `devmapper`.
+/// The variable that says which snapshotter the tests use: `overlayfs`, as without it, `devmapper` or `blockfile`.
 pub const VARIABLE: &str = "KATA_TEST_SNAPSHOTTER";
 
 /// Where the volumes' nodes are. The cell has one of its own.
 const NODES: &str = "/dev/mapper";
+
+/// Of a file of the blockfile snapshotter's, bytes: containerd copies all of it for each layer and each container.
+const SCRATCH: u64 = 256 << 20;
 
 /// A snapshotter of containerd's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub enum Snapshotter {
     Overlayfs,
     /// Block devices.
     Devmapper,
+    /// Files with the content of a block device.
+    Blockfile,
 }
 
 impl Snapshotter {
@@ -37,7 +43,8 @@ impl Snapshotter {
         match env::var(VARIABLE).as_deref() {
             Err(_) | Ok("" | "overlayfs") => Ok(Self::Overlayfs),
             Ok("devmapper") => Ok(Self::Devmapper),
-            Ok(other) => bail!("{VARIABLE} is {other:?}, and neither overlayfs nor devmapper"),
+            Ok("blockfile") => Ok(Self::Blockfile),
+            Ok(other) => bail!("{VARIABLE} is {other:?}, and none of overlayfs, devmapper and blockfile"),
         }
     }
 
@@ -46,6 +53,7 @@ impl Snapshotter {
         match self {
             Self::Overlayfs => "overlayfs",
             Self::Devmapper => "devmapper",
+            Self::Blockfile => "blockfile",
         }
     }
 }
@@ -90,6 +98,31 @@ pub fn prepare(directory: &Path) -> Result<(PathBuf, String)> {
         directory.join("devmapper")
     );
     Ok((programs, settings))
+}
+
+/// Makes the empty file system of which each snapshot of the blockfile snapshotter is a copy. Answers with its part of containerd's
+/// configuration.
+///
+/// # Errors
+/// It can't be made.
+pub(crate) fn prepare_files(directory: &Path) -> Result<String> {
+    let scratch = directory.join("scratch");
+    fs::File::create(&scratch)
+        .and_then(|file| file.set_len(SCRATCH))
+        .with_context(|| format!("make {}", scratch.display()))?;
+    Program::new("mkfs.ext4")
+        .args(["-F", "-q"])
+        .args([&scratch])
+        .within(deadlines::CALL)
+        .read()?;
+    Ok(format!(
+        "[plugins.\"io.containerd.snapshotter.v1.blockfile\"]\n\
+         root_path = {:?}\n\
+         scratch_file = {scratch:?}\n\
+         fs_type = \"ext4\"\n\
+         mount_options = [\"loop\"]\n",
+        directory.join("blockfile")
+    ))
 }
 
 /// The loop devices whose files are below a directory, also one that is gone.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::configuration::Configuration;
-use e2e::deadlines;
 use e2e::parts::Part;
 use e2e::program::Program;
+use e2e::{deadlines, wait};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::Listed;
@@ -35,6 +35,11 @@ pub const CASES: &[Listed] = &[
     Listed::ours(
         "what_cannot_be_a_disk_is_refused",
         what_cannot_be_a_disk_is_refused,
+    )
+    .needing(LOOPS),
+    Listed::ours(
+        "a_root_that_has_no_way_into_its_guest_is_refused",
+        a_root_that_has_no_way_into_its_guest_is_refused,
     )
     .needing(LOOPS),
 ];
@@ -98,7 +103,6 @@ fn mounted<T>(device: &Path, place: &Path, work: impl FnOnce() -> Result<T>) -> 
     done
 }
 
-/// The guest mounts it, and nobody on the host; what is written there is in the snapshot afterwards.
 /// Mounts on the host of what the device mapper has: perhaps the machine's own.
 fn of_the_mapper() -> Result<Vec<String>> {
     let mounts = fs::read_to_string("/proc/mounts")?;
@@ -106,6 +110,7 @@ fn of_the_mapper() -> Result<Vec<String>> {
     Ok(of_it.map(str::to_owned).collect())
 }
 
+/// The guest mounts it, and nobody on the host; what is written there is in the snapshot afterwards.
 fn a_root_on_a_block_device(case: &mut Case<'_>) -> Result<()> {
     let flags = case.on("devmapper")?;
     let before = of_the_mapper()?;
@@ -123,6 +128,18 @@ fn a_root_on_a_block_device(case: &mut Case<'_>) -> Result<()> {
         );
         let now = of_the_mapper()?;
         ensure!(now == before, "mounted on the host: {now:?}");
+        // The agent does not wait for that.
+        wait::until(
+            "the host alone schedules what is read",
+            deadlines::PROGRESS,
+            || {
+                let schedulers = container.shell("cat /sys/block/vd*/queue/scheduler")?;
+                Ok(schedulers
+                    .lines()
+                    .all(|one| !one.contains('[') || one.contains("[none]"))
+                    .then_some(()))
+            },
+        )?;
     }
     container.shell("echo kept > /kept; mkdir /etc/x; chown 12:34 /etc/x; dd if=/dev/zero of=/large bs=1M count=20 2>/dev/null")?;
     container.kill("KILL")?;
@@ -403,5 +420,48 @@ fn what_cannot_be_a_disk_is_refused(case: &mut Case<'_>) -> Result<()> {
     Program::new("delpart").args([device.path(), "1"]).read()?;
     remove(case, &directory)?;
     case.forgive("file /run/kata-containers");
+    Ok(())
+}
+
+/// By the planner, with what to do instead, as `ctr` says it: a disk where none can be plugged, and a directory where none is shared.
+fn a_root_that_has_no_way_into_its_guest_is_refused(case: &mut Case<'_>) -> Result<()> {
+    let path = case.path("configuration.toml");
+    for (key, value, snapshotter, wanted) in [
+        (
+            "machine_type",
+            "microvm",
+            "devmapper",
+            ["is on a block device", "q35", "disable_block_device_use = true"],
+        ),
+        (
+            "shared_fs",
+            "none",
+            "overlayfs",
+            ["is no block device", "devmapper, blockfile", "virtio-fs"],
+        ),
+    ] {
+        Configuration::new(case.target())
+            .hypervisor(key, value)
+            .write(&path)?;
+        let flags = [&case.on(snapshotter)?[..], &["--rm"]].concat();
+        let log = case.log_length()?;
+        let output = case
+            .run_configured(&path, &flags, &case.id(), &["true"])
+            .output()?;
+        let error = output
+            .failure()
+            .with_context(|| format!("{key} = {value}: it is taken"))?;
+        for wanted in wanted {
+            ensure!(
+                error.contains(wanted),
+                "{key} = {value}: {wanted:?} is not said: {error}"
+            );
+        }
+        let log = case.log_since(log)?;
+        ensure!(
+            !log.contains("the agent answers"),
+            "{key} = {value}: a virtual machine was started"
+        );
+    }
     Ok(())
 }
