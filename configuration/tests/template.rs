@@ -70,7 +70,7 @@ fn its_paths_are_those_of_a_distribution() {
             "\"/usr/libexec/kata/vhost-device-vsock\"",
             "\"/bin/busybox\"",
             "\"/run/kata\"",
-            "\"/run/kata-template\"",
+            "\"/var/cache/kata/template\"",
             "\"/run/kata-cache/cache.sock\"",
         ]
     );
