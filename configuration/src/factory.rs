@@ -15,8 +15,9 @@ settings! {
         /// none that fits was saved boots as usual. What copies have in common is not secret to them.
         enable_template: Flag = false => enable_template: bool;
 
-        /// Where saved VMs are: a directory of root's, best in memory (a tmpfs).
-        template_path: HostPath = "/run/kata-template" => template_path: PathBuf;
+        /// Where saved VMs are: a directory of root's, best on a disk: copies have in common what they have not changed of their memory.
+        /// In memory (a tmpfs), which may be too small for what they touch, each has its own.
+        template_path: HostPath = "/var/cache/kata/template" => template_path: PathBuf;
 
         /// VMs that `kata-runtime factory init` keeps ready, copies where there is a template and booted where there is none. A
         /// sandbox takes one, and another one is made. 0: none.

@@ -71,7 +71,7 @@ fn its_paths_are_those_of_a_distribution() {
             "\"/bin/busybox\"",
             "\"/var/log/kata/traces\"",
             "\"/run/kata\"",
-            "\"/run/kata-template\"",
+            "\"/var/cache/kata/template\"",
             "\"/run/kata-cache/cache.sock\"",
         ]
     );

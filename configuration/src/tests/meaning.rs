@@ -84,7 +84,7 @@ fn an_empty_file_is_the_defaults() {
         config.factory,
         FactoryConfig {
             enable_template: false,
-            template_path: "/run/kata-template".into(),
+            template_path: "/var/cache/kata/template".into(),
             vm_cache_number: 0,
             vm_cache_endpoint: "/run/kata-cache/cache.sock".into(),
         }

@@ -288,8 +288,8 @@ impl Qemu {
             Boot::Cold => (Life::Cold, None),
             Boot::ToSave => (Life::ToSave(snapshot::new_memory(&spec)?), None),
             Boot::Clone(saved) => {
-                // Where nobody else must map the memory, all copies have its pages in common.
-                if between::is_permitted() && spec.labels.is_empty() {
+                // Nobody else must map the memory then.
+                if snapshot::can_be_common(&saved) && between::is_permitted() && spec.labels.is_empty() {
                     spec.memory.backing = MemoryBacking::Private;
                 }
                 let (memory, revival) = Revival::begin(&spec, saved)?;

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use configuration::MachineType;
+use rustix::fs::fstatfs;
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -44,6 +45,14 @@ pub fn new_memory(spec: &VmSpec) -> Result<Arc<OwnedFd>, Error> {
     memory
         .map(Arc::new)
         .map_err(failed("cannot make the memory of a VM"))
+}
+
+/// Whether copies can have the saved memory in common. The first look at a page that was not saved takes one of the file's file
+/// system: of the host's cache if it is one on a disk, but of its room if it is in memory, and a VM dies if there is none.
+pub fn can_be_common(saved: &Saved) -> bool {
+    /// linux/magic.h
+    const IN_MEMORY: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+    fstatfs(&saved.memory).is_ok_and(|found| !IN_MEMORY.contains(&(found.f_type as u32)))
 }
 
 impl Revival {

@@ -20,7 +20,8 @@ struct Shelf(TempDir);
 impl Shelf {
     /// Boots a VM until its agent greets, and saves it.
     async fn fill(subject: Subject, growing: bool) -> Self {
-        let shelf = Self(tempfile::tempdir().expect("a directory"));
+        // On the disk that all of this was built on: a tmpfs could not be common to several.
+        let shelf = Self(tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory"));
         let place = Place::new(subject);
         let launched = place.driver.launch(spec(&place, growing), Boot::ToSave).await;
         let mut vm = launched.expect("a VM");

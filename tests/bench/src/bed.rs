@@ -185,7 +185,7 @@ impl Bed {
         };
         let configuration = self.cell.directory.join(format!("{name}.toml"));
         // One that is destroyed takes all of its directory along.
-        let settings = factory::configured_below(settings, kind, &name);
+        let settings = factory::configured_below(&self.cell, settings, kind, &name);
         settings.write(&configuration)?;
         factory::prepare(&Target::here(), &configuration)?;
         Ok(Copies { configuration, kind })

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::cell::Inside;
 use crate::configuration::Configuration;
 use crate::deadlines;
 use crate::parts::Target;
@@ -13,10 +14,10 @@ use crate::program::Program;
 /// The variable that says where the machines of a test come from: `boot`, `template` or `cache`. Without it a suite decides.
 pub const VARIABLE: &str = "KATA_TEST_FACTORY";
 
-/// Where the templates of a cell are: it has a `/run` of its own.
-const TEMPLATES: &str = "/run/kata-template";
+/// Where the templates of a cell are, in its directory on disk.
+const TEMPLATES: &str = "templates";
 
-/// Where machines of a cell are kept ready.
+/// Where machines of a cell are kept ready: it has a `/run` of its own.
 const CACHE: &str = "/run/kata-cache";
 
 /// How many are kept ready for a suite.
@@ -46,17 +47,23 @@ pub fn wanted(usual: Option<Kind>) -> Result<Option<Kind>> {
 }
 
 /// What a configuration says where machines come from there.
-pub fn configured(configuration: Configuration, kind: Kind) -> Configuration {
-    with(configuration, kind, "")
+pub fn configured(cell: &Inside, configuration: Configuration, kind: Kind) -> Configuration {
+    with(cell, configuration, kind, "")
 }
 
 /// The same with a directory of its own, so that the end of one is none of another's.
-pub fn configured_below(configuration: Configuration, kind: Kind, name: &str) -> Configuration {
-    with(configuration, kind, &format!("-{name}"))
+pub fn configured_below(
+    cell: &Inside,
+    configuration: Configuration,
+    kind: Kind,
+    name: &str,
+) -> Configuration {
+    with(cell, configuration, kind, &format!("-{name}"))
 }
 
-fn with(configuration: Configuration, kind: Kind, suffix: &str) -> Configuration {
-    let configuration = configuration.template(&format!("{TEMPLATES}{suffix}"));
+fn with(cell: &Inside, configuration: Configuration, kind: Kind, suffix: &str) -> Configuration {
+    let templates = cell.directory.join(format!("{TEMPLATES}{suffix}"));
+    let configuration = configuration.template(&templates.to_string_lossy());
     match kind {
         Kind::Template => configuration,
         Kind::Cache => configuration.cache(&format!("{CACHE}{suffix}/cache.sock"), KEPT),

@@ -64,7 +64,7 @@ impl Bed {
         let wanted = factory::wanted(None)?;
         let mut settings = Configuration::new(&target);
         if let Some(kind) = wanted {
-            settings = factory::configured(settings, kind);
+            settings = factory::configured(&cell, settings, kind);
         }
         settings.write(&configuration(&cell))?;
         if wanted.is_some() {

@@ -63,7 +63,7 @@ impl World {
         ours.hypervisor.push(("enable_annotations".into(), allowed));
         let wanted = factory::wanted(FACTORY)?;
         if let Some(kind) = wanted {
-            ours = factory::configured(ours, kind);
+            ours = factory::configured(&inside, ours, kind);
         }
         ours.write(&configuration)?;
         if wanted.is_some() {

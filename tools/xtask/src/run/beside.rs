@@ -57,7 +57,7 @@ fn one(cell: &Inside, containerd: &Containerd, settings: Configuration, kind: Op
     let target = Target::here();
     let configuration = cell.directory.join(format!("{origin}.toml"));
     let settings = match kind {
-        Some(kind) => factory::configured_below(settings, kind, origin),
+        Some(kind) => factory::configured_below(cell, settings, kind, origin),
         None => settings,
     };
     settings.write(&configuration)?;

@@ -78,7 +78,11 @@ impl Drop for Factory {
 impl Factory {
     fn new(case: &Case<'_>) -> Result<Self> {
         let configuration = case.path("configuration.toml");
-        Configuration::new(case.target())
+        let mut settings = Configuration::new(case.target());
+        settings
+            .agent
+            .push(("debug_console_enabled".into(), "true".into()));
+        settings
             .hypervisor_number("default_memory", 256)
             // Many boot at once in some cases, on processors that others want as well.
             .agent_number("dial_timeout", AT_ONCE_DEADLINE.as_secs())
@@ -91,22 +95,26 @@ impl Factory {
     }
 
     fn call(&self, verb: &str) -> Program {
+        self.tool(&["factory", verb])
+    }
+
+    fn tool(&self, words: &[&str]) -> Program {
         Program::new(&self.tool)
             .args(["--config".as_ref(), self.configuration.as_os_str()])
-            .args(["factory", verb])
+            .args(words)
             .within(deadlines::RUN)
     }
 
     /// A container that goes on by itself. Says whether its machine is a copy.
     fn start<'a>(&self, case: &'a Case<'a>) -> Result<(Container<'a>, bool)> {
+        self.start_with(case, &[])
+    }
+
+    fn start_with<'a>(&self, case: &'a Case<'a>, flags: &[&str]) -> Result<(Container<'a>, bool)> {
         let id = case.id();
-        case.run_configured(
-            &self.configuration,
-            &["--detach", "--null-io"],
-            &id,
-            &["sleep", "1000"],
-        )
-        .read()?;
+        let flags = [&["--detach", "--null-io"], flags].concat();
+        case.run_configured(&self.configuration, &flags, &id, &["sleep", "1000"])
+            .read()?;
         let vmm = case.process(&["qemu-system", &id])?;
         let is_copy = vmm.command.iter().any(|argument| argument == "-incoming");
         Ok((case.container(&id), is_copy))
@@ -122,7 +130,11 @@ impl Factory {
 
 /// What two containers print, line by line, and what nobody who was not there can know.
 const IDENTITY: &str = "cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | \
-                        md5sum; date +%s";
+                        md5sum; /usr/lib64/ld-linux-x86-64.so.2 --library-path /usr/lib/x86_64-linux-gnu \
+                        /usr/bin/openssl genpkey -algorithm ed25519 -outform DER | tail -c 32 | md5sum; date +%s";
+
+/// The host's programs, of which one makes keys for TLS as a server does at its first start.
+const PROGRAMS: [&str; 2] = ["--mount", "type=bind,src=/usr,dst=/usr,options=rbind:ro"];
 
 fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
     let factory = Factory::new(case)?;
@@ -132,21 +144,24 @@ fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
     ensure!(made.contains("vm factory initialized"), "{made}");
 
     let case = &*case;
-    let (first, is_copy) = factory.start(case)?;
+    let (first, is_copy) = factory.start_with(case, &PROGRAMS)?;
     ensure!(is_copy, "the first machine was booted");
-    let (second, is_copy) = factory.start(case)?;
+    let (second, is_copy) = factory.start_with(case, &PROGRAMS)?;
     ensure!(is_copy, "the second machine was booted");
     let (one, other) = (first.shell(IDENTITY)?, second.shell(IDENTITY)?);
     let (one, other): (Vec<_>, Vec<_>) = (one.lines().collect(), other.lines().collect());
-    ensure!(one.len() == 4 && other.len() == 4, "{one:?} {other:?}");
-    for (line, what) in ["boot id", "random uuid", "random bytes"].iter().enumerate() {
+    ensure!(one.len() == 5 && other.len() == 5, "{one:?} {other:?}");
+    for (line, what) in ["boot id", "random uuid", "random bytes", "key for TLS"]
+        .iter()
+        .enumerate()
+    {
         ensure!(
             one[line] != other[line],
             "two copies have the same {what}: {one:?}"
         );
     }
     for told in [&one, &other] {
-        let clock: u64 = told[3].parse()?;
+        let clock: u64 = told[4].parse()?;
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)?
             .as_secs();
@@ -155,6 +170,15 @@ fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
             "the clock of a copy says {clock} at {now}"
         );
     }
+    let machine = |container: &Container<'_>| {
+        let words = ["exec", &container.id];
+        factory.tool(&words).stdin("cat /etc/machine-id\n").read()
+    };
+    let (one, other) = (machine(&first)?, machine(&second)?);
+    ensure!(
+        one.trim().len() == 32 && other.trim().len() == 32 && one != other,
+        "two copies have the machine ids {one:?} and {other:?}"
+    );
     let output = case
         .run_configured(
             &factory.configuration,
