@@ -15,7 +15,7 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use agent_client::{Agent, Call, Outcome};
+use agent_client::{Agent, Ending, Outcome};
 use slog::{Logger, warn};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -333,21 +333,24 @@ impl Place {
         let Some((recorder, stage)) = self.0.clone() else {
             return Arc::clone(agent);
         };
-        let told = move |call: Call| {
-            if UNTOLD.contains(&call.name) {
-                return;
+        let told = move |name| {
+            if UNTOLD.contains(&name) {
+                return None;
             }
+            let recorder = Arc::clone(&recorder);
             let parent = stage.load(Ordering::Relaxed);
-            let id = recorder.begin(Some(parent), call.name, recorder.at(call.begun));
-            recorder.change(id, |span| {
-                span.is_call = true;
-                span.failure = match call.outcome {
+            let id = recorder.begin(Some(parent), name, recorder.at(Instant::now()));
+            recorder.change(id, |span| span.is_call = true);
+            let ending = move |outcome| {
+                let failure = match outcome {
                     Outcome::Answered => None,
                     Outcome::Failed(kind) => Some(format!("{kind:?}")),
                     Outcome::GivenUp => Some("nobody waited for the answer any more".to_owned()),
                 };
-            });
-            recorder.end(id, recorder.at(Instant::now()));
+                recorder.change(id, |span| span.failure = failure);
+                recorder.end(id, recorder.at(Instant::now()));
+            };
+            Some(Box::new(ending) as Ending)
         };
         agent.telling(Arc::new(told)).unwrap_or_else(|| Arc::clone(agent))
     }

@@ -9,17 +9,6 @@ use crate::ErrorKind;
 /// Upper ends of the buckets, in milliseconds; what takes longer is in none. Kata's.
 pub const BUCKETS_MS: [u64; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512];
 
-/// A call that has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Call {
-    /// Its RPC.
-    pub name: &'static str,
-    /// When it was made.
-    pub begun: Instant,
-    /// What came of it.
-    pub outcome: Outcome,
-}
-
 /// What came of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -31,8 +20,12 @@ pub enum Outcome {
     GivenUp,
 }
 
-/// Who is told of every call that has ended, in the task that made it: it has to be quick.
-pub type Told = Arc<dyn Fn(Call) + Send + Sync>;
+/// Who is told of every call, by its RPC's name, in the task that makes it: it has to be quick. What it answers is told what has
+/// come of the call.
+pub type Told = Arc<dyn Fn(&'static str) -> Option<Ending> + Send + Sync>;
+
+/// Who is told of the end of a call.
+pub type Ending = Box<dyn FnOnce(Outcome) + Send>;
 
 /// How long the calls of one RPC took, failed ones and those that were given up as well.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,15 +64,13 @@ impl Books {
     }
 
     /// Measures a call until it ends, or is given up.
-    pub(crate) fn measure<'a>(&'a self, name: &'static str, told: Option<&'a Told>) -> Measured<'a> {
+    pub(crate) fn measure(&self, name: &'static str, told: Option<&Told>) -> Measured<'_> {
         Measured {
             books: self,
-            told,
-            call: Call {
-                name,
-                begun: Instant::now(),
-                outcome: Outcome::GivenUp,
-            },
+            name,
+            begun: Instant::now(),
+            outcome: Outcome::GivenUp,
+            ending: told.and_then(|told| told(name)),
         }
     }
 
@@ -94,14 +85,16 @@ impl Books {
 /// A call under way.
 pub(crate) struct Measured<'a> {
     books: &'a Books,
-    told: Option<&'a Told>,
-    call: Call,
+    name: &'static str,
+    begun: Instant,
+    outcome: Outcome,
+    ending: Option<Ending>,
 }
 
 impl Measured<'_> {
     /// It has ended, and how it failed if it did.
     pub(crate) fn ended(&mut self, failure: Option<ErrorKind>) {
-        self.call.outcome = failure.map_or(Outcome::Answered, Outcome::Failed);
+        self.outcome = failure.map_or(Outcome::Answered, Outcome::Failed);
     }
 }
 
@@ -109,11 +102,11 @@ impl Drop for Measured<'_> {
     fn drop(&mut self) {
         self.books
             .all()
-            .entry(self.call.name)
+            .entry(self.name)
             .or_default()
-            .add(self.call.begun.elapsed());
-        if let Some(told) = self.told {
-            told(self.call);
+            .add(self.begun.elapsed());
+        if let Some(ending) = self.ending.take() {
+            ending(self.outcome);
         }
     }
 }
@@ -159,11 +152,16 @@ mod tests {
     fn whoever_listens_is_told_how_each_call_ended() {
         let (books, heard) = (Books::default(), Arc::new(Mutex::new(Vec::new())));
         let notes = Arc::clone(&heard);
-        let told: Told = Arc::new(move |call: Call| notes.lock().unwrap().push((call.name, call.outcome)));
+        let told: Told = Arc::new(move |name| {
+            let notes = Arc::clone(&notes);
+            let ending = move |outcome| notes.lock().unwrap().push((name, outcome));
+            (name != "next_events").then(|| Box::new(ending) as Ending)
+        });
         books.measure("hello", Some(&told)).ended(None);
         books
             .measure("read_guest", Some(&told))
             .ended(Some(ErrorKind::NotFound));
+        drop(books.measure("next_events", Some(&told)));
         drop(books.measure("wait_process", Some(&told)));
         assert_eq!(
             *heard.lock().unwrap(),

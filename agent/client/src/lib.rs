@@ -14,7 +14,7 @@ mod listener;
 mod ttrpc_agent;
 
 pub use agent::Agent;
-pub use durations::{BUCKETS_MS, Call, Durations, Outcome, Told};
+pub use durations::{BUCKETS_MS, Durations, Ending, Outcome, Told};
 pub use error::{Error, ErrorKind};
 pub use fake::FakeAgent;
 pub use listener::{Channel, Listener};
