@@ -31,5 +31,5 @@ pub use container::{Container, ContainerRequest, ExecRequest, ExitStatus, Proces
 pub use error::{Error, ErrorKind};
 pub use events::Event;
 pub use id::{ContainerId, ExecId, SandboxId};
-pub use io::{Input, Output, Stdio};
+pub use io::{Input, Output, Stdio, check_descriptor};
 pub use sandbox::{Phase, RootfsMount, Sandbox, SandboxRequest};

@@ -49,7 +49,7 @@ pub struct ConsoleRequest {
 pub fn open(request: &ConsoleRequest, dir: &Path, reaper: &Reaper) -> Result<Process> {
     check(request)?;
     let program = keep(&request.program, dir)?;
-    let (pending, streams) = stdio::prepare(request.stdio)?;
+    let (pending, streams) = stdio::prepare(&request.stdio)?;
     let (mut command, console) = command(request, &program, streams)?;
     let expectation = reaper.expect();
     let child = command.spawn().map_err(Error::file("execute", &program))?;
@@ -72,6 +72,9 @@ pub fn open(request: &ConsoleRequest, dir: &Path, reaper: &Reaper) -> Result<Pro
 }
 
 fn check(request: &ConsoleRequest) -> Result<()> {
+    if !request.stdio.descriptors.is_empty() {
+        return Err(Error::invalid("descriptors", "a console has none"));
+    }
     if request.program.is_empty() || request.program.len() > MAX_CONSOLE {
         let size = request.program.len();
         return Err(Error::invalid(

@@ -86,10 +86,10 @@ pub async fn attach(bench: &Bench) -> Result {
     let (from_us, mut typing) = std::io::pipe()?;
     let attached = container
         .attach(Stdio {
-            terminal: false,
             stdin: Input::Descriptor(from_us.into()),
             stdout: to_stdout,
             stderr: to_stderr,
+            ..Stdio::default()
         })
         .await?;
     let (second, to_second) = output()?;

@@ -246,10 +246,11 @@ impl Console {
                     let _ = self.agent.resize_terminal(request, Some(deadlines::SIGNAL)).await;
                 }
                 Frame::End => {
-                    let _ = self
-                        .agent
-                        .close_stdin(self.named(), Some(deadlines::SIGNAL))
-                        .await?;
+                    let end = p::CloseStdinRequest {
+                        exec_id: self.id.clone(),
+                        ..Default::default()
+                    };
+                    self.agent.close_stdin(end, Some(deadlines::SIGNAL)).await?;
                 }
                 Frame::Errors(_) | Frame::Exit(_) => {
                     return Err(Error::new(

@@ -14,7 +14,7 @@ use super::process::Process;
 use super::state::State;
 use super::task::Task;
 use crate::ContainerId;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Hooks, Stage};
 use crate::io::Opened;
 use crate::sandbox::{Phases, VmEnd};
@@ -103,12 +103,16 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
         .inspect_err(|error| parts.course.fail(error))?;
     parts.request.stdio = Some(parts.streams.wanted(None)).into();
     let id = parts.id;
-    if let Err(error) = parts
+    let created = parts
         .agent
         .create_container(parts.request, Some(parts.timeouts.create))
-        .await
-    {
-        if error.kind == AgentErrorKind::DeadlineExceeded {
+        .await;
+    let created = match created {
+        Ok(answer) => has_all(&answer, parts.streams.more.len()).map_err(|error| (true, error)),
+        Err(error) => Err((error.kind == AgentErrorKind::DeadlineExceeded, error.into())),
+    };
+    if let Err((may_exist, error)) = created {
+        if may_exist {
             // It may exist, or come to exist yet.
             let request = p::DeleteContainerRequest {
                 container_id: id.to_string(),
@@ -120,11 +124,10 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
                 .delete_container(request, Some(parts.timeouts.request))
                 .await
             {
-                warn!(parts.log, "a container that was created too late may be left in the guest";
+                warn!(parts.log, "a container that nobody waits for may be left in the guest";
                     "container" => %id, "error" => %error);
             }
         }
-        let error = error.into();
         parts.course.fail(&error);
         return Err(error);
     }
@@ -152,4 +155,19 @@ pub(crate) async fn create(mut parts: Parts) -> Result<Container> {
     };
     tokio::spawn(task.run(queue));
     Ok(Container { id, bundle, commands })
+}
+
+/// Checks that a process has the descriptors that were asked for: an older agent knows of none.
+pub(super) fn has_all(answer: &p::ProcessResponse, wanted: usize) -> Result<()> {
+    match usize::try_from(answer.descriptors) {
+        Ok(count) if count == wanted => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "the guest's agent gives a process {} of the {wanted} descriptors that it is to have; its image is older than this \
+                 runtime",
+                answer.descriptors
+            ),
+        )),
+    }
 }

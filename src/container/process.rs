@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::state::State;
 use super::{ExitStatus, ProcessState};
-use crate::io::{Delivery, InputPump, Opened, OutputPump, Target};
+use crate::io::{Delivery, InputPump, Name, Opened, OutputPump, Target};
 use crate::trace::{Course, Place};
 
 /// Exit code of a process whose end is not known.
@@ -36,6 +36,8 @@ pub(super) struct Process {
     streams: Option<Opened>,
     input: Option<InputPump>,
     close_input: bool,
+    /// Of descriptors beyond the standard ones.
+    inputs: Vec<InputPump>,
     outputs: Vec<OutputPump>,
     /// Its life, whose stages are its states.
     course: Course,
@@ -57,6 +59,7 @@ impl Process {
             streams: Some(streams),
             input: None,
             close_input: false,
+            inputs: Vec::new(),
             outputs: Vec::new(),
         }
     }
@@ -104,21 +107,35 @@ impl Process {
         ] {
             let Some(sink) = sink else { continue };
             let first = Arc::clone(&first);
-            self.outputs
-                .push(OutputPump::start(target.clone(), stream, sink, move || {
+            self.outputs.push(OutputPump::start(
+                target.clone(),
+                Name::Standard(stream),
+                sink,
+                move || {
                     // Nothing panics while it holds it.
                     let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
                     if let Some(first) = first {
                         first(begun.elapsed());
                     }
-                }));
+                },
+            ));
         }
         if let Some(source) = streams.stdin {
-            let mut input = InputPump::start(target.clone(), source);
+            let mut input = InputPump::start(target.clone(), 0, source);
             if self.close_input {
                 input.close();
             }
             self.input = Some(input);
+        }
+        for (number, more) in (p::FIRST_DESCRIPTOR..).zip(streams.more) {
+            let outputs = more
+                .sink
+                .map(|sink| OutputPump::start(target.clone(), Name::Descriptor(number), sink, || {}));
+            let inputs = more
+                .source
+                .map(|source| InputPump::start(target.clone(), number, source));
+            self.outputs.extend(outputs);
+            self.inputs.extend(inputs);
         }
     }
 
@@ -143,6 +160,7 @@ impl Process {
     /// It has ended; the first end that is told counts.
     pub(super) fn ended(&mut self, code: u32, at: SystemTime) {
         self.input = None;
+        self.inputs.clear();
         let known = self.exit().is_some();
         let end = self.told.unwrap_or(ExitStatus { code, at, oom: false });
         self.exit.send_if_modified(|exit| {

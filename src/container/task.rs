@@ -14,6 +14,7 @@ use slog::{Logger, debug, info, o, warn};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use super::create::has_all;
 use super::process::{KILLED, Process, UNKNOWN};
 use super::state::{State, Step};
 use super::{Appeal, ExecRequest, ExitStatus, ProcessState, Timeouts};
@@ -369,27 +370,41 @@ impl Task {
         let place = self.process(Some(&id)).map(|process| process.place());
         let agent = place.unwrap_or_default().watched(&self.agent);
         let limit = self.timeouts.request;
-        self.job(
-            async move { agent.exec_process(request, Some(limit)).await },
-            move |task, answer| {
-                let answer = match answer {
-                    Ok(_) => {
-                        task.happened(Some(&id), Step::Started);
-                        task.connect(Some(&id));
-                        task.watch(Some(&id));
-                        Ok(())
-                    }
-                    Err(error) => {
-                        task.happened(Some(&id), Step::StartFailed);
-                        if let Ok(process) = task.process(Some(&id)) {
-                            process.disconnect();
-                        }
-                        Err(error.into())
-                    }
+        let named = self.target(Some(&id)).process();
+        let wanted = request.stdio.descriptors.len();
+        let exec = async move {
+            let answer = agent.exec_process(request, Some(limit)).await?;
+            if let Err(error) = has_all(&answer, wanted) {
+                // It runs without.
+                let kill = p::SignalProcessRequest {
+                    container_id: named.container_id,
+                    exec_id: named.exec_id,
+                    signal: libc::SIGKILL.unsigned_abs(),
+                    ..Default::default()
                 };
-                drop(reply.send(answer));
-            },
-        );
+                let _ = agent.signal_process(kill, Some(limit)).await;
+                return Err(error);
+            }
+            Ok(())
+        };
+        self.job(exec, move |task, answer: Result<()>| {
+            let answer = match answer {
+                Ok(()) => {
+                    task.happened(Some(&id), Step::Started);
+                    task.connect(Some(&id));
+                    task.watch(Some(&id));
+                    Ok(())
+                }
+                Err(error) => {
+                    task.happened(Some(&id), Step::StartFailed);
+                    if let Ok(process) = task.process(Some(&id)) {
+                        process.disconnect();
+                    }
+                    Err(error)
+                }
+            };
+            drop(reply.send(answer));
+        });
     }
 
     fn exec_request(&mut self, id: &ExecId) -> Result<p::ExecProcessRequest> {

@@ -140,6 +140,7 @@ impl Wanted {
             stdin: next(self.stdin)?.map_or(Input::Null, Input::Descriptor),
             stdout: next(self.stdout)?.map_or(Output::Null, Output::Descriptor),
             stderr: next(self.stderr)?.map_or(Output::Null, Output::Descriptor),
+            descriptors: Vec::new(),
         })
     }
 }

@@ -386,6 +386,12 @@ fn exit(answer: Answer) -> Result<ExitStatus> {
 /// The descriptors of streams, and which they are. What is named by a path is opened by its caller, who may be another one than the
 /// owner.
 fn passed(streams: Stdio) -> Result<(Wanted, Vec<OwnedFd>)> {
+    if !streams.descriptors.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "descriptors beyond the standard streams are not given to a process of an engine's",
+        ));
+    }
     let mut fds = Vec::new();
     let mut wanted = Wanted::default();
     let named = || {

@@ -11,12 +11,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_protocol::FIRST_DESCRIPTOR;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::descriptor::{self, Way};
 use super::fifo::{self, Keeper};
 use super::{Input, Output, Stdio, sys};
 use crate::aside::{Site, aside};
@@ -29,6 +32,15 @@ pub(crate) struct Opened {
     pub(crate) stdin: Option<Source>,
     pub(crate) stdout: Option<Sink>,
     pub(crate) stderr: Option<Sink>,
+    /// Descriptors 3 and following.
+    pub(crate) more: Vec<More>,
+}
+
+/// Both ends of a descriptor beyond the standard ones, those that there are.
+#[derive(Debug)]
+pub(crate) struct More {
+    pub(crate) source: Option<Source>,
+    pub(crate) sink: Option<Sink>,
 }
 
 impl Opened {
@@ -37,7 +49,8 @@ impl Opened {
         if matches!(
             (&stdio.stdin, &stdio.stdout, &stdio.stderr),
             (Input::Null, Output::Null, Output::Null)
-        ) {
+        ) && stdio.descriptors.is_empty()
+        {
             return Ok(Self {
                 terminal: stdio.terminal,
                 ..Self::default()
@@ -54,6 +67,10 @@ impl Opened {
                 } else {
                     Sink::open("stderr", stdio.stderr, site)?
                 },
+                more: (FIRST_DESCRIPTOR..)
+                    .zip(stdio.descriptors)
+                    .map(|(number, fd)| More::open(number, fd))
+                    .collect::<Result<_>>()?,
             })
         };
         aside(limit, open).await
@@ -66,6 +83,15 @@ impl Opened {
             stdin: self.stdin.is_some(),
             stdout: self.stdout.is_some(),
             stderr: self.stderr.is_some(),
+            descriptors: self
+                .more
+                .iter()
+                .map(|more| agent_protocol::Descriptor {
+                    readable: more.source.is_some(),
+                    writable: more.sink.is_some(),
+                    ..Default::default()
+                })
+                .collect(),
             size: size
                 .map(|(rows, columns)| agent_protocol::TerminalSize {
                     rows: rows.into(),
@@ -78,12 +104,43 @@ impl Opened {
     }
 }
 
+impl More {
+    fn open(number: u32, fd: OwnedFd) -> Result<Self> {
+        let way = descriptor::check(number, &fd)?;
+        let open = |fd: OwnedFd, interest| Descriptor::new(fd, interest);
+        let opened = || -> io::Result<Self> {
+            let again = fd.try_clone()?;
+            Ok(Self {
+                source: match way.reads() {
+                    true => Some(Source {
+                        from: open(fd, Interest::READABLE)?,
+                        _open: None,
+                        ends_alone: way == Way::Both,
+                    }),
+                    false => None,
+                },
+                sink: match way.writes() {
+                    true => Some(Sink {
+                        to: open(again, Interest::WRITABLE)?,
+                        keeper: None,
+                        ends_alone: way == Way::Both,
+                    }),
+                    false => None,
+                },
+            })
+        };
+        opened().map_err(|cause| cannot_open("a descriptor", &number.to_string(), cause))
+    }
+}
+
 /// Where output goes.
 #[derive(Debug)]
 pub(crate) struct Sink {
     to: Descriptor,
     /// Of a named pipe.
     keeper: Option<Keeper>,
+    /// It is one direction of a socket.
+    ends_alone: bool,
 }
 
 impl Sink {
@@ -103,7 +160,11 @@ impl Sink {
         opened
             .and_then(|(fd, keeper)| {
                 let to = Descriptor::new(fd, Interest::WRITABLE)?;
-                Ok(Some(Self { to, keeper }))
+                Ok(Some(Self {
+                    to,
+                    keeper,
+                    ends_alone: false,
+                }))
             })
             .map_err(|cause| cannot_open(stream, &name, cause))
     }
@@ -114,11 +175,15 @@ impl Sink {
         Self {
             to: Descriptor::Plain(Arc::new(file)),
             keeper: None,
+            ends_alone: false,
         }
     }
 
     /// Closes it, once nothing is lost by that.
     pub(crate) async fn close(self) -> io::Result<()> {
+        if self.ends_alone {
+            self.to.shut(Shutdown::Write);
+        }
         match self.keeper {
             Some(keeper) => keeper.settled(self.to.fd()).await,
             None => Ok(()),
@@ -137,10 +202,7 @@ impl Sink {
         }
         let mut data = data.as_slice();
         while !data.is_empty() {
-            let written = self
-                .to
-                .io(Interest::WRITABLE, |fd| rustix::io::write(fd, data))
-                .await?;
+            let written = self.to.io(Interest::WRITABLE, |fd| self.to.put(fd, data)).await?;
             data = data.get(written..).unwrap_or_default();
         }
         Ok(())
@@ -153,6 +215,8 @@ pub(crate) struct Source {
     from: Descriptor,
     /// The other end of a named pipe.
     _open: Option<OwnedFd>,
+    /// It is one direction of a socket.
+    ends_alone: bool,
 }
 
 impl Source {
@@ -171,7 +235,11 @@ impl Source {
         opened
             .and_then(|(fd, _open)| {
                 let from = Descriptor::new(fd, Interest::READABLE)?;
-                Ok(Some(Self { from, _open }))
+                Ok(Some(Self {
+                    from,
+                    _open,
+                    ends_alone: false,
+                }))
             })
             .map_err(|cause| cannot_open("stdin", &name, cause))
     }
@@ -179,29 +247,24 @@ impl Source {
     /// Waits for input and takes up to `max` bytes of it; empty: it has ended, which a named pipe never does by itself. Takes
     /// nothing when it is cancelled.
     pub(crate) async fn read(&self, max: usize) -> io::Result<Vec<u8>> {
-        self.from.io(Interest::READABLE, |fd| take(fd, max)).await
+        self.from
+            .io(Interest::READABLE, |fd| self.from.take(fd, max))
+            .await
+    }
+
+    /// Nobody will read it: who writes is told.
+    pub(crate) fn refuse(self) {
+        if self.ends_alone {
+            self.from.shut(Shutdown::Read);
+        }
     }
 
     /// Takes what is there now; empty: nothing is.
     pub(crate) fn read_now(&self, max: usize) -> io::Result<Vec<u8>> {
-        match take(self.from.fd(), max) {
+        match self.from.take(self.from.fd(), max) {
             Err(Errno::AGAIN) => Ok(Vec::new()),
             taken => Ok(taken?),
         }
-    }
-}
-
-fn take(fd: &OwnedFd, max: usize) -> rustix::io::Result<Vec<u8>> {
-    let mut data = Vec::with_capacity(max);
-    match rustix::io::read(fd, spare_capacity(&mut data)) {
-        Ok(_) => {
-            // Waits in memory until the process takes it.
-            data.shrink_to_fit();
-            Ok(data)
-        }
-        // A terminal's master, when the last slave is closed.
-        Err(Errno::IO) => Ok(Vec::new()),
-        Err(error) => Err(error),
     }
 }
 
@@ -217,11 +280,17 @@ fn write_file(file: &OwnedFd, mut data: &[u8]) -> io::Result<()> {
 #[derive(Debug)]
 enum Descriptor {
     Polled(AsyncFd<OwnedFd>),
+    /// Not made non-blocking, as whoever else has it would find it so.
+    Socket(AsyncFd<OwnedFd>),
     Plain(Arc<OwnedFd>),
 }
 
 impl Descriptor {
     fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        if FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::Socket {
+            let registered = sys::register(fd, interest).map_err(|(_, cause)| cause)?;
+            return Ok(Self::Socket(registered));
+        }
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         match sys::register(fd, interest) {
             Ok(polled) => Ok(Self::Polled(polled)),
@@ -233,9 +302,42 @@ impl Descriptor {
 
     fn fd(&self) -> &OwnedFd {
         match self {
-            Self::Polled(fd) => fd.get_ref(),
+            Self::Polled(fd) | Self::Socket(fd) => fd.get_ref(),
             Self::Plain(fd) => fd,
         }
+    }
+
+    /// Takes up to `max` bytes without waiting; empty: it has ended.
+    fn take(&self, fd: &OwnedFd, max: usize) -> rustix::io::Result<Vec<u8>> {
+        let mut data = Vec::with_capacity(max);
+        let taken = match self {
+            Self::Socket(_) => recv(fd, spare_capacity(&mut data), RecvFlags::DONTWAIT).map(drop),
+            Self::Polled(_) | Self::Plain(_) => rustix::io::read(fd, spare_capacity(&mut data)).map(drop),
+        };
+        match taken {
+            Ok(()) => {
+                // Waits in memory until the process takes it.
+                data.shrink_to_fit();
+                Ok(data)
+            }
+            // A terminal's master, when the last slave is closed.
+            Err(Errno::IO) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts there what it takes without waiting.
+    fn put(&self, fd: &OwnedFd, data: &[u8]) -> rustix::io::Result<usize> {
+        match self {
+            Self::Socket(_) => send(fd, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+            Self::Polled(_) | Self::Plain(_) => rustix::io::write(fd, data),
+        }
+    }
+
+    /// Ends one direction of a socket, for everybody who has it.
+    fn shut(&self, how: Shutdown) {
+        // The other side may have gone.
+        let _ = shutdown(self.fd(), how);
     }
 
     async fn io<T>(
@@ -244,7 +346,7 @@ impl Descriptor {
         mut call: impl FnMut(&OwnedFd) -> rustix::io::Result<T>,
     ) -> io::Result<T> {
         match self {
-            Self::Polled(fd) => {
+            Self::Polled(fd) | Self::Socket(fd) => {
                 fd.async_io(interest, |fd| call(fd).map_err(io::Error::from))
                     .await
             }

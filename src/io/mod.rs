@@ -2,6 +2,7 @@
 //!
 //! Parsing of URIs is the caller's. Must not know what a container is beyond the names of a process in the agent's calls.
 
+mod descriptor;
 mod endpoint;
 mod fifo;
 mod pump;
@@ -12,10 +13,11 @@ mod tests;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use descriptor::check as check_descriptor;
 pub(crate) use endpoint::{Opened, Sink, Source};
-pub(crate) use pump::{CHUNK, Delivery, Input as InputPump, Output as OutputPump, Target};
+pub(crate) use pump::{CHUNK, Delivery, Input as InputPump, Name, Output as OutputPump, Target};
 
-/// The standard streams of one process.
+/// The streams of one process: the standard ones, and what it has beyond them.
 #[derive(Debug, Default)]
 pub struct Stdio {
     /// The process gets a terminal; output is `stdout` alone.
@@ -26,6 +28,10 @@ pub struct Stdio {
     pub stdout: Output,
     /// Standard error.
     pub stderr: Output,
+    /// Its descriptors 3 and following, in this order: pipes, connected stream sockets, terminals, and files as streams
+    /// ([`check_descriptor`]). In the guest it has a pipe or a connected socket for each, whose bytes are carried, in whichever directions
+    /// there are; each direction ends by itself, and all of them with the process.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// Source of standard input.

@@ -42,6 +42,15 @@ impl Target {
     }
 }
 
+/// Which output of a process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Name {
+    /// A standard one.
+    Standard(p::Stream),
+    /// That of a descriptor beyond those.
+    Descriptor(u32),
+}
+
 /// The pump of one output stream.
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -57,7 +66,7 @@ impl Output {
     /// Begins to move a stream. `first` is called when the first output is there.
     pub(crate) fn start(
         target: Target,
-        stream: p::Stream,
+        stream: Name,
         sink: Sink,
         first: impl FnOnce() + Send + 'static,
     ) -> Self {
@@ -88,7 +97,7 @@ impl Drop for Output {
 
 async fn move_output(
     target: Target,
-    stream: p::Stream,
+    stream: Name,
     sink: Sink,
     first: impl FnOnce(),
     undelivered: watch::Sender<()>,
@@ -105,10 +114,25 @@ async fn move_output(
             continue;
         };
         // The guest fetches the next one while the reader takes this one.
-        let (written, following) = tokio::join!(open.write_all(data), read(&target, stream));
+        let write = async {
+            let written = open.write_all(data).await;
+            if let (Err(_), Name::Descriptor(number)) = (&written, stream) {
+                // Ends the read that is under way as well.
+                give_up(&target, number).await;
+            }
+            written
+        };
+        let (written, following) = tokio::join!(write, read(&target, stream));
         if let Err(error) = written {
-            // The process must not wait for a reader that is gone for good: the rest is read and thrown away.
-            warn!(target.log, "output is lost"; "stream" => ?stream, "error" => %error);
+            match stream {
+                // The process must not wait for a reader that is gone for good: the rest is read and thrown away.
+                Name::Standard(_) => {
+                    warn!(target.log, "output is lost"; "stream" => ?stream, "error" => %error);
+                }
+                Name::Descriptor(_) => {
+                    debug!(target.log, "nobody reads it"; "stream" => ?stream, "error" => %error);
+                }
+            }
             sink = None;
         }
         next = following;
@@ -122,13 +146,10 @@ async fn move_output(
 }
 
 /// The next output; `None` at the end of the stream or of the connection.
-async fn read(target: &Target, stream: p::Stream) -> Option<Vec<u8>> {
+async fn read(target: &Target, stream: Name) -> Option<Vec<u8>> {
     let request = p::ReadOutputRequest {
-        container_id: target.container.clone(),
-        exec_id: target.exec.clone(),
-        stream: stream.into(),
         max: CHUNK as u32,
-        ..Default::default()
+        ..named(target, stream)
     };
     // Waits for the workload, so without a deadline; it ends with the connection.
     match target.agent.read_output(request, None).await {
@@ -146,7 +167,31 @@ async fn read(target: &Target, stream: p::Stream) -> Option<Vec<u8>> {
     }
 }
 
-/// The pump of standard input.
+fn named(target: &Target, stream: Name) -> p::ReadOutputRequest {
+    let mut request = p::ReadOutputRequest {
+        container_id: target.container.clone(),
+        exec_id: target.exec.clone(),
+        ..Default::default()
+    };
+    match stream {
+        Name::Standard(stream) => request.stream = stream.into(),
+        Name::Descriptor(number) => request.descriptor = number,
+    }
+    request
+}
+
+/// Nobody reads what the process writes there: it finds that out.
+async fn give_up(target: &Target, number: u32) {
+    let request = p::ReadOutputRequest {
+        close: true,
+        ..named(target, Name::Descriptor(number))
+    };
+    if let Err(error) = target.agent.read_output(request, Some(target.deadline)).await {
+        debug!(target.log, "a descriptor is not closed"; "descriptor" => number, "error" => %error);
+    }
+}
+
+/// The pump of input: of the standard one, or of a descriptor's.
 #[derive(Debug)]
 pub(crate) struct Input {
     task: JoinHandle<()>,
@@ -154,11 +199,11 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// Begins to move input.
-    pub(crate) fn start(target: Target, source: Source) -> Self {
+    /// Begins to move input, to the descriptor of this number.
+    pub(crate) fn start(target: Target, number: u32, source: Source) -> Self {
         let (close, closed) = oneshot::channel();
         Self {
-            task: tokio::spawn(move_input(target, source, closed)),
+            task: tokio::spawn(move_input(target, number, source, closed)),
             close: Some(close),
         }
     }
@@ -178,7 +223,7 @@ impl Drop for Input {
     }
 }
 
-async fn move_input(target: Target, source: Source, mut closed: oneshot::Receiver<()>) {
+async fn move_input(target: Target, number: u32, source: Source, mut closed: oneshot::Receiver<()>) {
     loop {
         let data = tokio::select! {
             biased;
@@ -188,7 +233,8 @@ async fn move_input(target: Target, source: Source, mut closed: oneshot::Receive
         match data {
             Ok(data) if data.is_empty() => break,
             Ok(data) => {
-                if !write(&target, data).await {
+                if !write(&target, number, data).await {
+                    source.refuse();
                     return;
                 }
             }
@@ -202,25 +248,29 @@ async fn move_input(target: Target, source: Source, mut closed: oneshot::Receive
     while let Ok(data) = source.read_now(CHUNK)
         && !data.is_empty()
     {
-        if !write(&target, data).await {
+        if !write(&target, number, data).await {
+            source.refuse();
             return;
         }
     }
-    if let Err(error) = target
-        .agent
-        .close_stdin(target.process(), Some(target.deadline))
-        .await
-    {
+    let request = p::CloseStdinRequest {
+        container_id: target.container.clone(),
+        exec_id: target.exec.clone(),
+        descriptor: number,
+        ..Default::default()
+    };
+    if let Err(error) = target.agent.close_stdin(request, Some(target.deadline)).await {
         debug!(target.log, "input is not closed"; "error" => %error);
     }
 }
 
 /// Whether the process still reads.
-async fn write(target: &Target, data: Vec<u8>) -> bool {
+async fn write(target: &Target, number: u32, data: Vec<u8>) -> bool {
     let request = p::WriteStdinRequest {
         container_id: target.container.clone(),
         exec_id: target.exec.clone(),
         data,
+        descriptor: number,
         ..Default::default()
     };
     // Waits for the workload, so without a deadline.

@@ -2,18 +2,25 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_client::{Agent, FakeAgent};
 use agent_protocol as p;
+use rustix::fs::OFlags;
 use slog::{Discard, Logger, o};
 use tokio::time::timeout;
 
+use crate::error::ErrorKind;
+
+use super::descriptor::{Way, check};
 use super::pump::CHUNK;
-use super::{Input, InputPump, Opened, Output, OutputPump, Stdio, Target};
+use super::{Input, InputPump, Name, Opened, Output, OutputPump, Stdio, Target};
 
 /// Longer than anything here takes on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -58,7 +65,12 @@ impl Guest {
             ..Stdio::default()
         };
         let sink = Opened::open(stdio, SOON).await.unwrap().stdout.unwrap();
-        OutputPump::start(self.target.clone(), p::Stream::STDOUT, sink, || {})
+        OutputPump::start(
+            self.target.clone(),
+            Name::Standard(p::Stream::STDOUT),
+            sink,
+            || {},
+        )
     }
 
     async fn input(&self, input: Input) -> InputPump {
@@ -67,7 +79,7 @@ impl Guest {
             ..Stdio::default()
         };
         let opened = Opened::open(stdio, SOON).await.unwrap();
-        InputPump::start(self.target.clone(), opened.stdin.unwrap())
+        InputPump::start(self.target.clone(), 0, opened.stdin.unwrap())
     }
 
     fn print(&self, data: &[u8]) {
@@ -355,4 +367,143 @@ async fn a_file_that_does_not_take_output_holds_up_nobody_else() {
         "it waits"
     );
     drop(reader);
+}
+
+/// A process with these descriptors, its pumps running.
+async fn carried(guest: &Guest, exec: &str, descriptors: Vec<OwnedFd>) -> (Vec<OutputPump>, Vec<InputPump>) {
+    let stdio = Stdio {
+        descriptors,
+        ..Stdio::default()
+    };
+    let opened = Opened::open(stdio, SOON).await.unwrap();
+    let request = p::ExecProcessRequest {
+        container_id: "c".into(),
+        exec_id: exec.into(),
+        stdio: Some(opened.wanted(None)).into(),
+        ..Default::default()
+    };
+    guest.agent.exec_process(request, None).await.unwrap();
+    let target = Target {
+        exec: exec.into(),
+        ..guest.target.clone()
+    };
+    let (mut outputs, mut inputs) = (Vec::new(), Vec::new());
+    for (number, more) in (3..).zip(opened.more) {
+        if let Some(sink) = more.sink {
+            outputs.push(OutputPump::start(
+                target.clone(),
+                Name::Descriptor(number),
+                sink,
+                || {},
+            ));
+        }
+        if let Some(source) = more.source {
+            inputs.push(InputPump::start(target.clone(), number, source));
+        }
+    }
+    (outputs, inputs)
+}
+
+#[tokio::test]
+async fn the_directions_of_a_connection_end_one_by_one() {
+    let guest = Guest::new().await;
+    let (mut ours, its) = StdUnixStream::pair().unwrap();
+    let other = its.try_clone().unwrap();
+    let _pumps = carried(&guest, "e", vec![its.into()]).await;
+    ours.write_all(b"question").unwrap();
+    ours.shutdown(Shutdown::Write).unwrap();
+    guest
+        .until(|agent| agent.descriptor("c", "e", 3) == (b"question".to_vec(), true, false))
+        .await;
+    guest.agent.print_to("c", "e", 3, b"answer", true);
+    // Whoever else has that end: it is the process that has ended it.
+    let answer = tokio::task::spawn_blocking(move || {
+        let mut answer = String::new();
+        ours.read_to_string(&mut answer).map(|_| answer)
+    });
+    assert_eq!(timeout(SOON, answer).await.unwrap().unwrap().unwrap(), "answer");
+    let flags = rustix::fs::fcntl_getfl(&other).unwrap();
+    assert!(
+        !flags.contains(OFlags::NONBLOCK),
+        "others have it, too: {flags:?}"
+    );
+}
+
+#[tokio::test]
+async fn each_side_learns_that_the_other_reads_no_more() {
+    let guest = Guest::new().await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (mut ours, its) = StdUnixStream::pair().unwrap();
+    let _pumps = carried(&guest, "e", vec![writer.into(), its.into()]).await;
+    drop(reader);
+    guest.agent.print_to("c", "e", 3, b"unheard", false);
+    guest.until(|agent| agent.descriptor("c", "e", 3).2).await;
+    guest.agent.stop_reading("c", "e", 4);
+    let writing = tokio::task::spawn_blocking(move || {
+        while ours.write_all(b"x").is_ok() {
+            std::thread::yield_now();
+        }
+    });
+    timeout(SOON, writing).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_stream_is_refused_by_its_number_and_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, "content").unwrap();
+    let (read, write) = std::io::pipe().unwrap();
+    let both = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .unwrap();
+    let memory = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let unconnected = rustix::net::socket(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        None,
+    );
+    let event = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let table: [(OwnedFd, Result<Way, &str>); 13] = [
+        (read.into(), Ok(Way::Read)),
+        (write.into(), Ok(Way::Write)),
+        (StdUnixStream::pair().unwrap().0.into(), Ok(Way::Both)),
+        (File::open(&path).unwrap().into(), Ok(Way::Read)),
+        (
+            OpenOptions::new().append(true).open(&path).unwrap().into(),
+            Ok(Way::Write),
+        ),
+        (null.into(), Ok(Way::Both)),
+        (both.into(), Err("a file that is opened for reading and writing")),
+        (memory, Err("a file in memory (memfd)")),
+        (File::open(dir.path()).unwrap().into(), Err("a directory")),
+        (
+            std::os::unix::net::UnixListener::bind(dir.path().join("socket"))
+                .unwrap()
+                .into(),
+            Err("a listening socket"),
+        ),
+        (
+            std::os::unix::net::UnixDatagram::unbound().unwrap().into(),
+            Err("a socket for datagrams"),
+        ),
+        (unconnected.unwrap(), Err("a socket that is not connected")),
+        (event, Err("an object of the host's kernel")),
+    ];
+    for (number, (fd, expected)) in (3..).zip(table) {
+        match (check(number, &fd), expected) {
+            (Ok(way), Ok(wanted)) => assert_eq!(way, wanted, "{number}"),
+            (Err(error), Err(kind)) => {
+                assert_eq!(error.kind, ErrorKind::Unsupported);
+                let said = format!("descriptor {number} is {kind}");
+                assert!(error.chain().starts_with(&said), "{}", error.chain());
+            }
+            (checked, wanted) => panic!("{number}: {checked:?} instead of {wanted:?}"),
+        }
+    }
+    let zero = File::open("/dev/zero").unwrap();
+    let error = check(9, &zero).unwrap_err();
+    assert!(error.chain().contains("a device"), "{}", error.chain());
 }

@@ -83,7 +83,7 @@ agent_rpcs! {
     /// Pushes input.
     write_stdin(p::WriteStdinRequest) -> p::WriteStdinResponse;
     /// Ends input.
-    close_stdin(p::ProcessRequest) -> p::Empty;
+    close_stdin(p::CloseStdinRequest) -> p::Empty;
     /// Sets the terminal's size.
     resize_terminal(p::ResizeTerminalRequest) -> p::Empty;
     /// Pids of the container's processes in the guest.

@@ -37,6 +37,12 @@ pub const GREETING: &[u8; 16] = b"KATA-AGENT/0001\n";
 /// Largest chunk of stdin or output that one call carries, in bytes. Well under ttrpc's limit of 4 MiB a message.
 pub const MAX_CHUNK: usize = 256 * 1024;
 
+/// Most descriptors that a process has beyond the standard ones.
+pub const MAX_DESCRIPTORS: usize = 64;
+
+/// The first of them.
+pub const FIRST_DESCRIPTOR: u32 = 3;
+
 /// Largest OCI specification that is sent to the guest, in bytes of JSON. ttrpc refuses messages over 4 MiB.
 pub const MAX_SPEC: usize = 3 * 1024 * 1024;
 

@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::{
@@ -196,6 +196,15 @@ pub(super) struct ChildEnd {
 }
 
 impl ChildEnd {
+    /// The same end, with a number that is not below this one: those are the program's.
+    pub(super) fn not_below(self, number: i32) -> Result<Self> {
+        if self.socket.as_raw_fd() >= number {
+            return Ok(self);
+        }
+        let socket = rustix::io::fcntl_dupfd_cloexec(&self.socket, number).step(|| "move a socket")?;
+        Ok(Self { socket })
+    }
+
     /// Says something, with a descriptor or without.
     pub(super) fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         send(self.socket.as_fd(), message, fd)

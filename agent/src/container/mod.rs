@@ -104,6 +104,15 @@ pub struct ProcessStdio {
     pub terminal: bool,
     /// The terminal's first size: columns, rows.
     pub size: Option<(u16, u16)>,
+    /// Its descriptors 3 and following.
+    pub descriptors: Vec<OwnedFd>,
+}
+
+impl ProcessStdio {
+    /// The first number that no descriptor of the program has.
+    fn beyond(&self) -> i32 {
+        setup::FIRST_DESCRIPTOR + i32::try_from(self.descriptors.len()).unwrap_or(i32::MAX / 2)
+    }
 }
 
 /// A process that was made.
@@ -353,6 +362,7 @@ impl Container {
             return Err(Error::State("the container is paused"));
         }
         let (agent_end, child_end) = channel::pair()?;
+        let child_end = child_end.not_below(stdio.beyond())?;
         // An exec starts as soon as it is ready.
         agent_end.send(&Message::Start)?;
         let child = Child {

@@ -40,6 +40,7 @@ pub(super) async fn spawn_init(
     }
     let joins = namespaces::Joins::open(&plan.namespaces)?;
     let (agent_end, child_end) = channel::pair()?;
+    let child_end = child_end.not_below(request.stdio.beyond())?;
     let child = Child {
         id: request.id,
         process: &plan.process,

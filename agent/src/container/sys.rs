@@ -131,6 +131,19 @@ pub(super) fn inherit_as(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
     check(unsafe { libc::dup2(fd.as_raw_fd(), target) })
 }
 
+/// Makes `target` a copy of `fd`, which the program inherits only after [`inherit`].
+pub(super) fn put_at(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
+    // SAFETY: takes integers; whatever of the child's has this number is not used any more, and not dropped either: the child ends
+    // by executing a program, or by exiting.
+    check(unsafe { libc::dup3(fd.as_raw_fd(), target, libc::O_CLOEXEC) })
+}
+
+/// Has the program inherit a descriptor.
+pub(super) fn inherit(number: RawFd) -> io::Result<()> {
+    // SAFETY: takes integers, and changes a flag.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })
+}
+
 /// Sets SIGPIPE, which Rust's runtime ignores, to its default, and unblocks all signals.
 pub(super) fn reset_signals() -> io::Result<()> {
     // SAFETY: SIG_DFL is no function of ours; the set is initialised by sigemptyset before use.

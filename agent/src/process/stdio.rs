@@ -1,18 +1,20 @@
-//! Makes the two sides of a process's standard streams: the child's ends for its creation, ours to read and write.
+//! Makes the two sides of a process's streams, the standard ones and further descriptors: the child's ends for its creation, ours to
+//! read and write.
 
 use std::os::fd::OwnedFd;
 
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::Interest;
 use tokio::sync::watch;
 
-use super::stream::{End, Input, Output};
+use super::stream::{End, Forgotten, Input, Output};
 use crate::container::{ProcessStdio, Started};
 use crate::error::{Error, Result};
 
 /// Which streams somebody wants to read or write; the others are /dev/null.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// A terminal carries all of them.
     pub terminal: bool,
@@ -24,6 +26,19 @@ pub struct Wanted {
     pub stderr: bool,
     /// Rows and columns of the terminal.
     pub size: Option<(u16, u16)>,
+    /// Descriptors 3 and following.
+    pub descriptors: Vec<Direction>,
+}
+
+/// What a process does with a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// It reads a pipe.
+    Reads,
+    /// It writes to a pipe.
+    Writes,
+    /// Both, with a connected socket.
+    Both,
 }
 
 /// The agent's ends of a process's streams.
@@ -33,8 +48,21 @@ pub struct Streams {
     stdout: Option<Output>,
     stderr: Option<Output>,
     console: Option<End>,
+    /// Of descriptors 3 and following.
+    descriptors: Vec<Descriptor>,
     /// Ends what is under way on them when the process is forgotten.
     _forget: watch::Sender<()>,
+}
+
+/// The agent's end of a descriptor beyond the standard ones.
+#[derive(Debug)]
+struct Descriptor {
+    input: Option<Input>,
+    output: Option<Output>,
+    /// Of a socket.
+    socket: Option<End>,
+    /// Ends a read that is under way.
+    finish: watch::Sender<()>,
 }
 
 /// Bytes a pipe holds when the kernel allows it: as much as one call may carry, so that few calls move much.
@@ -47,22 +75,35 @@ pub struct Pending {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    descriptors: Vec<OwnedFd>,
 }
 
 /// Makes the pipes that are wanted; a terminal is made by the creation itself.
 ///
 /// # Errors
 /// When the kernel gives no pipe.
-pub fn prepare(wanted: Wanted) -> Result<(Pending, ProcessStdio)> {
+pub fn prepare(wanted: &Wanted) -> Result<(Pending, ProcessStdio)> {
     let pipe = |wanted: bool| -> Result<(Option<OwnedFd>, Option<OwnedFd>)> {
         if !wanted {
             return Ok((None, None));
         }
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("make a pipe"))?;
-        // A smaller pipe is only slower.
-        let _ = fcntl_setpipe_size(&write, PIPE_SIZE);
+        let (read, write) = self::pipe()?;
         Ok((Some(read), Some(write)))
     };
+    let (mut descriptors, mut child_descriptors) = (Vec::new(), Vec::new());
+    for direction in &wanted.descriptors {
+        let (ours, its) = match direction {
+            Direction::Reads => self::pipe().map(|(read, write)| (write, read))?,
+            Direction::Writes => self::pipe()?,
+            Direction::Both => {
+                let (unix, stream) = (AddressFamily::UNIX, SocketType::STREAM);
+                socketpair(unix, stream, SocketFlags::CLOEXEC, None)
+                    .map_err(Error::system("make a pair of sockets"))?
+            }
+        };
+        descriptors.push(ours);
+        child_descriptors.push(its);
+    }
     let pipes = !wanted.terminal;
     let (child_stdin, stdin) = pipe(pipes && wanted.stdin)?;
     let (stdout, child_stdout) = pipe(pipes && wanted.stdout)?;
@@ -74,16 +115,26 @@ pub fn prepare(wanted: Wanted) -> Result<(Pending, ProcessStdio)> {
         terminal: wanted.terminal,
         // A creation counts columns first.
         size: wanted.size.map(|(rows, columns)| (columns, rows)),
+        descriptors: child_descriptors,
     };
     Ok((
         Pending {
-            wanted,
+            wanted: wanted.clone(),
+            descriptors,
             stdin,
             stdout,
             stderr,
         },
         child,
     ))
+}
+
+/// The end to read and the end to write.
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(Error::system("make a pipe"))?;
+    // A smaller pipe is only slower.
+    let _ = fcntl_setpipe_size(&write, PIPE_SIZE);
+    Ok((read, write))
 }
 
 impl Pending {
@@ -109,13 +160,63 @@ impl Pending {
         let stdin = end(self.stdin, self.wanted.stdin, Interest::WRITABLE)?;
         let stdout = end(self.stdout, self.wanted.stdout, Interest::READABLE)?;
         let stderr = end(self.stderr, false, Interest::READABLE)?;
+        let directions = self.wanted.descriptors.iter().copied();
+        let descriptors = self
+            .descriptors
+            .into_iter()
+            .zip(directions)
+            .map(|(fd, direction)| Descriptor::new(fd, direction, &forgotten))
+            .collect::<Result<_>>()?;
         Ok(Streams {
+            descriptors,
             stdin: stdin.map(|end| Input::new(end, forgotten.clone())),
             stdout: stdout.map(|end| Output::new(end, forgotten.clone())),
             stderr: stderr.map(|end| Output::new(end, forgotten)),
             console,
             _forget: forget,
         })
+    }
+}
+
+impl Descriptor {
+    fn new(fd: OwnedFd, direction: Direction, forgotten: &Forgotten) -> Result<Self> {
+        let interest = match direction {
+            Direction::Reads => Interest::WRITABLE,
+            Direction::Writes => Interest::READABLE,
+            Direction::Both => Interest::READABLE | Interest::WRITABLE,
+        };
+        let end = End::new(fd, interest)?;
+        let (finish, finished) = watch::channel(());
+        Ok(Self {
+            input: (direction != Direction::Writes).then(|| Input::new(end.clone(), forgotten.clone())),
+            output: (direction != Direction::Reads).then(|| Output::new(end.clone(), finished)),
+            socket: (direction == Direction::Both).then_some(end),
+            finish,
+        })
+    }
+
+    /// The process finds the end of what it reads, after what was written before.
+    fn close_input(&mut self) {
+        self.input = None;
+        self.shut(Shutdown::Write);
+    }
+
+    /// The process finds broken what it writes to.
+    fn close_output(&mut self) {
+        self.output = None;
+        self.finish.send_replace(());
+        self.shut(Shutdown::Read);
+    }
+
+    /// Ends one direction of a socket, and closes it after the other.
+    fn shut(&mut self, how: Shutdown) {
+        if let Some(socket) = &self.socket {
+            // The process has closed it.
+            let _ = shutdown(socket.fd(), how);
+        }
+        if self.input.is_none() && self.output.is_none() {
+            self.socket = None;
+        }
     }
 }
 
@@ -154,6 +255,46 @@ impl Streams {
         self.stdin = None;
     }
 
+    /// What the process writes to one of its descriptors beyond the standard ones.
+    ///
+    /// # Errors
+    /// [`Error::NoStream`] when there is none, it does not write there, or nobody reads it any more.
+    pub fn output(&self, number: u32) -> Result<Output> {
+        let descriptor = index(number).and_then(|index| self.descriptors.get(index));
+        descriptor
+            .and_then(|descriptor| descriptor.output.clone())
+            .ok_or(Error::NoStream("descriptor to read"))
+    }
+
+    /// Where it reads what is written to one of those.
+    ///
+    /// # Errors
+    /// [`Error::NoStream`] when there is none, it does not read there, or that has ended.
+    pub fn input(&self, number: u32) -> Result<Input> {
+        let descriptor = index(number).and_then(|index| self.descriptors.get(index));
+        descriptor
+            .and_then(|descriptor| descriptor.input.clone())
+            .ok_or(Error::NoStream("descriptor to write to"))
+    }
+
+    /// Ends what the process reads from one of those. One that is not there has ended.
+    pub fn close_input(&mut self, number: u32) {
+        if let Some(descriptor) = self.descriptor(number) {
+            descriptor.close_input();
+        }
+    }
+
+    /// Nobody reads what the process writes to one of those.
+    pub fn close_output(&mut self, number: u32) {
+        if let Some(descriptor) = self.descriptor(number) {
+            descriptor.close_output();
+        }
+    }
+
+    fn descriptor(&mut self, number: u32) -> Option<&mut Descriptor> {
+        self.descriptors.get_mut(index(number)?)
+    }
+
     /// Tells the terminal its size; the kernel signals its foreground processes.
     ///
     /// # Errors
@@ -168,4 +309,9 @@ impl Streams {
         };
         tcsetwinsize(console.fd(), size).map_err(Error::system("resize the terminal"))
     }
+}
+
+/// Place of a descriptor among those beyond the standard ones.
+fn index(number: u32) -> Option<usize> {
+    usize::try_from(number.checked_sub(agent_protocol::FIRST_DESCRIPTOR)?).ok()
 }

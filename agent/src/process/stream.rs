@@ -80,6 +80,8 @@ fn take(fd: &OwnedFd, max: usize) -> io::Result<Vec<u8>> {
         Ok(_) => Ok(data),
         // A terminal's master, when the last slave is closed.
         Err(rustix::io::Errno::IO) => Ok(Vec::new()),
+        // A socket that was closed with something unread.
+        Err(rustix::io::Errno::CONNRESET) => Ok(Vec::new()),
         Err(error) => Err(error.into()),
     }
 }
@@ -116,7 +118,9 @@ impl Input {
             let put = |fd: &OwnedFd| rustix::io::write(fd, data).map_err(io::Error::from);
             match self.end.0.async_io(Interest::WRITABLE, put).await {
                 Ok(written) => data = data.get(written..).unwrap_or_default(),
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(false),
+                Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                    return Ok(false);
+                }
                 Err(error) if error.raw_os_error() == Some(libc::EIO) => return Ok(false),
                 Err(error) => return Err(error),
             }

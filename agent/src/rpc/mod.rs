@@ -20,7 +20,7 @@ use crate::iptables::FilterRequest;
 use crate::kernel;
 use crate::policy::Policy;
 use crate::process::Signal;
-use crate::sandbox::{After, ContainerRequest, ExecRequest, Handle, SandboxRequest, spec};
+use crate::sandbox::{After, ContainerRequest, ExecRequest, Handle, SandboxRequest, Stream, spec};
 use gate::Rules;
 use translate::status;
 
@@ -104,7 +104,8 @@ impl Agent for Rpc {
             id: request.container_id,
             spec: request.spec,
         };
-        translate::pid(self.sandbox.create_container(request).await)
+        let descriptors = request.stdio.descriptors.len();
+        translate::process(self.sandbox.create_container(request).await, descriptors)
     }
 
     async fn start_container(&self, _: &TtrpcContext, request: p::ContainerRequest) -> Answer<p::Empty> {
@@ -134,7 +135,8 @@ impl Agent for Rpc {
             container: request.container_id,
             id: request.exec_id,
         };
-        translate::pid(self.sandbox.exec(request).await)
+        let descriptors = request.stdio.descriptors.len();
+        translate::process(self.sandbox.exec(request).await, descriptors)
     }
 
     async fn signal_process(&self, _: &TtrpcContext, request: p::SignalProcessRequest) -> Answer<p::Empty> {
@@ -176,8 +178,23 @@ impl Agent for Rpc {
         _: &TtrpcContext,
         request: p::ReadOutputRequest,
     ) -> Answer<p::ReadOutputResponse> {
+        if request.close {
+            let number = translate::descriptor(request.descriptor).map_err(status)?;
+            let closed = self
+                .sandbox
+                .close_output(request.container_id, request.exec_id, number);
+            closed.await.map_err(status)?;
+            return Ok(p::ReadOutputResponse {
+                eof: true,
+                ..Default::default()
+            });
+        }
         let max = translate::chunk(request.max).map_err(status)?;
-        let stream = translate::stream(request.stream).map_err(status)?;
+        let stream = match request.descriptor {
+            0 => translate::stream(request.stream),
+            number => translate::descriptor(number).map(Stream::Descriptor),
+        };
+        let stream = stream.map_err(status)?;
         let data = self
             .sandbox
             .read(request.container_id, request.exec_id, stream, max)
@@ -198,7 +215,12 @@ impl Agent for Rpc {
         translate::check_chunk(&request.data).map_err(status)?;
         let written = self
             .sandbox
-            .write(request.container_id, request.exec_id, &request.data)
+            .write(
+                request.container_id,
+                request.exec_id,
+                request.descriptor,
+                &request.data,
+            )
             .await;
         Ok(p::WriteStdinResponse {
             open: written.map_err(status)?,
@@ -206,10 +228,10 @@ impl Agent for Rpc {
         })
     }
 
-    async fn close_stdin(&self, _: &TtrpcContext, request: p::ProcessRequest) -> Answer<p::Empty> {
+    async fn close_stdin(&self, _: &TtrpcContext, request: p::CloseStdinRequest) -> Answer<p::Empty> {
         done(
             self.sandbox
-                .close_stdin(request.container_id, request.exec_id)
+                .close_input(request.container_id, request.exec_id, request.descriptor)
                 .await,
         )
     }
@@ -288,7 +310,7 @@ impl Agent for Rpc {
             args: request.args,
             env: request.env,
         };
-        translate::pid(self.sandbox.open_console(request).await)
+        translate::process(self.sandbox.open_console(request).await, 0)
     }
 
     async fn open_connection(

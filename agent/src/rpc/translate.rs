@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::events::Event;
 use crate::identity::{Dns, Identity};
 use crate::network::{self, AddressWords, HopWords, Interface, Network, RouteWords, RuleWords};
-use crate::process::stdio::Wanted;
+use crate::process::stdio::{Direction, Wanted};
 use crate::sandbox::Stream;
 use crate::storage::{Copied, DiskDevice, GuestPath, Room, Storage};
 
@@ -214,7 +214,40 @@ pub fn stdio(stdio: &MessageField<p::Stdio>) -> Result<Wanted> {
         } else {
             None
         },
+        descriptors: stdio
+            .descriptors
+            .iter()
+            .take(p::MAX_DESCRIPTORS + 1)
+            .map(direction)
+            .collect::<Result<Vec<_>>>()
+            .and_then(|descriptors| match descriptors.len() {
+                0..=p::MAX_DESCRIPTORS => Ok(descriptors),
+                _ => Err(Error::invalid(
+                    "descriptors",
+                    format!("more than {}", p::MAX_DESCRIPTORS),
+                )),
+            })?,
     })
+}
+
+fn direction(descriptor: &p::Descriptor) -> Result<Direction> {
+    match (descriptor.readable, descriptor.writable) {
+        (true, false) => Ok(Direction::Reads),
+        (false, true) => Ok(Direction::Writes),
+        (true, true) => Ok(Direction::Both),
+        (false, false) => Err(Error::invalid("descriptors", "neither read nor written")),
+    }
+}
+
+/// The number of a descriptor beyond the standard ones.
+pub fn descriptor(number: u32) -> Result<u32> {
+    match number {
+        p::FIRST_DESCRIPTOR.. => Ok(number),
+        _ => Err(Error::invalid(
+            "descriptor",
+            format!("{number} is a standard stream's"),
+        )),
+    }
 }
 
 /// Rows and columns.
@@ -265,11 +298,12 @@ pub fn stream(stream: EnumOrUnknown<p::Stream>) -> Result<Stream> {
     }
 }
 
-/// The answer with a pid.
-pub fn pid(pid: Result<i32>) -> ttrpc::Result<p::ProcessResponse> {
+/// The answer with a pid, and how many descriptors it has beyond the standard ones.
+pub fn process(pid: Result<i32>, descriptors: usize) -> ttrpc::Result<p::ProcessResponse> {
     let pid = pid.map_err(status)?.unsigned_abs();
     Ok(p::ProcessResponse {
         pid,
+        descriptors: u32::try_from(descriptors).unwrap_or(u32::MAX),
         ..Default::default()
     })
 }

@@ -92,7 +92,7 @@ impl Sandbox {
                 id: request.id.clone(),
             });
         }
-        let (streams, child) = stdio::prepare(request.stdio)?;
+        let (streams, child) = stdio::prepare(&request.stdio)?;
         let expectation = reaper.expect();
         let wait = entry.container.exec(&request.process, child).boxed();
         entry.begun.insert(request.id.clone());

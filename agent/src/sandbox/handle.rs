@@ -56,6 +56,8 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+    /// The descriptor of this number.
+    Descriptor(u32),
 }
 
 /// Commands the sandbox. Cheap to clone.
@@ -349,33 +351,57 @@ impl Handle {
                 match stream {
                     Stream::Stdout => streams.stdout(),
                     Stream::Stderr => streams.stderr(),
+                    Stream::Descriptor(number) => streams.output(number),
                 }
             })
             .await?;
         output.read(max).await
     }
 
-    /// Writes all of the data; false when nobody reads it.
+    /// Nobody reads a descriptor of this number any more.
+    ///
+    /// # Errors
+    /// [`Error::NoContainer`], [`Error::NoProcess`].
+    pub async fn close_output(&self, container: String, exec: String, number: u32) -> Result<()> {
+        self.call(move |sandbox| {
+            sandbox
+                .process_mut(&container, &exec)?
+                .streams
+                .close_output(number);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes all of the data to the descriptor of this number, 0 for the standard input; false when nobody reads it.
     ///
     /// # Errors
     /// [`Error::NoStream`] when there is no input or it is closed.
-    pub async fn write(&self, container: String, exec: String, data: &[u8]) -> Result<bool> {
+    pub async fn write(&self, container: String, exec: String, number: u32, data: &[u8]) -> Result<bool> {
         let (input, exited) = self
             .call(move |sandbox| {
                 let process = sandbox.process(&container, &exec)?;
-                Ok((process.streams.stdin()?, process.exited.clone()))
+                let input = match number {
+                    0 => process.streams.stdin(),
+                    number => process.streams.input(number),
+                };
+                Ok((input?, process.exited.clone()))
             })
             .await?;
         input.write(data, exited).await
     }
 
-    /// Ends the input of a process.
+    /// Ends what a process reads from the descriptor of this number, 0 for the standard input.
     ///
     /// # Errors
     /// [`Error::NoContainer`], [`Error::NoProcess`].
-    pub async fn close_stdin(&self, container: String, exec: String) -> Result<()> {
+    pub async fn close_input(&self, container: String, exec: String, number: u32) -> Result<()> {
         self.call(move |sandbox| {
-            sandbox.process_mut(&container, &exec)?.streams.close_stdin();
+            let streams = &mut sandbox.process_mut(&container, &exec)?.streams;
+            match number {
+                0 => streams.close_stdin(),
+                number => streams.close_input(number),
+            }
             Ok(())
         })
         .await

@@ -82,7 +82,7 @@ impl Workshop {
     }
 
     async fn create_init(&self, request: &ContainerRequest, spec: &Spec) -> Result<(Container, Process)> {
-        let (pending, child) = stdio::prepare(request.stdio)?;
+        let (pending, child) = stdio::prepare(&request.stdio)?;
         let expectation = self.reaper.expect();
         let create = CreateRequest {
             id: &request.id,

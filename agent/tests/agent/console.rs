@@ -3,7 +3,7 @@
 use agent_client::{Agent as _, ErrorKind};
 use agent_protocol as p;
 
-use crate::support::{SOON, Sandbox, container, named, stdio};
+use crate::support::{SOON, Sandbox, container, end_of_input, named, stdio};
 
 /// A shell that has everything in it.
 const BUSYBOX: &str = "/bin/busybox";
@@ -28,7 +28,11 @@ async fn a_program_of_the_hosts_runs_beside_the_containers() {
     let pid = opened.await.unwrap().pid;
     assert!(pid > 1);
     assert!(sandbox.write("", "one", b"typed\n").await.unwrap());
-    sandbox.agent.close_stdin(named("", "one"), SOON).await.unwrap();
+    sandbox
+        .agent
+        .close_stdin(end_of_input("", "one"), SOON)
+        .await
+        .unwrap();
     assert_eq!(sandbox.output("", "one").await, "typed\nme sh\n");
     assert_eq!(sandbox.wait("", "one").await.unwrap(), 3);
     sandbox

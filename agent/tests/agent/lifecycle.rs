@@ -5,7 +5,7 @@ use std::time::Duration;
 use agent_client::{Agent as _, ErrorKind};
 use agent_protocol as p;
 
-use crate::support::{SOON, Sandbox, alive, container, named};
+use crate::support::{SOON, Sandbox, alive, container, end_of_input, named};
 
 const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
@@ -151,7 +151,7 @@ async fn a_wait_from_before_the_end_is_answered_at_the_end() {
     let sandbox = Sandbox::ready().await;
     sandbox.run("c", "cat; exit 5", "io").await;
     let (first, second, ended) = tokio::join!(sandbox.wait("c", ""), sandbox.wait("c", ""), async {
-        sandbox.agent.close_stdin(named("c", ""), SOON).await
+        sandbox.agent.close_stdin(end_of_input("c", ""), SOON).await
     });
     ended.unwrap();
     assert_eq!((first.unwrap(), second.unwrap()), (5, 5));
@@ -344,7 +344,11 @@ async fn what_nobody_knows_is_not_found() {
             sandbox.signal(id, exec, SIGKILL).await,
             sandbox.read(id, exec, p::Stream::STDOUT, 1).await.map(drop),
             sandbox.write(id, exec, b"x").await.map(drop),
-            sandbox.agent.close_stdin(named(id, exec), SOON).await.map(drop),
+            sandbox
+                .agent
+                .close_stdin(end_of_input(id, exec), SOON)
+                .await
+                .map(drop),
         ] {
             assert_eq!(answer.unwrap_err().kind, ErrorKind::NotFound, "{id:?} {exec:?}");
         }

@@ -10,6 +10,7 @@
 mod beside;
 mod connections;
 mod console;
+mod descriptors;
 mod iptables;
 mod lifecycle;
 mod network;

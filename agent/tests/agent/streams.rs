@@ -6,7 +6,7 @@ use agent_client::{Agent as _, ErrorKind};
 use agent_protocol as p;
 use sha2::{Digest as _, Sha256};
 
-use crate::support::{SOON, Sandbox, named};
+use crate::support::{SOON, Sandbox, end_of_input, named};
 
 #[tokio::test]
 async fn sixty_four_mebibytes_go_through_unchanged_and_the_agent_does_not_grow() {
@@ -30,7 +30,11 @@ async fn sixty_four_mebibytes_go_through_unchanged_and_the_agent_does_not_grow()
             sent.update(&chunk);
             assert!(sandbox.write("c", "", &chunk).await.unwrap());
         }
-        sandbox.agent.close_stdin(named("c", ""), SOON).await.unwrap();
+        sandbox
+            .agent
+            .close_stdin(end_of_input("c", ""), SOON)
+            .await
+            .unwrap();
     };
     let before = sandbox.resident();
     let mut largest = 0;
@@ -131,7 +135,11 @@ async fn a_read_on_a_lost_connection_takes_nothing_with_it() {
         .expect_err("there is nothing to read yet");
     sandbox.reconnect_after_hang_up().await;
     sandbox.write("c", "", b"all of it").await.unwrap();
-    sandbox.agent.close_stdin(named("c", ""), SOON).await.unwrap();
+    sandbox
+        .agent
+        .close_stdin(end_of_input("c", ""), SOON)
+        .await
+        .unwrap();
     assert_eq!(sandbox.output("c", "").await, "all of it");
     sandbox.destroy().await;
 }

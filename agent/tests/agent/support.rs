@@ -229,7 +229,22 @@ async fn wait(child: &mut Child) -> std::process::ExitStatus {
 
 /// Which streams: `i`, `o`, `e`, `t` (terminal).
 pub fn stdio(streams: &str) -> p::Stdio {
+    let descriptors = streams.chars().filter_map(|direction| {
+        let (readable, writable) = match direction {
+            '<' => (true, false),
+            '>' => (false, true),
+            '=' => (true, true),
+            '!' => (false, false),
+            _ => return None,
+        };
+        Some(p::Descriptor {
+            readable,
+            writable,
+            ..Default::default()
+        })
+    });
     p::Stdio {
+        descriptors: descriptors.collect(),
         stdin: streams.contains('i'),
         stdout: streams.contains('o'),
         stderr: streams.contains('e'),
@@ -395,6 +410,15 @@ pub fn container(id: &str) -> p::ContainerRequest {
 /// Names a process.
 pub fn named(id: &str, exec: &str) -> p::ProcessRequest {
     p::ProcessRequest {
+        container_id: id.into(),
+        exec_id: exec.into(),
+        ..Default::default()
+    }
+}
+
+/// The end of its standard input.
+pub fn end_of_input(id: &str, exec: &str) -> p::CloseStdinRequest {
+    p::CloseStdinRequest {
         container_id: id.into(),
         exec_id: exec.into(),
         ..Default::default()

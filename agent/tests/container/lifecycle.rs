@@ -192,13 +192,13 @@ pub async fn what_hangs_is_waited_for_so_long_and_undone_when_nobody_waits() {
     const WHAT: &str = "a test";
     const LONG: Duration = Duration::from_secs(60);
     let (from, to) = pipe().unwrap();
-    let told = apart_with(to.as_fd(), || Ok(()), || ()).unwrap();
+    let told = apart_with(to.as_fd(), || Ok(()), |_| ()).unwrap();
     told.result_within(WHAT, LONG).await.unwrap().unwrap();
-    let told = apart_with(to.as_fd(), || Err(io::Error::from_raw_os_error(117)), || ()).unwrap();
+    let told = apart_with(to.as_fd(), || Err(io::Error::from_raw_os_error(117)), |_| ()).unwrap();
     let error = told.result_within(WHAT, LONG).await.unwrap().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(117));
     let killed = || Ok(nix::sys::signal::raise(Signal::SIGKILL)?);
-    let told = apart_with(to.as_fd(), killed, || ()).unwrap();
+    let told = apart_with(to.as_fd(), killed, |_| ()).unwrap();
     let error = told.result_within(WHAT, LONG).await.unwrap_err();
     assert!(matches!(error, Error::Vanished), "{error}");
 
@@ -213,7 +213,8 @@ pub async fn what_hangs_is_waited_for_so_long_and_undone_when_nobody_waits() {
     // The other descriptor is closed in it, and what is undone shows in a file.
     let dir = tempfile::tempdir().unwrap();
     let mark = dir.path().join("undone");
-    let undo = || {
+    let undo = |was_told: bool| {
+        assert!(!was_told);
         let others = write(&tell, b"x").is_ok();
         std::fs::write(&mark, others.to_string()).unwrap();
     };

@@ -26,7 +26,7 @@ use crate::{Error, ErrorKind, pages};
 pub use crate::rest::Litter;
 pub use adopted::Ward;
 pub use record::{reap, start_time};
-pub use sys::close_on_exec_from;
+pub use sys::{close_on_exec_from, take_inherited};
 pub(crate) use sys::{landlock_abi, watch};
 
 /// What to start.

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -184,6 +184,27 @@ pub fn close_on_exec_from(first: libc::c_uint) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Takes over descriptors that this program was started with, the first of which has this number; from then on they are closed on
+/// an execution. It is to be asked once, before the program opens anything by itself: whatever has such a number then is taken for
+/// inherited, and closed with the answer.
+///
+/// # Errors
+/// The number of one that is not open.
+pub fn take_inherited(first: RawFd, count: usize) -> Result<Vec<OwnedFd>, RawFd> {
+    let numbers = first..first.saturating_add(i32::try_from(count).unwrap_or(i32::MAX));
+    for number in numbers.clone() {
+        // SAFETY: the call looks at a flag by number, and fails for a number that nothing has.
+        let set = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        if set < 0 {
+            return Err(number);
+        }
+    }
+    // SAFETY: each is open, as was just seen, and nothing of the program's own, by what is asked of the caller.
+    Ok(numbers
+        .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
+        .collect())
 }
 
 /// The version of Landlock's interface that this kernel has; 0 without.

@@ -45,6 +45,7 @@ pub async fn connect(
         stdout,
         // A terminal has one output.
         stderr: if wanted.terminal { Output::Null } else { stderr },
+        ..Stdio::default()
     };
     Ok((stdio, logger))
 }

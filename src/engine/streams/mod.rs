@@ -162,6 +162,7 @@ impl Streams {
             stdin: from,
             stdout: to_stdout,
             stderr: to_stderr,
+            ..Stdio::default()
         };
         Ok((streams, stdio))
     }

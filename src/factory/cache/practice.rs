@@ -177,7 +177,11 @@ async fn live(
     agent.exec_process(second, limit).await?;
     ended(agent, SECOND).await?;
     agent.delete_process(process_of(SECOND), limit).await?;
-    agent.close_stdin(process_of(""), limit).await?;
+    let end = p::CloseStdinRequest {
+        container_id: NAME.to_owned(),
+        ..Default::default()
+    };
+    agent.close_stdin(end, limit).await?;
     ended(agent, "").await?;
     let delete = p::DeleteContainerRequest {
         container_id: NAME.to_owned(),

@@ -75,6 +75,28 @@ impl Program {
         self
     }
 
+    /// Has a shell open descriptors for it: redirections, as they follow `exec`. To be said last.
+    pub fn redirected(mut self, redirections: &str) -> Self {
+        let mut shell = Command::new("sh");
+        shell
+            .arg("-c")
+            .arg(format!("exec {redirections}; exec \"$0\" \"$@\""))
+            .arg(self.command.get_program())
+            .args(self.command.get_args())
+            .stdin(Stdio::null());
+        for (name, value) in self.command.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        if let Some(directory) = self.command.get_current_dir() {
+            shell.current_dir(directory);
+        }
+        self.command = shell;
+        self
+    }
+
     /// How long it may take, instead of [`deadlines::CALL`].
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;

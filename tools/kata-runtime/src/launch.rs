@@ -13,10 +13,10 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sched::{CloneFlags, unshare};
 use runtime::SandboxId;
-use rustix::fs::{FileType, OFlags, fstat};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
@@ -25,7 +25,10 @@ use standin::root::{ROOT, TERMINAL};
 use crate::client;
 use crate::daemon;
 use crate::place::Root;
-use crate::wire::{Answer, Ask, Call, NewProcess};
+use crate::wire::{Answer, Ask, Call, MORE, NewProcess};
+
+/// The first descriptor that is no standard stream.
+const FIRST: i32 = 3;
 
 /// Name of the stand-in's program, beside ours.
 const STANDIN: &str = "kata-standin";
@@ -73,6 +76,40 @@ pub fn daemon(root: &Root, sandbox: &SandboxId, debug: bool) -> Result<()> {
 /// The kernel is too old.
 pub fn keep_descriptors() -> Result<()> {
     hypervisor::process::close_on_exec_from(3).context("cannot keep descriptors from children")
+}
+
+/// Takes over what a caller has left open for a container or a process: so many descriptors. To be asked once, before this program
+/// opens anything.
+///
+/// # Errors
+/// One is not open, or is nothing that can be carried into a virtual machine.
+pub fn preserved(count: u32) -> Result<Vec<OwnedFd>> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    if count > MORE {
+        bail!("--preserve-fds {count}: at most {MORE} descriptors can be carried into a virtual machine");
+    }
+    let fds = hypervisor::process::take_inherited(FIRST, count)
+        .map_err(|number| anyhow!("--preserve-fds {count}: descriptor {number} is not open"))?;
+    for (number, fd) in (3..).zip(&fds) {
+        runtime::check_descriptor(number, fd).with_context(|| format!("--preserve-fds {count}"))?;
+    }
+    Ok(fds)
+}
+
+/// Refuses what a service manager has passed on for a container (sd_listen_fds): those descriptors come before all others, and are
+/// listening sockets, or a container that waits for one.
+///
+/// # Errors
+/// There are some.
+pub fn no_activation() -> Result<()> {
+    let number = |name: &str| env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
+    match (number("LISTEN_PID"), number("LISTEN_FDS")) {
+        (Some(pid), Some(count)) if pid == std::process::id() && count > 0 => bail!(
+            "LISTEN_FDS={count}: sockets of a service manager cannot be brought into a virtual machine; publish a port of the \
+             container's instead, or leave a connection to it with --preserve-fds"
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// The streams of a new process, on this side.
@@ -172,6 +209,8 @@ pub struct Guise {
 /// A process that is to be: its streams, and the connection of its stand-in.
 pub struct Draft {
     streams: Streams,
+    /// Descriptors beyond the standard ones.
+    more: Vec<OwnedFd>,
     /// The daemon's end.
     channel: UnixStream,
     /// Its stand-in; `None`: that is ourselves.
@@ -212,6 +251,7 @@ impl Draft {
             .with_context(|| format!("cannot start {}", program.display()))?;
         Ok(Self {
             streams,
+            more: Vec::new(),
             channel: ours,
             standin: Some(standin),
         })
@@ -225,10 +265,26 @@ impl Draft {
         let (theirs, ours) = UnixStream::pair().context("cannot connect to the daemon")?;
         let draft = Self {
             streams,
+            more: Vec::new(),
             channel: theirs,
             standin: None,
         };
         Ok((draft, ours))
+    }
+
+    /// With these descriptors beyond the standard streams.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn carrying(mut self, descriptors: Vec<OwnedFd>) -> Result<Self> {
+        for fd in descriptors {
+            let again = || {
+                let mode = fcntl_getfl(&fd)? & OFlags::RWMODE;
+                reopen(fd.as_fd(), mode)
+            };
+            self.more.push(again().context("cannot keep a descriptor")?);
+        }
+        Ok(self)
     }
 
     /// Pid of the stand-in.
@@ -252,13 +308,21 @@ impl Draft {
             terminal: self.streams.terminal,
             size: self.streams.size(),
             streams: self.streams.fds.each_ref().map(Option::is_some),
+            more: self.more.len(),
         };
         let call = Call {
             id: id.to_owned(),
             ask: ask(process),
         };
         let mut fds = vec![self.channel.as_fd()];
-        fds.extend(self.streams.fds.iter().flatten().map(AsFd::as_fd));
+        fds.extend(
+            self.streams
+                .fds
+                .iter()
+                .flatten()
+                .chain(&self.more)
+                .map(AsFd::as_fd),
+        );
         let answer = client::ask(daemon, &call, &fds);
         // From now on it is whoever inherits it that waits for it.
         if answer.is_ok() {

@@ -41,6 +41,9 @@ const VERSION: &str = concat!(
     "\nspec: 1.0.2"
 );
 
+/// What `exec` exits with when there was no process whose status that could be, as runc does.
+const NOT_EXECUTED: u8 = 255;
+
 /// Containers in virtual machines of their own: an OCI runtime, and a look at this host, its configuration and its parts.
 #[derive(Debug, Parser)]
 #[command(name = "kata-runtime", about, disable_version_flag = true)]
@@ -131,19 +134,32 @@ enum Verb {
     Update(oci::simple::Update),
 }
 
+impl Verb {
+    /// How many descriptors beyond the standard ones are for the process that it starts.
+    fn preserves(&self) -> u32 {
+        match self {
+            Self::Create(args) => args.how.preserve_fds,
+            Self::Exec(args) => args.preserve_fds,
+            Self::Run(args) => args.how.preserve_fds,
+            _ => 0,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let report = Report {
         file: arguments.log.clone(),
         format: arguments.log_format,
     };
-    match run(arguments) {
-        Ok(code) => code,
-        Err(error) => {
-            report.failure(&format!("{error:#}"));
-            ExitCode::FAILURE
-        }
-    }
+    let failure = match arguments.verb {
+        Some(Verb::Exec(_)) => ExitCode::from(NOT_EXECUTED),
+        _ => ExitCode::FAILURE,
+    };
+    run(arguments).unwrap_or_else(|error| {
+        report.failure(&format!("{error:#}"));
+        failure
+    })
 }
 
 fn run(arguments: Arguments) -> Result<ExitCode> {
@@ -157,6 +173,11 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if matches!(arguments.verb, Some(Verb::Create(_) | Verb::Run(_))) {
+        launch::no_activation()?;
+    }
+    // Before anything is opened.
+    let descriptors = launch::preserved(arguments.verb.as_ref().map_or(0, Verb::preserves))?;
     // What a person names outranks the environment here, as on any command line.
     let environment = std::env::var_os("KATA_CONF_FILE").map(PathBuf::from);
     let named = arguments.config.clone().or(environment);
@@ -168,6 +189,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         root: Root::new(&arguments.root)?,
         config: arguments.config.clone(),
         debug: arguments.debug,
+        descriptors: descriptors.into(),
     };
     match verb {
         Verb::Check(args) => check::run(&args, load()),

@@ -11,8 +11,11 @@ use serde_json::Value;
 /// Longest line, bytes. The specification of a process or of limits is the longest thing in one.
 pub const LONGEST: usize = 4 << 20;
 
-/// Most descriptors beside a line: the stand-in's connection and three streams.
-pub const DESCRIPTORS: usize = 4;
+/// Most descriptors that a process has beyond its standard streams.
+pub const MORE: usize = 64;
+
+/// Most descriptors beside a line: the stand-in's connection, three streams, and those.
+pub const DESCRIPTORS: usize = 4 + MORE;
 
 /// A question.
 #[derive(Debug, Serialize, Deserialize)]
@@ -89,6 +92,8 @@ pub struct NewProcess {
     pub size: Option<(u16, u16)>,
     /// Which of its streams are descriptors that follow, in this order, after the stand-in's connection.
     pub streams: [bool; 3],
+    /// How many more of its descriptors follow those.
+    pub more: usize,
 }
 
 /// An answer.

@@ -195,7 +195,14 @@ impl Agent for FakeAgent {
                     ..Default::default()
                 }));
             };
-            let stream = process.stream(request.stream.enum_value_or_default());
+            let stream = match process.more(request.descriptor) {
+                Some(more) => {
+                    more.output.ended |= request.close;
+                    more.broken |= request.close;
+                    &mut more.output
+                }
+                None => process.stream(request.stream.enum_value_or_default()),
+            };
             let count = stream.data.len().min(max);
             (count > 0 || stream.ended).then(|| {
                 Ok(p::ReadOutputResponse {
@@ -218,9 +225,12 @@ impl Agent for FakeAgent {
                 state
                     .known(&request.container_id, &request.exec_id)
                     .map(|process| {
-                        let open = process.exit.is_none();
-                        if open {
-                            process.stdin.extend(&request.data);
+                        let mut open = process.exit.is_none();
+                        match process.more(request.descriptor) {
+                            Some(more) if more.closed => open = false,
+                            Some(more) => more.input.extend(&request.data),
+                            None if open => process.stdin.extend(&request.data),
+                            None => {}
                         }
                         p::WriteStdinResponse {
                             open,
@@ -234,11 +244,15 @@ impl Agent for FakeAgent {
 
     async fn close_stdin(
         &self,
-        request: p::ProcessRequest,
+        request: p::CloseStdinRequest,
         limit: Option<Duration>,
     ) -> Result<p::Empty, Error> {
         self.empty("close_stdin", limit, |state| {
-            state.known(&request.container_id, &request.exec_id)?.stdin_closed = true;
+            let process = state.known(&request.container_id, &request.exec_id)?;
+            match process.more(request.descriptor) {
+                Some(more) => more.closed = true,
+                None => process.stdin_closed = true,
+            }
             Ok(())
         })
         .await

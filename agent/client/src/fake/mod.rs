@@ -26,6 +26,17 @@ struct Stream {
     ended: bool,
 }
 
+/// A descriptor beyond the standard ones.
+#[derive(Debug, Default)]
+struct More {
+    output: Stream,
+    /// The host does not read it any more.
+    broken: bool,
+    input: Vec<u8>,
+    /// The host, or the process, has ended it.
+    closed: bool,
+}
+
 #[derive(Debug, Default)]
 struct Process {
     exit: Option<u32>,
@@ -34,6 +45,7 @@ struct Process {
     stderr: Stream,
     stdin: Vec<u8>,
     stdin_closed: bool,
+    more: Vec<More>,
     terminal: Option<(u32, u32)>,
 }
 
@@ -151,6 +163,42 @@ impl FakeAgent {
                 process.stream(stream).data.extend(data);
             }
         });
+    }
+
+    /// Adds output to one of a process's descriptors beyond the standard ones; `end`: no more will come.
+    pub fn print_to(&self, container: &str, exec: &str, descriptor: u32, data: &[u8], end: bool) {
+        self.change(|state| {
+            if let Some(more) = state
+                .process(container, exec)
+                .and_then(|process| process.more(descriptor))
+            {
+                more.output.data.extend(data);
+                more.output.ended |= end;
+            }
+        });
+    }
+
+    /// A process does not read one of those any more.
+    pub fn stop_reading(&self, container: &str, exec: &str, descriptor: u32) {
+        self.change(|state| {
+            if let Some(more) = state
+                .process(container, exec)
+                .and_then(|process| process.more(descriptor))
+            {
+                more.closed = true;
+            }
+        });
+    }
+
+    /// What was written to one of those, whether it was ended, and whether the host has stopped reading it.
+    pub fn descriptor(&self, container: &str, exec: &str, descriptor: u32) -> (Vec<u8>, bool, bool) {
+        let mut state = self.state();
+        let more = state
+            .process(container, exec)
+            .and_then(|process| process.more(descriptor));
+        more.map_or_else(Default::default, |more| {
+            (more.input.clone(), more.closed, more.broken)
+        })
     }
 
     /// Ends both outputs of a process, after what was printed.
@@ -286,11 +334,14 @@ impl State {
         }
         let process = Process {
             terminal: stdio.size.as_ref().map(|size| (size.rows, size.columns)),
+            more: stdio.descriptors.iter().map(|_| More::default()).collect(),
             ..Process::default()
         };
+        let descriptors = process.more.len() as u32;
         self.processes.insert(name, process);
         Ok(p::ProcessResponse {
             pid: 100 + self.processes.len() as u32,
+            descriptors,
             ..Default::default()
         })
     }
@@ -304,9 +355,16 @@ impl Process {
         }
     }
 
+    /// One beyond the standard ones.
+    fn more(&mut self, descriptor: u32) -> Option<&mut More> {
+        let index = descriptor.checked_sub(p::FIRST_DESCRIPTOR)?;
+        self.more.get_mut(usize::try_from(index).ok()?)
+    }
+
     fn kill(&mut self) {
         self.exit.get_or_insert(137);
         self.stdout.ended = true;
         self.stderr.ended = true;
+        self.more.iter_mut().for_each(|more| more.output.ended = true);
     }
 }

@@ -31,6 +31,9 @@ use super::seccomp::Filter;
 use super::sys;
 use crate::sysctl;
 
+/// The first descriptor that is no standard stream.
+pub(super) const FIRST_DESCRIPTOR: RawFd = 3;
+
 /// What it is called that makes a container's process.
 pub(super) const CLONE: &str = "clone the container's process";
 
@@ -166,6 +169,7 @@ fn isolate(child: &Child<'_>, mut keep: Vec<RawFd>, null: BorrowedFd<'_>) -> Res
         sys::inherit_as(stream, target as RawFd).step(|| "set the standard streams")?;
     }
     keep.push(child.channel.as_fd().as_raw_fd());
+    keep.extend(stdio.descriptors.iter().map(AsRawFd::as_raw_fd));
     for (first, last) in gaps(keep) {
         sys::close_range(first, last).step(|| "close the agent's descriptors")?;
     }
@@ -208,6 +212,10 @@ fn finish(
     hooks: &[super::plan::Hook],
 ) -> Result<Infallible> {
     let process = child.process;
+    // Out of the way of the program's descriptors.
+    let terminal = terminal
+        .map(|terminal| terminal.not_below(child.stdio.beyond()))
+        .transpose()?;
     match &terminal {
         Some(terminal) => {
             for target in 0..3 {
@@ -217,6 +225,7 @@ fn finish(
         }
         None => user::own_streams(child.stdio, process.uid)?,
     }
+    let descriptors = place(child.stdio, process.uid)?;
     for &(resource, limit) in &process.rlimits {
         rustix::process::setrlimit(resource, limit).step(|| format!("set the limit {resource:?}"))?;
     }
@@ -245,6 +254,9 @@ fn finish(
         _ => return Err(Errno::PROTO).step(|| "wait for the order to start"),
     }
     hooks::run(hooks, child.id)?;
+    for number in descriptors {
+        sys::inherit(number).step(|| "set the program's descriptors")?;
+    }
 
     // Loading a filter takes no_new_privs or CAP_SYS_ADMIN; with the former, the filter is the last thing before the
     // program, so that it need not allow more than the program does.
@@ -261,6 +273,25 @@ fn finish(
     }
     let Err(errno) = nix::unistd::execve(&path, &process.args, &env);
     Err(program::refused(&path, Errno::from_raw_os_error(errno as i32)))
+}
+
+/// Gives the program's descriptors their numbers. They are closed on an execution until they are to be inherited: hooks are not the
+/// program.
+fn place(stdio: &ProcessStdio, uid: u32) -> Result<std::ops::Range<RawFd>> {
+    let numbers = FIRST_DESCRIPTOR..stdio.beyond();
+    let step = || "set the program's descriptors";
+    // First out of the way of each other.
+    let aside = stdio
+        .descriptors
+        .iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, numbers.end))
+        .collect::<Result<Vec<OwnedFd>, Errno>>()
+        .step(step)?;
+    for (fd, number) in aside.iter().zip(numbers.clone()) {
+        user::own(fd.as_fd(), uid)?;
+        sys::put_at(fd.as_fd(), number).step(step)?;
+    }
+    Ok(numbers)
 }
 
 fn load(filter: Option<&Filter>) -> Result<()> {

@@ -1,6 +1,6 @@
 //! A pseudo terminal of the container's own devpts.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FileType, OFlags, Uid, makedev};
@@ -16,6 +16,20 @@ use crate::container::error::{Result, Step};
 pub(super) struct Terminal {
     pub(super) master: OwnedFd,
     pub(super) slave: OwnedFd,
+}
+
+impl Terminal {
+    /// The same terminal, with numbers that are not below this one.
+    pub(super) fn not_below(self, number: i32) -> Result<Self> {
+        if self.master.as_raw_fd().min(self.slave.as_raw_fd()) >= number {
+            return Ok(self);
+        }
+        let moved = |fd| rustix::io::fcntl_dupfd_cloexec(fd, number).step(|| "move the terminal");
+        Ok(Self {
+            master: moved(&self.master)?,
+            slave: moved(&self.slave)?,
+        })
+    }
 }
 
 /// Opens a terminal of the container's devpts, for a user, with a size of (columns, rows).

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -33,12 +33,17 @@ pub(super) fn own_streams(stdio: &ProcessStdio, uid: u32) -> Result<()> {
             rustix::stdio::stdout(),
             rustix::stdio::stderr(),
         ];
-        match rustix::fs::fchown(streams[target].as_fd(), Some(Uid::from_raw(uid)), None) {
-            Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS) => {}
-            Err(error) => return Err(error).step(|| "give the standard streams to the user"),
-        }
+        own(streams[target].as_fd(), uid)?;
     }
     Ok(())
+}
+
+/// Gives one stream to the user.
+pub(super) fn own(stream: BorrowedFd<'_>, uid: u32) -> Result<()> {
+    match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None) {
+        Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS) => Ok(()),
+        Err(error) => Err(error).step(|| "give the streams to the user"),
+    }
 }
 
 /// Becomes the user, in the working directory. Permitted capabilities stay; the caller sets them last.

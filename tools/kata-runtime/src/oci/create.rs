@@ -33,7 +33,7 @@ pub struct How {
     /// File for the pid of the process that stands for the container.
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
-    /// Descriptors for the container. They cannot be brought into a virtual machine: only 0 can be had.
+    /// So many descriptors, 3 and following, are the container's as well: pipes, connected sockets, terminals and files as streams.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
     /// Accepted: a root file system in a virtual machine needs no pivot_root on the host.
@@ -89,12 +89,6 @@ impl Plan {
     /// It cannot be a container.
     pub fn new(how: &How, context: &Context) -> Result<Self> {
         let id = ContainerId::new(how.id.as_str())?;
-        if how.preserve_fds > 0 {
-            bail!(
-                "container {id}: --preserve-fds {}: descriptors cannot be brought into a virtual machine",
-                how.preserve_fds
-            );
-        }
         let bundle = how.bundle.canonicalize().with_context(|| {
             format!(
                 "container {id}: the bundle {} cannot be used",
@@ -182,7 +176,7 @@ impl Plan {
 
     fn make(&self, context: &Context, draft: impl FnOnce(&Self) -> Result<Draft>) -> Result<u32> {
         let daemon = self.daemon(context)?;
-        let draft = draft(self)?;
+        let draft = draft(self)?.carrying(context.descriptors.take())?;
         let pid = draft.pid();
         draft.submit(&daemon, self.id.as_str(), |process| Ask::Create {
             bundle: self.bundle.clone(),

@@ -59,9 +59,9 @@ pub struct Args {
     /// Accepted: profiles of the host's kernel do not reach a guest.
     #[arg(long, value_name = "PROFILE")]
     apparmor: Option<String>,
-    /// Descriptors for the process. They cannot be brought into a virtual machine: only 0 can be had.
+    /// So many descriptors, 3 and following, are the process's as well: pipes, connected sockets, terminals and files as streams.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    preserve_fds: u32,
+    pub preserve_fds: u32,
     /// Accepted: the process is in the container's cgroup.
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
@@ -95,12 +95,6 @@ impl Args {
 /// # Errors
 /// It did not start.
 pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
-    if args.preserve_fds > 0 {
-        bail!(
-            "--preserve-fds {}: descriptors cannot be brought into a virtual machine",
-            args.preserve_fds
-        );
-    }
     let target = context.target(&args.id)?;
     let daemon = target.daemon()?;
     let spec = process(args, &target.record.bundle)?;
@@ -119,7 +113,7 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
             arguments: arguments(&spec),
             root: None,
         };
-        let draft = Draft::detached(streams, &guise)?;
+        let draft = Draft::detached(streams, &guise)?.carrying(context.descriptors.take())?;
         let pid = draft.pid();
         draft.submit(daemon, &args.id, |process| Ask::Exec { spec, process })?;
         if let Some(path) = &args.pid_file {
@@ -128,6 +122,7 @@ pub fn run(args: &Args, context: &Context) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let (draft, ours) = Draft::attached(Streams::own(terminal)?)?;
+    let draft = draft.carrying(context.descriptors.take())?;
     let stdin = io::stdin();
     let raw = terminal.then(|| Raw::set(&stdin)).flatten();
     if let Some(path) = &args.pid_file {
@@ -158,8 +153,11 @@ fn process(args: &Args, bundle: &std::path::Path) -> Result<Value> {
     }
     let config: Value = serde_json::from_slice(&bundle::config(bundle)?)
         .with_context(|| format!("{}/config.json", bundle.display()))?;
-    // The surroundings of the container's own process, but for its terminal.
-    let mut process = config.get("process").cloned().unwrap_or_else(|| json!({}));
+    changed(args, config.get("process").cloned().unwrap_or_else(|| json!({})))
+}
+
+/// The surroundings of the container's own process, but for its terminal, with what the command line says otherwise.
+fn changed(args: &Args, mut process: Value) -> Result<Value> {
     let fields = process
         .as_object_mut()
         .context("config.json: process is no object")?;
@@ -172,13 +170,38 @@ fn process(args: &Args, bundle: &std::path::Path) -> Result<Value> {
     if args.no_new_privs {
         fields.insert("noNewPrivileges".into(), json!(true));
     }
+    if let Some(known) = fields.get_mut("env").and_then(Value::as_array_mut) {
+        // A program finds the first of a name, a shell the last.
+        let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+        let new: Vec<String> = args.env.iter().map(|variable| name(variable)).collect();
+        known.retain(|variable| {
+            variable
+                .as_str()
+                .is_none_or(|variable| !new.contains(&name(variable)))
+        });
+    }
     extend(fields, "env", &args.env);
-    if let Some(user) = &args.user {
-        fields.insert("user".into(), self::user(user, &args.additional_gids)?);
-    } else if !args.additional_gids.is_empty() {
-        fields
+    if args.user.is_some() || !args.additional_gids.is_empty() {
+        let user = fields
             .entry("user")
-            .or_insert_with(|| json!({"uid": 0, "gid": 0}))["additionalGids"] = json!(args.additional_gids);
+            .or_insert_with(|| json!({"uid": 0, "gid": 0}));
+        let user = user
+            .as_object_mut()
+            .context("config.json: process.user is no object")?;
+        if let Some(named) = &args.user {
+            let (uid, gid) = self::user(named)?;
+            user.insert("uid".into(), json!(uid));
+            // As runc has it: without one, the group stays what it is.
+            if let Some(gid) = gid {
+                user.insert("gid".into(), json!(gid));
+            }
+        }
+        if !args.additional_gids.is_empty() {
+            let more = user.entry("additionalGids").or_insert_with(|| json!([]));
+            if let Some(more) = more.as_array_mut() {
+                more.extend(args.additional_gids.iter().map(|gid| json!(gid)));
+            }
+        }
     }
     if !args.cap.is_empty() {
         let capabilities = fields.entry("capabilities").or_insert_with(|| json!({}));
@@ -211,12 +234,90 @@ fn extend(fields: &mut Map<String, Value>, key: &str, more: &[String]) {
     }
 }
 
-fn user(text: &str, groups: &[u32]) -> Result<Value> {
-    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
+/// A user, and the group that is named with it.
+fn user(text: &str) -> Result<(u32, Option<u32>)> {
     let number = |text: &str| {
         text.parse::<u32>().with_context(|| {
             format!("--user {text:?} is not a number: names are in the container's own files")
         })
     };
-    Ok(json!({"uid": number(uid)?, "gid": number(gid)?, "additionalGids": groups}))
+    Ok(match text.split_once(':') {
+        Some((uid, gid)) => (number(uid)?, Some(number(gid)?)),
+        None => (number(text)?, None),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn the_command_line_changes_what_it_names_as_with_runc() {
+        let own = json!({
+            "args": ["sleep"], "terminal": true, "consoleSize": {"width": 1, "height": 1}, "cwd": "/srv",
+            "env": ["PATH=/bin", "X=old", "XY=kept"],
+            "user": {"uid": 1, "gid": 2, "additionalGids": [3]},
+            "capabilities": {"bounding": ["CAP_KILL"]},
+        });
+        let changed = |words: &[&str]| {
+            let line = ["exec"].iter().chain(words).chain(&["c", "ls", "-l"]);
+            changed(&Line::try_parse_from(line).unwrap().args, own.clone())
+        };
+        let plain = changed(&[]).unwrap();
+        assert_eq!(plain["args"], json!(["ls", "-l"]));
+        assert_eq!(
+            (&plain["terminal"], &plain["cwd"]),
+            (&json!(false), &json!("/srv"))
+        );
+        assert_eq!(plain["user"], own["user"]);
+        assert_eq!(plain["env"], own["env"]);
+        assert!(plain.get("consoleSize").is_none());
+        for (words, pointer, expected) in [
+            (
+                &["--env", "X=new", "-e", "Y=1"][..],
+                "/env",
+                json!(["PATH=/bin", "XY=kept", "X=new", "Y=1"]),
+            ),
+            (
+                &["--user", "7"],
+                "/user",
+                json!({"uid": 7, "gid": 2, "additionalGids": [3]}),
+            ),
+            (
+                &["-u", "7:8", "-g", "9"],
+                "/user",
+                json!({"uid": 7, "gid": 8, "additionalGids": [3, 9]}),
+            ),
+            (&["--cwd", "/x"], "/cwd", json!("/x")),
+            (&["-t"], "/terminal", json!(true)),
+            (&["--no-new-privs"], "/noNewPrivileges", json!(true)),
+            (
+                &["--cap", "CAP_CHOWN"],
+                "/capabilities/bounding",
+                json!(["CAP_KILL", "CAP_CHOWN"]),
+            ),
+            (
+                &["-c", "CAP_CHOWN"],
+                "/capabilities/effective",
+                json!(["CAP_CHOWN"]),
+            ),
+        ] {
+            assert_eq!(
+                changed(words).unwrap().pointer(pointer),
+                Some(&expected),
+                "{words:?}"
+            );
+        }
+        for words in [&["--user", "root"], &["--user", "1:wheel"]] {
+            assert!(changed(words).is_err(), "{words:?}");
+        }
+    }
 }

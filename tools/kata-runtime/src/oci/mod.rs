@@ -15,6 +15,8 @@ mod terminal;
 
 pub use terminal::Raw;
 
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -33,6 +35,8 @@ pub struct Context {
     pub config: Option<PathBuf>,
     /// More is logged.
     pub debug: bool,
+    /// What the caller has left open for the process that is to be.
+    pub descriptors: Cell<Vec<OwnedFd>>,
 }
 
 /// A container that is known, and its daemon.

@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(long)]
     no_subreaper: bool,
     #[command(flatten)]
-    how: How,
+    pub how: How,
 }
 
 /// Runs one. The exit status is the container's.

@@ -74,15 +74,18 @@ pub struct Update {
     /// Memory nodes that it may use.
     #[arg(long, value_name = "LIST")]
     cpuset_mems: Option<String>,
-    /// Bytes of memory.
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    /// Bytes of memory, also as 64M or 1GiB; -1: no limit.
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = bytes)]
     memory: Option<i64>,
     /// Bytes of memory that are left to it when memory is short.
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = bytes)]
     memory_reservation: Option<i64>,
     /// Bytes of memory and swap space together.
-    #[arg(long, value_name = "BYTES", allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, value_parser = bytes)]
     memory_swap: Option<i64>,
+    /// Weight of its input and output: 10 to 1000.
+    #[arg(long, value_name = "WEIGHT")]
+    blkio_weight: Option<u16>,
     /// Processes.
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
@@ -183,7 +186,59 @@ fn resources(args: &Update) -> Value {
                 ("swap", args.memory_swap.map(Value::from)),
             ]),
         ),
+        (
+            "blockIO",
+            object(&[("weight", args.blkio_weight.map(Value::from))]),
+        ),
         ("pids", object(&[("limit", args.pids_limit.map(Value::from))])),
     ])
     .unwrap_or_else(|| json!({}))
+}
+
+/// A number of bytes, with or without a unit of 1024s.
+fn bytes(text: &str) -> Result<i64, String> {
+    let refuse = || format!("{text:?} is no number of bytes: 67108864, 64M or -1 would be");
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let (number, unit) = text.split_at(digits.len());
+    let number: i64 = number.parse().map_err(|_| refuse())?;
+    let unit = unit.to_ascii_lowercase();
+    let power = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        "p" => 5,
+        _ => return Err(refuse()),
+    };
+    match number {
+        -1 if unit.is_empty() => Ok(-1),
+        0.. => number.checked_mul(1 << (10 * power)).ok_or_else(refuse),
+        _ => Err(refuse()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_written_as_for_runc() {
+        for (text, expected) in [
+            ("0", 0),
+            ("-1", -1),
+            ("67108864", 64 << 20),
+            ("64m", 64 << 20),
+            ("64M", 64 << 20),
+            ("64MB", 64 << 20),
+            ("64MiB", 64 << 20),
+            ("2g", 2 << 30),
+            ("5b", 5),
+        ] {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "m", "-2", "-1m", "1x", "1.5g", "9999999999g", "64 M"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
 }

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
@@ -25,7 +28,8 @@ cases! {
     a_broken_bundle_is_refused_and_leaves_its_name_free,
     what_is_being_created_is_refused_what_it_cannot_do_and_goes_with_its_creator (Kata: "of runc's it is not known yet"),
     a_stand_in_is_small_and_where_its_process_seems_to_be (Kata: "runc's process is the container's own"),
-    descriptors_more_are_refused_before_anything_is_started (Kata: "runc passes them on"),
+    descriptors_more_are_the_processs,
+    descriptors_that_are_no_streams_are_refused_before_anything_is_started (Kata: "runc passes on whatever it is"),
     an_administrator_asks_what_a_daemon_has_started (Kata: "runc has no administrator's verbs"),
     a_dead_daemon_leaves_what_delete_removes (Kata: "runc has no daemon"),
 }
@@ -220,6 +224,13 @@ fn a_container_that_has_ended_is_refused_what_it_cannot_do(bed: &Bed) -> Result<
         let said = runtime(bed).args(&words).output()?.failure()?;
         ensure!(said.lines().count() == 1, "{words:?} says {said}");
     }
+    // It is the exit status of no process.
+    runtime(bed).args(["exec", &id, "true"]).output()?.exits(255)?;
+    // All of none.
+    runtime(bed)
+        .args(["kill", "--all", &id, "9"])
+        .output()?
+        .success()?;
     // Callers look for these words.
     let said = runtime(bed).args(["kill", &id, "9"]).output()?.failure()?;
     has(&said, "container not running")?;
@@ -371,31 +382,102 @@ fn pipes(pid: i32) -> Result<BTreeSet<PathBuf>> {
     Ok(pipes)
 }
 
-fn descriptors_more_are_refused_before_anything_is_started(bed: &Bed) -> Result<()> {
+/// A connection, the file as which a program can be given its other end, and what is said there until its end.
+fn connection() -> Result<(fs::File, impl FnOnce(&str) -> Result<String>)> {
+    let (mut ours, its) = UnixStream::pair()?;
+    ours.set_read_timeout(Some(deadlines::RUN))?;
+    let converse = move |question: &str| -> Result<String> {
+        ours.write_all(question.as_bytes())?;
+        let mut answer = String::new();
+        ours.read_to_string(&mut answer)
+            .context("the connection does not end")?;
+        Ok(answer)
+    };
+    Ok((fs::File::from(OwnedFd::from(its)), converse))
+}
+
+fn descriptors_more_are_the_processs(bed: &Bed) -> Result<()> {
+    let script =
+        "read line <&3; echo got $line >&3; echo written >&4; exec 3<&- 4>&-; while :; do sleep 0.1; done";
+    let bundle = bundle(bed, script)?;
+    let (id, written) = (bed.name(), bundle.join("written"));
+    let given = format!("3<&0 4>>{} </dev/null", written.display());
+    let output = fs::File::create(bundle.join("output"))?;
+    let (its, converse) = connection()?;
+    let mut created = runtime(bed)
+        .args(["create", "--preserve-fds=2", "--bundle"])
+        .args([&bundle])
+        .args([&id])
+        .redirected(&given)
+        .stdin_from(its)
+        .start_logging_to(output)?;
+    ensure!(
+        created.wait()?.success(),
+        "{}",
+        fs::read_to_string(bundle.join("output"))?
+    );
+    // Ours of it goes with the program.
+    drop(created);
+    runtime(bed).args(["start", &id]).output()?.success()?;
+    same(&converse("question\n")?, "got question\n")?;
+    wait::until("what the container wrote has come", deadlines::RUN, || {
+        Ok((fs::read_to_string(&written)? == "written\n").then_some(()))
+    })?;
+
+    let (its, converse) = connection()?;
+    let exec = runtime(bed)
+        .args([
+            "exec",
+            "--preserve-fds=2",
+            &id,
+            "sh",
+            "-c",
+            "read line <&3; echo also $line | cat - >&3; echo more >&4",
+        ])
+        .redirected(&given)
+        .stdin_from(its)
+        .start()?;
+    same(&converse("this\n")?, "also this\n")?;
+    exec.end()?.success()?;
+    same(&fs::read_to_string(&written)?, "written\nmore\n")?;
+    runtime(bed)
+        .args(["delete", "--force", &id])
+        .output()?
+        .success()
+        .map(drop)
+}
+
+fn descriptors_that_are_no_streams_are_refused_before_anything_is_started(bed: &Bed) -> Result<()> {
     let bundle = bundle(bed, "true")?;
-    for verb in ["create", "run"] {
-        let error = runtime(bed)
+    let id = bed.name();
+    let call = |verb: &str, redirections: &str| {
+        let call = runtime(bed)
             .args([verb, "--preserve-fds=1", "--bundle"])
             .args([&bundle])
-            .args([bed.name()])
-            .output()?
-            .failure()?;
+            .args([&id]);
+        call.redirected(redirections).output()?.failure()
+    };
+    for (verb, redirections, told) in [
+        ("create", "3</", "descriptor 3 is a directory"),
+        ("run", "3</dev/zero", "descriptor 3 is a device"),
+        ("run", "3<&-", "descriptor 3 is not open"),
+    ] {
+        let error = call(verb, redirections)?;
         has(&error, "--preserve-fds 1")?;
+        has(&error, told)?;
         ensure!(error.lines().count() == 1, "{error}");
     }
-    // 0 is what conmon may pass on.
-    let output = runtime(bed)
-        .args(["run", "--preserve-fds=0", "--bundle"])
+    let activated = runtime(bed)
+        .args(["run", "--bundle"])
         .args([&bundle])
-        .args([bed.name()])
-        .output()?;
-    output.success()?;
-    // podman itself looks for them before it asks us.
-    let error = runtime(bed)
-        .args(["exec", "--preserve-fds=1", "nobody", "true"])
-        .output()?
-        .failure()?;
-    has(&error, "--preserve-fds 1")
+        .args([&id])
+        // The shell becomes the program, and has its pid.
+        .redirected("3</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1");
+    has(&activated.output()?.failure()?, "LISTEN_FDS=1")?;
+    has(
+        &runtime(bed).args(["state", &id]).output()?.failure()?,
+        "does not exist",
+    )
 }
 
 fn a_dead_daemon_leaves_what_delete_removes(bed: &Bed) -> Result<()> {

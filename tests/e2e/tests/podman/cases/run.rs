@@ -1,5 +1,7 @@
 //! `podman run`: what a user sees of a container that runs before him.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use e2e::terminal::Size;
 
@@ -14,6 +16,7 @@ cases! {
     a_program_that_is_no_program_is_126,
     input_arrives_and_ends,
     a_megabyte_comes_back,
+    descriptors_more_are_the_containers,
     a_terminal_has_a_size_and_changes_it,
     a_terminal_ends_with_its_process,
     the_environment_user_and_directory_are_those_asked_for,
@@ -61,6 +64,19 @@ fn a_megabyte_comes_back(bed: &Bed) -> Result<()> {
     let output = bed.run_program(&words, &["cat"]).stdin(data.clone()).output()?;
     ensure!(output.stdout == data, "{} bytes came back", output.stdout.len());
     output.success().map(drop)
+}
+
+fn descriptors_more_are_the_containers(bed: &Bed) -> Result<()> {
+    let written = bed.directory().join(bed.name());
+    let words = ["run", "--rm", "--preserve-fds=2", "--network=none"];
+    let script = "read line <&3; echo got $line; cat <&3; echo written >&4";
+    let output = bed
+        .run_program(&words, &["sh", "-c", script])
+        .redirected(&format!("3<&0 4>>{} </dev/null", written.display()))
+        .stdin("one\ntwo\n")
+        .output()?;
+    same(&output.success()?, "got one\ntwo\n")?;
+    same(&fs::read_to_string(written)?, "written\n")
 }
 
 fn a_terminal_has_a_size_and_changes_it(bed: &Bed) -> Result<()> {

@@ -124,13 +124,20 @@ pub(super) fn ends(process: &NewProcess, fds: Vec<OwnedFd>) -> Result<(Standin, 
         Ok((!is_null(&fd)).then_some(fd))
     };
     let [stdin, stdout, stderr] = process.streams;
+    let streams = [next(stdin)?, next(stdout)?, next(stderr)?];
+    let descriptors: Vec<OwnedFd> = fds.take(process.more).collect();
+    if descriptors.len() < process.more {
+        return Err(missing());
+    }
+    let [stdin, stdout, stderr] = streams;
     Ok((
         standin,
         Stdio {
             terminal: process.terminal,
-            stdin: next(stdin)?.map_or(Input::Null, Input::Descriptor),
-            stdout: next(stdout)?.map_or(Output::Null, Output::Descriptor),
-            stderr: next(stderr)?.map_or(Output::Null, Output::Descriptor),
+            stdin: stdin.map_or(Input::Null, Input::Descriptor),
+            stdout: stdout.map_or(Output::Null, Output::Descriptor),
+            stderr: stderr.map_or(Output::Null, Output::Descriptor),
+            descriptors,
         },
     ))
 }

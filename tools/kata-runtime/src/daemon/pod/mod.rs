@@ -171,6 +171,8 @@ impl Pod {
     pub async fn kill(&self, id: &ContainerId, signal: u32, all: bool) -> Result<()> {
         let container = self.container(id)?;
         match container.kill(None, signal, all).await {
+            // None of its processes is left: all of them have been told, as with runc.
+            Err(error) if all && error.kind == ErrorKind::NotFound => Ok(()),
             Err(error) if error.kind == ErrorKind::NotFound => Err(not_running(id)),
             answer => answer,
         }
