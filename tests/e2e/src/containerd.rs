@@ -264,6 +264,20 @@ impl Containerd {
             .collect();
         let devmapper = self.devmapper.as_ref().map_or("", |(_, settings)| settings);
         let blockfile = self.blockfile.as_deref().unwrap_or_default();
+        // From containerd 2 on, what imports an image unpacks it for nobody else.
+        let others = self.devmapper.iter().map(|_| Snapshotter::Devmapper);
+        let others = others.chain(self.blockfile.iter().map(|_| Snapshotter::Blockfile));
+        let unpacking: String = std::iter::once(Snapshotter::Overlayfs)
+            .chain(others)
+            .map(|snapshotter| {
+                format!(
+                    "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+                     platform = \"linux\"\n\
+                     snapshotter = \"{}\"\n",
+                    snapshotter.name()
+                )
+            })
+            .collect();
         let cri = self.cri.as_deref().unwrap_or_default();
         format!(
             "version = 2\n\
@@ -276,6 +290,7 @@ impl Containerd {
              address = \"{socket}.ttrpc\"\n\
              {devmapper}\
              {blockfile}\
+             {unpacking}\
              {cri}"
         )
     }
