@@ -46,6 +46,10 @@ extern "C" fn one(data: *const u8, size: usize) -> c_int {
 }
 
 /// What the crate that brings libFuzzer wants of a program that uses its macro, which this one does not.
+#[allow(
+    improper_ctypes_definitions,
+    reason = "it is called by Rust alone, and here by nobody"
+)]
 #[unsafe(no_mangle)]
 extern "C" fn rust_fuzzer_test_input(_: &[u8]) -> i32 {
     0
