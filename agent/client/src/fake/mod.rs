@@ -196,7 +196,9 @@ impl FakeAgent {
         let more = state
             .process(container, exec)
             .and_then(|process| process.more(descriptor));
-        more.map_or_else(Default::default, |more| (more.input.clone(), more.closed, more.broken))
+        more.map_or_else(Default::default, |more| {
+            (more.input.clone(), more.closed, more.broken)
+        })
     }
 
     /// Ends both outputs of a process, after what was printed.
