@@ -5,6 +5,7 @@ mod container;
 mod copies;
 mod disks;
 mod fuzzed;
+mod hooks;
 mod joined;
 mod sandbox;
 
