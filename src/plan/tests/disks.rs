@@ -499,6 +499,11 @@ fn a_direct_volume_that_cannot_be_had_is_refused_with_what_can() {
         ),
         (with_key, DisksPlan::Plugged, "encryptionKey"),
         (
+            direct("block", "xfs", &["logdev=/dev/sdy"]),
+            DisksPlan::Plugged,
+            "logdev=/dev/sdy",
+        ),
+        (
             direct("block", "ext4", &[]),
             DisksPlan::Mounted,
             "disable_block_device_use",
