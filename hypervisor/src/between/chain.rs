@@ -30,6 +30,8 @@ pub struct Piece {
 pub struct Chain {
     pub readable: Vec<Piece>,
     pub writable: Vec<Piece>,
+    /// Bytes of both.
+    lengths: (usize, usize),
 }
 
 impl Chain {
@@ -109,17 +111,18 @@ impl Chain {
     }
 
     fn add(&mut self, regions: &[Region], descriptor: &Descriptor) -> io::Result<()> {
-        let side = match descriptor.flags & WRITABLE {
-            0 if self.writable.is_empty() => &mut self.readable,
+        let (side, sum) = match descriptor.flags & WRITABLE {
+            0 if self.writable.is_empty() => (&mut self.readable, &mut self.lengths.0),
             0 => {
                 return Err(invalid(
                     "what is to be read comes after what is to be written".to_owned(),
                 ));
             }
-            _ => &mut self.writable,
+            _ => (&mut self.writable, &mut self.lengths.1),
         };
         let length = descriptor.length as usize;
-        if sum(side).saturating_add(length) > MOST {
+        *sum = sum.saturating_add(length);
+        if *sum > MOST {
             return Err(invalid(format!("a request of more than {MOST} bytes")));
         }
         side.extend(pieces(regions, descriptor.address, length)?);
@@ -128,7 +131,7 @@ impl Chain {
 
     /// Bytes to be read, and bytes that can be written.
     pub fn lengths(&self) -> (usize, usize) {
-        (sum(&self.readable), sum(&self.writable))
+        self.lengths
     }
 }
 
@@ -149,10 +152,6 @@ impl Descriptor {
             next: u16::from_le_bytes([n0, n1]),
         }
     }
-}
-
-fn sum(pieces: &[Piece]) -> usize {
-    pieces.iter().map(|piece| piece.length).sum()
 }
 
 /// Where the VMM has this memory of the guest's, which may lie in several regions.

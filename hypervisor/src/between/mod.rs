@@ -14,7 +14,7 @@ mod own;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
@@ -41,7 +41,10 @@ const PROTOCOL: u64 = message::MULTIPLE_QUEUES | message::REPLY_ACK;
 
 /// Whether this process may look into the memory of those that it starts, and of those that others have started.
 pub fn is_permitted() -> bool {
-    capabilities(None).is_ok_and(|all| all.effective.contains(CapabilitySet::SYS_PTRACE))
+    // Yama, which may forbid it to everybody.
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    scope.trim() != "3"
+        && capabilities(None).is_ok_and(|all| all.effective.contains(CapabilitySet::SYS_PTRACE))
 }
 
 /// The memory of a process, which must have executed its program already.
@@ -166,17 +169,7 @@ impl Between {
             if work.daemon {
                 return Ok(());
             }
-            for &queue in &work.answered {
-                self.answer(queue)?;
-                // There may have been no place for it.
-                self.take(queue)?;
-            }
-            for &queue in &work.kicked {
-                if let Some(kick) = self.queues.get(queue).and_then(|queue| queue.kick.as_ref()) {
-                    own::clear(kick)?;
-                }
-                self.take(queue)?;
-            }
+            self.pass(&work)?;
             if work.vmm {
                 match Message::receive(&self.vmm)? {
                     Some(message) => self.obey(message)?,
@@ -185,8 +178,25 @@ impl Between {
             }
             if !work.vmm && work.kicked.is_empty() && work.answered.is_empty() {
                 self.own.shrink()?;
+                self.buffer = Vec::new();
             }
         }
+    }
+
+    /// Carries what there is, both ways.
+    fn pass(&mut self, work: &Work) -> io::Result<()> {
+        for &queue in &work.answered {
+            self.answer(queue)?;
+            // There may have been no place for it.
+            self.take(queue)?;
+        }
+        for &queue in &work.kicked {
+            if let Some(kick) = self.queues.get(queue).and_then(|queue| queue.kick.as_ref()) {
+                own::clear(kick)?;
+            }
+            self.take(queue)?;
+        }
+        Ok(())
     }
 
     /// Waits for something to do.
@@ -255,7 +265,10 @@ impl Between {
 
     fn change(&mut self, message: &mut Message) -> io::Result<()> {
         match message.request {
-            message::SET_OWNER | message::SET_PROTOCOL_FEATURES | message::SET_VRING_ERR => Ok(()),
+            message::SET_OWNER
+            | message::RESET_OWNER
+            | message::SET_PROTOCOL_FEATURES
+            | message::SET_VRING_ERR => Ok(()),
             message::SET_FEATURES => {
                 // Each side's queues follow what was agreed with it; ours are of one kind.
                 let agreed = message.number()? & self.features | message::PROTOCOL_FEATURES;
@@ -333,12 +346,11 @@ impl Between {
                 return Err(invalid(format!("queue {index} does not come to rest")));
             }
             let work = self.wait(Some(left))?;
-            if work.daemon {
+            // The VMM waits for our answer, and says nothing.
+            if work.daemon || work.vmm {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            for &queue in &work.answered {
-                self.answer(queue)?;
-            }
+            self.pass(&work)?;
         }
         let queue = self.queue(index)?;
         queue.kick = None;

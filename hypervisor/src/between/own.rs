@@ -17,7 +17,7 @@ use super::chain::MOST;
 use super::message::{self, invalid};
 
 /// Requests of a queue that are under way at once: whoever serves them takes one after the other.
-const PLACES: u16 = 16;
+const PLACES: u16 = 8;
 
 /// Descriptors of a queue: one to be read and one to be written for each request.
 const DESCRIPTORS: u16 = 2 * PLACES;
@@ -289,4 +289,28 @@ fn describe(table: &mut Vec<u8>, at: u64, length: u64, flags: u16, next: u16) {
 /// The answer begins on a line of its own.
 fn align(length: u64) -> u64 {
     length.next_multiple_of(64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_large_requests_have_used_is_given_back() {
+        let mut own = Own::new(2).unwrap();
+        let blocks = |own: &Own| own.memory.metadata().unwrap().blocks();
+        let place = own.place(1).unwrap();
+        own.put(1, &place, &vec![7; MOST], 0).unwrap();
+        let large = blocks(&own);
+        own.shrink().unwrap();
+        assert!(own.is_large() && blocks(&own) == large, "it is under way");
+        own.release(1, place);
+        own.shrink().unwrap();
+        assert!(!own.is_large() && blocks(&own) < large / 8);
+        let places: Vec<_> = (0..).map_while(|_: u16| own.place(1)).collect();
+        assert_eq!(places.len(), usize::from(PLACES));
+        assert!(own.place(0).is_some(), "another queue has its own");
+    }
 }

@@ -104,11 +104,11 @@ fn serve(memory: &File, region: &Region, at: &Addresses, done: &mut u16) -> bool
     if number(at.available + 2) == *done {
         return false;
     }
-    let entry = u64::from(*done % 32);
+    let entry = u64::from(*done % 16);
     let head = number(at.available + 4 + 2 * entry);
     let chain = Chain::follow(
         &[Region { vmm: 0, ..*region }],
-        (at.descriptors, 32),
+        (at.descriptors, 16),
         head,
         |address, bytes| memory.read_exact_at(bytes, file(address)),
     )

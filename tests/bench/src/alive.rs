@@ -97,7 +97,7 @@ pub fn number(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
         let (mut serial, mut parallel) = (Vec::new(), Vec::new());
         let (mut slopes, mut medians) = (Vec::new(), Vec::new());
         // The first round warms caches.
-        for round in 0..=amount.pods {
+        for round in 0..=amount.rounds {
             let ids: Vec<_> = (0..ALIVE).map(|_| bed.name("serial")).collect();
             let begin = Instant::now();
             ids.iter().try_for_each(|id| start(bed, copies, id).map(drop))?;

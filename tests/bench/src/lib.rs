@@ -28,6 +28,7 @@ use e2e::cell::Inside;
 use e2e::configuration::Configuration;
 
 use bed::Bed;
+use bounds::FEWEST;
 use host::Host;
 use report::{Missing, Results};
 
@@ -44,6 +45,8 @@ pub struct Amount {
     pub alive: usize,
     /// Pods whose shim's threads are counted.
     pub pods: usize,
+    /// Rounds in which many copies are started.
+    pub rounds: usize,
 }
 
 impl Amount {
@@ -54,6 +57,7 @@ impl Amount {
         output: 15,
         alive: 6,
         pods: 3,
+        rounds: FEWEST,
     };
 
     /// To see that everything works: the figures mean little.
@@ -63,6 +67,7 @@ impl Amount {
         output: 1,
         alive: 2,
         pods: 1,
+        rounds: 1,
     };
 }
 

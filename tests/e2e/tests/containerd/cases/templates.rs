@@ -130,11 +130,11 @@ impl Factory {
 
 /// What two containers print, line by line, and what nobody who was not there can know.
 const IDENTITY: &str = "cat /proc/sys/kernel/random/boot_id; cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | \
-                        md5sum; /usr/lib64/ld-linux-x86-64.so.2 --library-path /usr/lib/x86_64-linux-gnu \
-                        /usr/bin/openssl genpkey -algorithm ed25519 -outform DER | tail -c 32 | md5sum; date +%s";
+                        md5sum; /host/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-path /host/lib/x86_64-linux-gnu \
+                        /host/bin/openssl genpkey -algorithm ed25519 -outform DER | tail -c 32 | md5sum; date +%s";
 
 /// The host's programs, of which one makes keys for TLS as a server does at its first start.
-const PROGRAMS: [&str; 2] = ["--mount", "type=bind,src=/usr,dst=/usr,options=rbind:ro"];
+const PROGRAMS: [&str; 2] = ["--mount", "type=bind,src=/usr,dst=/host,options=rbind:ro"];
 
 fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
     let factory = Factory::new(case)?;
