@@ -1,6 +1,7 @@
 //! The owner of a sandbox that runs. It takes commands one by one and waits for nobody: what takes time is done on the
 //! side, and its end comes back as a command.
 
+mod end;
 mod news;
 
 use std::collections::BTreeMap;
@@ -542,60 +543,5 @@ impl Owner {
 
     pub(super) fn ids(&self) -> Vec<ContainerId> {
         self.containers.keys().cloned().collect()
-    }
-
-    /// Ends everything. The first request begins, the others wait for the same end.
-    pub(super) fn stop(&mut self, reply: Reply<()>) {
-        self.stops.push(reply);
-        let Some(mut holdings) = self.holdings.take() else {
-            return;
-        };
-        let Ok(state) = self.state.next(Step::Stop) else {
-            return;
-        };
-        self.state = state;
-        // What is being created goes with the guest, and its files with all others.
-        self.creations.clear();
-        self.reason.get_or_insert(VmEnd {
-            reason: "the sandbox was stopped".to_owned(),
-            killed: true,
-        });
-        let (hooks, log) = (std::mem::take(&mut self.hooks), self.log.clone());
-        let mut course = std::mem::take(&mut self.course);
-        let release = async move {
-            let released = holdings.release(&mut course, &log).await;
-            for hooks in hooks.values() {
-                hooks.stopped(&log).await;
-            }
-            if let Err(error) = &released {
-                course.fail(error);
-            }
-            course.close().await;
-            released
-        };
-        self.job(release, |owner, released| owner.released(released));
-    }
-
-    fn released(&mut self, released: Result<()>) {
-        if self.end.borrow().is_none() {
-            self.end.send_replace(self.reason.take());
-        }
-        match &released {
-            Ok(()) => info!(self.log, "the sandbox is stopped"),
-            Err(error) => {
-                warn!(self.log, "the sandbox is stopped, but not all is released"; "error" => error.chain())
-            }
-        }
-        if let Ok(state) = self.state.next(Step::Released) {
-            self.state = state;
-        }
-        let text = released.err().map(|error| (error.kind, error.chain()));
-        for reply in self.stops.drain(..) {
-            let answer = match &text {
-                None => Ok(()),
-                Some((kind, text)) => Err(Error::new(*kind, text.clone())),
-            };
-            drop(reply.send(answer));
-        }
     }
 }
