@@ -39,6 +39,9 @@ const FEATURES: u64 = message::VERSION_1 | message::RING_INDIRECT_DESC | message
 /// What a VMM may agree on with us.
 const PROTOCOL: u64 = message::MULTIPLE_QUEUES | message::REPLY_ACK;
 
+/// Bytes that are carried at once.
+const CARRIED: usize = 64 << 10;
+
 /// Whether this process may look into the memory of those that it starts, and of those that others have started.
 pub fn is_permitted() -> bool {
     // Yama, which may forbid it to everybody.
@@ -88,8 +91,8 @@ struct Between {
     own: Own,
     has_begun: bool,
     queues: Vec<Queue>,
-    /// Holds what is carried.
-    buffer: Vec<u8>,
+    /// Holds what is being carried.
+    buffer: Box<[u8]>,
 }
 
 /// The guest's side of a queue.
@@ -154,7 +157,7 @@ impl Between {
             own: Own::new(count)?,
             has_begun: false,
             queues,
-            buffer: Vec::new(),
+            buffer: vec![0; CARRIED].into(),
         })
     }
 
@@ -178,7 +181,6 @@ impl Between {
             }
             if !work.vmm && work.kicked.is_empty() && work.answered.is_empty() {
                 self.own.shrink()?;
-                self.buffer = Vec::new();
             }
         }
     }
@@ -390,14 +392,10 @@ impl Between {
             if asked + room == 0 {
                 return Err(invalid("a request without a byte".to_owned()));
             }
-            let mut rest = room_for(&mut self.buffer, asked);
-            for piece in &chain.readable {
-                let (part, after) = rest.split_at_mut(piece.length);
-                self.memory.read_exact_at(part, piece.address)?;
-                rest = after;
-            }
-            let request = self.buffer.get(..asked).unwrap_or_default();
-            self.own.put(index, &place, request, room)?;
+            gather(&self.memory, &chain.readable, &mut self.buffer, |begin, part| {
+                self.own.fill(index, &place, begin, part)
+            })?;
+            self.own.put(index, &place, asked, room)?;
             queue.taken = queue.taken.wrapping_add(1);
             queue.under_way.push(Request {
                 place: place.number(),
@@ -433,9 +431,14 @@ impl Between {
             if answer.length > room {
                 return Err(invalid(format!("{} bytes for {room}", answer.length)));
             }
-            let bytes = room_for(&mut self.buffer, answer.length);
-            self.own.read(index, &answer.place, request.asked, bytes)?;
-            scatter(&self.memory, &request.answer, bytes)?;
+            let mut begin = 0;
+            for part in parts(&request.answer, answer.length) {
+                let bytes = self.buffer.get_mut(..part.length).unwrap_or_default();
+                self.own
+                    .read(index, &answer.place, (request.asked, begin), bytes)?;
+                self.memory.write_all_at(bytes, part.address)?;
+                begin += part.length;
+            }
             self.own.release(index, answer.place);
             let mut entry = [0; 8];
             let (id, length) = entry.split_at_mut(4);
@@ -468,25 +471,41 @@ impl Queue {
     }
 }
 
-/// The first bytes of a buffer, which grows.
-fn room_for(buffer: &mut Vec<u8>, length: usize) -> &mut [u8] {
-    if buffer.len() < length {
-        buffer.resize(length, 0);
+/// Reads pieces of memory, and has `take` take them, as much at once as fits into the buffer: how many bytes came before, and these.
+fn gather(
+    memory: &File,
+    pieces: &[Piece],
+    buffer: &mut [u8],
+    mut take: impl FnMut(usize, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let (mut before, mut filled) = (0, 0);
+    for part in parts(pieces, usize::MAX) {
+        if filled + part.length > buffer.len() {
+            take(before, buffer.get(..filled).unwrap_or_default())?;
+            (before, filled) = (before + filled, 0);
+        }
+        let end = filled + part.length;
+        memory.read_exact_at(buffer.get_mut(filled..end).unwrap_or_default(), part.address)?;
+        filled = end;
     }
-    buffer.get_mut(..length).unwrap_or_default()
+    take(before, buffer.get(..filled).unwrap_or_default())
 }
 
-fn scatter(memory: &File, pieces: &[Piece], bytes: &[u8]) -> io::Result<()> {
-    let mut rest = bytes;
-    for piece in pieces {
-        let (part, after) = rest.split_at(piece.length.min(rest.len()));
-        if part.is_empty() {
-            break;
-        }
-        memory.write_all_at(part, piece.address)?;
-        rest = after;
-    }
-    Ok(())
+/// The first `most` bytes of pieces of memory, in parts that can be carried at once.
+fn parts(pieces: &[Piece], most: usize) -> impl Iterator<Item = Piece> {
+    let mut left = most;
+    let wanted = pieces.iter().map(move |piece| {
+        let length = piece.length.min(left);
+        left -= length;
+        Piece { length, ..*piece }
+    });
+    wanted.flat_map(|piece| {
+        (0..piece.length).step_by(CARRIED).map(move |begin| Piece {
+            // Within the piece, whose end is an address.
+            address: piece.address + begin as u64,
+            length: (piece.length - begin).min(CARRIED),
+        })
+    })
 }
 
 fn u16_at(memory: &File, address: u64) -> io::Result<u16> {

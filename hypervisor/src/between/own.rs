@@ -129,14 +129,21 @@ impl Own {
         self.queues.get_mut(queue)?.free.pop().map(Place)
     }
 
-    /// Puts a request into a place; there is to be room for `answer` bytes. Both are [`MOST`] at most.
-    pub fn put(&mut self, queue: usize, place: &Place, request: &[u8], answer: usize) -> io::Result<()> {
+    /// Writes a part of a request into a place, `begin` bytes after its beginning.
+    pub fn fill(&self, queue: usize, place: &Place, begin: usize, part: &[u8]) -> io::Result<()> {
+        match self.queues.get(queue) {
+            Some(own) => self.memory.write_all_at(part, own.at(place.0) + begin as u64),
+            None => Err(invalid(format!("queue {queue}"))),
+        }
+    }
+
+    /// Offers the request of so many bytes that is in a place; there is to be room for `answer` bytes. Both are [`MOST`] at most.
+    pub fn put(&mut self, queue: usize, place: &Place, asked: usize, answer: usize) -> io::Result<()> {
         let Some(own) = self.queues.get_mut(queue) else {
             return Err(invalid(format!("queue {queue}")));
         };
         let at = own.at(place.0);
-        let (asked, room) = (request.len() as u64, answer as u64);
-        self.memory.write_all_at(request, at)?;
+        let (asked, room) = (asked as u64, answer as u64);
         if let Some(reached) = own.reached.get_mut(usize::from(place.0)) {
             *reached = (*reached).max(align(asked) + room);
         }
@@ -199,12 +206,19 @@ impl Own {
         }
     }
 
-    /// Reads the answer to a request of so many bytes.
-    pub fn read(&self, queue: usize, place: &Place, asked: usize, answer: &mut [u8]) -> io::Result<()> {
+    /// Reads a part of the answer to a request of `asked` bytes, `begin` bytes after its beginning.
+    pub fn read(
+        &self,
+        queue: usize,
+        place: &Place,
+        (asked, begin): (usize, usize),
+        part: &mut [u8],
+    ) -> io::Result<()> {
         match self.queues.get(queue) {
-            Some(own) => self
-                .memory
-                .read_exact_at(answer, own.at(place.0) + align(asked as u64)),
+            Some(own) => {
+                let at = own.at(place.0) + align(asked as u64) + begin as u64;
+                self.memory.read_exact_at(part, at)
+            }
             None => Err(invalid(format!("queue {queue}"))),
         }
     }
@@ -302,7 +316,8 @@ mod tests {
         let mut own = Own::new(2).unwrap();
         let blocks = |own: &Own| own.memory.metadata().unwrap().blocks();
         let place = own.place(1).unwrap();
-        own.put(1, &place, &vec![7; MOST], 0).unwrap();
+        own.fill(1, &place, 0, &vec![7; MOST]).unwrap();
+        own.put(1, &place, MOST, 0).unwrap();
         let large = blocks(&own);
         own.shrink().unwrap();
         assert!(own.is_large() && blocks(&own) == large, "it is under way");

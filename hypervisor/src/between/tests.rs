@@ -121,7 +121,12 @@ fn serve(memory: &File, region: &Region, at: &Addresses, done: &mut u16) -> bool
     }
     bytes.reverse();
     bytes.truncate(chain.lengths().1);
-    scatter(memory, &chain.writable, &bytes).unwrap();
+    let mut rest = &bytes[..];
+    for part in parts(&chain.writable, bytes.len()) {
+        let (now, after) = rest.split_at(part.length);
+        memory.write_all_at(now, part.address).unwrap();
+        rest = after;
+    }
     let mut told = u32::from(head).to_le_bytes().to_vec();
     told.extend((bytes.len() as u32).to_le_bytes());
     memory.write_all_at(&told, file(at.used + 4 + 8 * entry)).unwrap();
