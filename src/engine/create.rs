@@ -29,7 +29,7 @@ impl Runtime {
     /// Creates a pod: boots its virtual machine. It appears when that is ready, or not at all.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`]: its id or name is taken. Those of the sandbox.
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists): its id or name is taken. Those of the sandbox.
     pub async fn create_pod(&self, options: PodOptions) -> Result<Pod> {
         options.check()?;
         let info = pod_info(&options, false);
@@ -47,7 +47,7 @@ impl Runtime {
     /// Creates a container from an OCI bundle, in a virtual machine of its own, which goes with it.
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`]: its id or name is taken. Those of the sandbox and of the container.
+    /// [`ErrorKind::AlreadyExists`](crate::ErrorKind::AlreadyExists): its id or name is taken. Those of the sandbox and of the container.
     pub async fn create_container(&self, options: ContainerOptions) -> Result<Container> {
         let id = options.check()?;
         let alone = PodOptions::new(SandboxId::new(id.as_str())?).bundle(&options.bundle);

@@ -15,7 +15,7 @@ const NULL: (u32, u32) = (1, 3);
 
 /// What a process does with a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub(super) enum Way {
     /// It reads.
     Read,
     /// It writes.
@@ -26,12 +26,12 @@ pub enum Way {
 
 impl Way {
     /// Whether it reads.
-    pub fn reads(self) -> bool {
+    pub(super) fn reads(self) -> bool {
         self != Self::Write
     }
 
     /// Whether it writes.
-    pub fn writes(self) -> bool {
+    pub(super) fn writes(self) -> bool {
         self != Self::Read
     }
 }
@@ -40,7 +40,7 @@ impl Way {
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] says what it is, and what would do.
-pub fn check(number: u32, fd: impl AsFd) -> Result<Way> {
+pub(super) fn check(number: u32, fd: impl AsFd) -> Result<Way> {
     let fd = fd.as_fd();
     let looked = || -> io::Result<std::result::Result<Way, &'static str>> {
         let (stat, flags) = (fstat(fd)?, fcntl_getfl(fd)?);

@@ -10,10 +10,9 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-pub use descriptor::check as check_descriptor;
 pub(crate) use endpoint::{Opened, Sink, Source};
 pub(crate) use pump::{CHUNK, Delivery, Input as InputPump, Name, Output as OutputPump, Target};
 
@@ -32,6 +31,15 @@ pub struct Stdio {
     /// ([`check_descriptor`]). In the guest it has a pipe or a connected socket for each, whose bytes are carried, in whichever directions
     /// there are; each direction ends by itself, and all of them with the process.
     pub descriptors: Vec<OwnedFd>,
+}
+
+/// Looks whether a process of a guest can have this descriptor, as its own of this number (see [`Stdio::descriptors`]). Whoever wants to
+/// refuse before anything is started asks before.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) says what it is, and what would do.
+pub fn check_descriptor(number: u32, fd: impl AsFd) -> crate::error::Result<()> {
+    descriptor::check(number, fd).map(drop)
 }
 
 /// Source of standard input.

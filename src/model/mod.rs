@@ -556,7 +556,7 @@ pub struct CopyPlan {
     pub is_directory: bool,
     /// Mounts below the source come along.
     pub recursive: bool,
-    /// Mount point of the storage in which it is, under the name [`crate::guest::DATA`].
+    /// Mount point of the storage in which it is, under the name `data`.
     pub mount_point: String,
 }
 
