@@ -91,10 +91,10 @@ impl std::fmt::Display for Disk {
     }
 }
 
-/// Has the kernel hand what is asked of a virtual disk to the host as it comes, without a scheduler of its own: how a disk is best read
-/// the host knows, and what the kernel takes for a device of one queue hands over one request after the other, so that random reads
-/// take twice as long. The kernel waits for what is under way, some 30 ms without KVM: nobody else should. A failure costs nothing
-/// but speed.
+/// Has the kernel hand what is asked of a virtual disk to the host as it comes, without a scheduler of its own, which it takes for a
+/// device of one queue: how a disk is best read the host knows, and the scheduler hands over one request after the other where
+/// without it a whole batch is one. The kernel waits for what is under way, some 30 ms without KVM: nobody else should. A failure
+/// costs nothing but speed.
 pub(super) fn pass_on(node: &Path) {
     let Some(name) = node
         .file_name()
