@@ -111,7 +111,7 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
         ("B17.walk", "a walk through 1000 files", WALK.to_owned()),
     ] {
         let mut took = [Vec::new(), Vec::new()];
-        for round in 0..=amount.output {
+        for round in 0..=amount.warm {
             for (container, took) in ids.iter().zip(&mut took) {
                 let seconds = python(bed, container, &script)?;
                 if round > 0 {
