@@ -119,7 +119,7 @@ mod tests {
             name: "t.jsonl".into(),
             limit,
             resource: Resource {
-                trace: [1; 16],
+                trace: 1,
                 attributes: Vec::new(),
             },
             lost: Arc::default(),

@@ -166,12 +166,7 @@ impl Course {
         let lost = Arc::<AtomicU64>::default();
         let target = Target {
             directory: config.trace_directory.clone(),
-            name: format!(
-                "{}.{}.{}.jsonl",
-                request.scope,
-                request.id,
-                otlp::hexadecimal(&trace)
-            ),
+            name: format!("{}.{}.{:032x}.jsonl", request.scope, request.id, trace),
             limit: config.trace_max_size_mib.saturating_mul(1 << 20),
             resource: Resource {
                 trace,
@@ -357,11 +352,11 @@ impl Place {
 }
 
 /// The id of a trace, and the first of its spans', both of them nobody else's.
-fn ids(log: &Logger) -> Option<([u8; 16], u64)> {
+fn ids(log: &Logger) -> Option<(u128, u64)> {
     let bytes = entropy()
         .inspect_err(|error| warn!(log, "there is no trace of the sandbox"; "error" => error.chain()))
         .ok()?;
     let (trace, rest) = bytes.split_first_chunk::<16>()?;
     let (first, _) = rest.split_first_chunk::<8>()?;
-    Some((*trace, u64::from_be_bytes(*first).max(1)))
+    Some((u128::from_be_bytes(*trace), u64::from_be_bytes(*first).max(1)))
 }

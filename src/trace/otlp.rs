@@ -50,13 +50,13 @@ impl<T: ToString + ?Sized> From<&T> for Told {
 /// What all spans of a file have in common.
 #[derive(Debug, Clone)]
 pub(super) struct Resource {
-    pub(super) trace: [u8; 16],
+    pub(super) trace: u128,
     pub(super) attributes: Vec<(&'static str, Told)>,
 }
 
 /// Spans as a line, with its end.
 pub(super) fn line(resource: &Resource, spans: &[Span]) -> String {
-    let spans: Vec<Value> = spans.iter().map(|one| span(&resource.trace, one)).collect();
+    let spans: Vec<Value> = spans.iter().map(|one| span(resource.trace, one)).collect();
     let batch = json!({"resourceSpans": [{
         "resource": {"attributes": attributes(&resource.attributes)},
         "scopeSpans": [{
@@ -67,21 +67,21 @@ pub(super) fn line(resource: &Resource, spans: &[Span]) -> String {
     format!("{batch}\n")
 }
 
-fn span(trace: &[u8; 16], span: &Span) -> Value {
+fn span(trace: u128, span: &Span) -> Value {
     /// `SPAN_KIND_INTERNAL` and `SPAN_KIND_CLIENT`.
     const KINDS: [u8; 2] = [1, 3];
     /// `STATUS_CODE_ERROR`.
     const FAILED: u8 = 2;
     let mut value = json!({
-        "traceId": hexadecimal(trace),
-        "spanId": hexadecimal(&span.id.to_be_bytes()),
+        "traceId": format!("{trace:032x}"),
+        "spanId": format!("{:016x}", span.id),
         "name": span.name,
         "kind": KINDS[usize::from(span.is_call)],
         "startTimeUnixNano": span.begun.to_string(),
         "endTimeUnixNano": span.ended.to_string(),
     });
     if let Some(parent) = span.parent {
-        value["parentSpanId"] = hexadecimal(&parent.to_be_bytes()).into();
+        value["parentSpanId"] = format!("{parent:016x}").into();
     }
     if !span.attributes.is_empty() {
         value["attributes"] = attributes(&span.attributes);
@@ -118,10 +118,6 @@ fn clean(text: &str) -> String {
     text.chars().filter_map(plain).take(LONGEST_TEXT).collect()
 }
 
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,7 +126,7 @@ mod tests {
     #[test]
     fn a_span_is_written_as_the_protocol_says() {
         let resource = Resource {
-            trace: *b"[\x8e\xff\xf7\x98\x03\x81\x03\xd2i\xb6\x33\x81\x3f\xc6\x0c",
+            trace: 0x5b8e_fff7_9803_8103_d269_b633_813f_c60c,
             attributes: vec![("service.name", "kata".into())],
         };
         let one = Span {
@@ -178,7 +174,7 @@ mod tests {
             failure: None,
             ..one
         };
-        let value = span(&resource.trace, &root);
+        let value = span(resource.trace, &root);
         assert_eq!(value["kind"], 1);
         for absent in ["parentSpanId", "attributes", "events", "status"] {
             assert_eq!(value.get(absent), None, "{absent}");

@@ -50,9 +50,10 @@ pub fn new_memory(spec: &VmSpec) -> Result<Arc<OwnedFd>, Error> {
 /// Whether copies can have the saved memory in common. The first look at a page that was not saved takes one of the file's file
 /// system: of the host's cache if it is one on a disk, but of its room if it is in memory, and a VM dies if there is none.
 pub fn can_be_common(saved: &Saved) -> bool {
-    /// linux/magic.h
-    const IN_MEMORY: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
-    fstatfs(&saved.memory).is_ok_and(|found| !IN_MEMORY.contains(&(found.f_type as u32)))
+    /// linux/magic.h, `RAMFS_MAGIC`, which the crate has not.
+    const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
+    let in_memory = [libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC, RAMFS_MAGIC];
+    fstatfs(&saved.memory).is_ok_and(|found| !in_memory.contains(&found.f_type))
 }
 
 impl Revival {

@@ -6,6 +6,16 @@ use super::super::*;
 use super::*;
 use crate::model::ContainerType;
 
+/// What a user namespace of its own takes.
+fn mappings() -> [(&'static str, Value); 2] {
+    ["/linux/uidMappings", "/linux/gidMappings"].map(|field| {
+        (
+            field,
+            json!([{"containerID": 0, "hostID": 100000, "size": 65536}]),
+        )
+    })
+}
+
 #[test]
 fn namespaces_of_a_sandbox_are_the_guests_own() {
     use ContainerType::{PodContainer, PodSandbox, SingleContainer};
@@ -54,11 +64,7 @@ fn namespaces_of_a_sandbox_are_the_guests_own() {
     for (asked, kind, own_kernel, expected) in table {
         let mut values = vec![("/linux/namespaces", asked.clone())];
         if expected.contains(&"user") {
-            let mappings = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
-            values.extend([
-                ("/linux/uidMappings", mappings.clone()),
-                ("/linux/gidMappings", mappings),
-            ]);
+            values.extend(mappings());
         }
         let setting = namespaces::Setting {
             kind,
@@ -86,11 +92,7 @@ fn the_agents_processes_are_seen_by_who_asks_for_them_and_may() {
     let plan = |(env, asked, kind, own_kernel, agent_pidns): Case<'_>| {
         let mut values = vec![("/process/env", json!(env)), ("/linux/namespaces", asked.clone())];
         if asked.to_string().contains("user") {
-            let mappings = json!([{"containerID": 0, "hostID": 100000, "size": 65536}]);
-            values.extend([
-                ("/linux/uidMappings", mappings.clone()),
-                ("/linux/gidMappings", mappings),
-            ]);
+            values.extend(mappings());
         }
         let setting = namespaces::Setting {
             kind,

@@ -75,7 +75,8 @@ pub fn daemon(root: &Root, sandbox: &SandboxId, debug: bool) -> Result<()> {
 /// # Errors
 /// The kernel is too old.
 pub fn keep_descriptors() -> Result<()> {
-    hypervisor::process::close_on_exec_from(3).context("cannot keep descriptors from children")
+    hypervisor::process::close_on_exec_from(FIRST.unsigned_abs())
+        .context("cannot keep descriptors from children")
 }
 
 /// Takes over what a caller has left open for a container or a process: so many descriptors. To be asked once, before this program
@@ -90,8 +91,9 @@ pub fn preserved(count: u32) -> Result<Vec<OwnedFd>> {
     }
     let fds = hypervisor::process::take_inherited(FIRST, count)
         .map_err(|number| anyhow!("--preserve-fds {count}: descriptor {number} is not open"))?;
-    for (number, fd) in (3..).zip(&fds) {
-        runtime::check_descriptor(number, fd).with_context(|| format!("--preserve-fds {count}"))?;
+    for (number, fd) in (FIRST..).zip(&fds) {
+        runtime::check_descriptor(number.unsigned_abs(), fd)
+            .with_context(|| format!("--preserve-fds {count}"))?;
     }
     Ok(fds)
 }

@@ -116,6 +116,7 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
     (Purpose::Test, "e2fsprogs", "makes ext4 on disks"),
     (Purpose::Test, "xfsprogs", "makes XFS on disks"),
     (Purpose::Test, "erofs-utils", "makes EROFS on disks"),
+    (Purpose::Test, "openssl", "makes keys for TLS in copies"),
     (Purpose::KernelSource, "bc", "kernel build: time constants"),
     (
         Purpose::KernelSource,

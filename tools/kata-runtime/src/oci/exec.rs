@@ -62,8 +62,8 @@ pub struct Args {
     /// So many descriptors, 3 and following, are the process's as well: pipes, connected sockets, terminals and files as streams.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub preserve_fds: u32,
-    /// Accepted: the process is in the container's cgroup.
-    #[arg(long, value_name = "PATH")]
+    /// Cgroup of the process below the container's. There is none: it is in the container's own.
+    #[arg(long, value_name = "PATH", value_parser = own_cgroup)]
     cgroup: Option<String>,
     /// Accepted: a process is not added to a paused container.
     #[arg(long)]
@@ -234,6 +234,14 @@ fn extend(fields: &mut Map<String, Value>, key: &str, more: &[String]) {
     }
 }
 
+/// The container's own cgroup, and no other.
+fn own_cgroup(path: &str) -> Result<String, &'static str> {
+    match path {
+        "" | "/" => Ok(path.to_owned()),
+        _ => Err("a process is in its container's own cgroup, in the guest; leave it out"),
+    }
+}
+
 /// A user, and the group that is named with it.
 fn user(text: &str) -> Result<(u32, Option<u32>)> {
     let number = |text: &str| {
@@ -318,6 +326,10 @@ mod tests {
         }
         for words in [&["--user", "root"], &["--user", "1:wheel"]] {
             assert!(changed(words).is_err(), "{words:?}");
+        }
+        for (path, is_own) in [("/", true), ("", true), ("below", false)] {
+            let line = Line::try_parse_from(["exec", "--cgroup", path, "c", "ls"]);
+            assert_eq!(line.is_ok(), is_own, "{path:?}");
         }
     }
 }

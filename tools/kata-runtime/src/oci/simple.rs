@@ -201,14 +201,13 @@ fn bytes(text: &str) -> Result<i64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let (number, unit) = text.split_at(digits.len());
     let number: i64 = number.parse().map_err(|_| refuse())?;
-    let unit = unit.to_ascii_lowercase();
-    let power = match unit.trim_end_matches('b').trim_end_matches('i') {
-        "" => 0,
-        "k" => 1,
-        "m" => 2,
-        "g" => 3,
-        "t" => 4,
-        "p" => 5,
+    let power = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        "p" | "pb" | "pib" => 5,
         _ => return Err(refuse()),
     };
     match number {
@@ -237,7 +236,18 @@ mod tests {
         ] {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }
-        for text in ["", "m", "-2", "-1m", "1x", "1.5g", "9999999999g", "64 M"] {
+        for text in [
+            "",
+            "m",
+            "-2",
+            "-1m",
+            "1x",
+            "1.5g",
+            "9999999999g",
+            "64 M",
+            "64bb",
+            "64ib",
+        ] {
             assert!(bytes(text).is_err(), "{text}");
         }
     }
