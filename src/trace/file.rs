@@ -48,7 +48,8 @@ pub(super) fn begin(target: Target) -> io::Result<(SyncSender<Span>, oneshot::Re
             warn!(target.log, "the trace of the sandbox is not written, or not all of it";
                 "path" => %path.display(), "error" => %error);
         }
-        // Nobody may wait any more.
+        // Nobody may wait any more, nor give a span that nobody would take.
+        drop(waiting);
         let _ = done.send(());
     })?;
     Ok((spans, written))
