@@ -260,6 +260,8 @@ pub struct Capabilities {
     pub resize: bool,
     /// Pause, save and restore work.
     pub snapshots: bool,
+    /// A VM that is saved can have the device of a shared file system: each copy gives it a process of its own.
+    pub saves_shares: bool,
     /// A VM can be kept by one process and become another one's.
     pub transfer: bool,
     /// The guest's code is translated and not executed by the processor: a boot takes several times as long.

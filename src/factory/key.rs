@@ -3,14 +3,15 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use hypervisor::{Device, Hypervisor, Memory, MemoryBacking, SerialPort, VmSpec, Vsock};
+use hypervisor::{Device, Hypervisor, Memory, MemoryBacking, SerialPort, VirtioFs, VmSpec, Vsock};
 use sha2::{Digest, Sha256};
 
 use crate::error::Result;
+use crate::guest::SHARE_TAG;
 use crate::model::TemplatePlan;
 
 /// Raised when templates are saved in another way.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Hexadecimal digits of a key: enough that nobody finds two that are the same.
 const DIGITS: usize = 32;
@@ -49,6 +50,13 @@ pub(super) fn template(spec: &VmSpec, plan: &TemplatePlan) -> VmSpec {
         })),
         _ => None,
     });
+    let share = plan.shares.then(|| {
+        Device::VirtioFs(VirtioFs {
+            tag: SHARE_TAG.to_owned(),
+            socket: PathBuf::from("/"),
+            directory: PathBuf::from("/"),
+        })
+    });
     VmSpec {
         id: "template".to_owned(),
         run_dir: PathBuf::from("/"),
@@ -63,7 +71,7 @@ pub(super) fn template(spec: &VmSpec, plan: &TemplatePlan) -> VmSpec {
             // Who maps a copy's memory is its own affair.
             backing: MemoryBacking::Shared,
         },
-        devices: ports.collect(),
+        devices: ports.chain(share).collect(),
         network_namespace: None,
         cgroups: Vec::new(),
         labels: Vec::new(),

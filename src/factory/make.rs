@@ -37,7 +37,7 @@ pub enum Made {
 
 /// The virtual machine that sandboxes of this configuration are copies of. Pure.
 pub(super) fn spec(config: &Config, abilities: &Capabilities) -> VmSpec {
-    let template = plan::template(config);
+    let template = plan::template(config, abilities);
     let mut kernel_params = plan::kernel_params(config);
     // As sandboxes have it (`plan::channel`): what can be saved.
     let (channel, device) = match abilities.vsock_hybrid {
@@ -170,7 +170,8 @@ async fn save(
     Ok(vm.save(to).await?)
 }
 
-fn with_socket(devices: Vec<Device>, socket: &Path) -> Vec<Device> {
+/// The devices of a template, with its agent's connection at this path.
+pub(super) fn with_socket(devices: Vec<Device>, socket: &Path) -> Vec<Device> {
     let placed = |device| match device {
         Device::SerialPort(port) => Device::SerialPort(SerialPort {
             socket: socket.to_owned(),

@@ -341,6 +341,7 @@ fn plan() -> TemplatePlan {
     TemplatePlan {
         size: size(1, 256),
         most: size(4, 1024),
+        shares: false,
     }
 }
 
@@ -358,6 +359,12 @@ fn a_key_is_of_the_template_and_not_of_the_sandbox() {
 
     other.kernel_params.push("debug".into());
     assert_ne!(of(&other, &plan()), first);
+    let sharing = TemplatePlan {
+        shares: true,
+        ..plan()
+    };
+    assert_ne!(of(&spec("a"), &sharing), first);
+    assert_eq!(of(&spec("a"), &sharing), of(&spec("b"), &sharing));
     let mut larger = plan();
     larger.most.memory_mib += 128;
     assert_ne!(of(&spec("a"), &larger), first);

@@ -172,6 +172,8 @@ pub struct TemplatePlan {
     pub size: Size,
     /// The most that a copy can be made to have.
     pub most: Size,
+    /// It has the device of a shared file system already, behind which each copy puts its own.
+    pub shares: bool,
 }
 
 /// One container, from its bundle and its caller.

@@ -20,7 +20,7 @@ mod volumes;
 
 use std::path::{Path, PathBuf};
 
-use configuration::{Config, NetworkModel};
+use configuration::{Config, NetworkModel, SharedFs};
 use hypervisor::{Capabilities, Memory, MemoryBacking, Size};
 use oci_spec::runtime::LinuxResources;
 
@@ -51,7 +51,7 @@ pub fn sandbox(
     let channel = channel::choose(config, abilities, exists)?;
     let Sizing { started, growth } = sizing::size(config, abilities, sandbox.resources);
     let most = growth.map_or(started, |growth| growth.most);
-    let template = (config.factory.is_on() && abilities.snapshots).then(|| template(config));
+    let template = (config.factory.is_on() && abilities.snapshots).then(|| template(config, abilities));
     let grows = growth.is_some() || template.is_some_and(|template| template.size != started);
     // vhost-user daemons map the guest's memory too.
     let is_shared =
@@ -87,9 +87,13 @@ pub fn sandbox(
 }
 
 /// Plans the virtual machine that is saved, for every sandbox to be a copy of.
-pub fn template(config: &Config) -> TemplatePlan {
+pub fn template(config: &Config, abilities: &Capabilities) -> TemplatePlan {
     let (size, most) = sizing::saved(config);
-    TemplatePlan { size, most }
+    TemplatePlan {
+        size,
+        most,
+        shares: abilities.saves_shares && config.hypervisor.shared_fs != SharedFs::None,
+    }
 }
 
 /// Parameters of the guest's kernel, but for the channel to the agent.

@@ -81,6 +81,39 @@ pub fn start(memory: File, daemon: &Path, log: Logger) -> io::Result<OwnedFd> {
     Ok(theirs.into())
 }
 
+/// Stands for the process of a device that nobody uses before it has a real one: it agrees on what is carried otherwise, and answers
+/// no request of the guest's. What is answered is the socket for the VMM; when it closes that, it is the end.
+///
+/// # Errors
+/// There are no resources for it.
+pub fn nobody(log: Logger) -> io::Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair()?;
+    thread::Builder::new().name("nobody".into()).spawn(move || {
+        let attend = || -> io::Result<()> {
+            while let Some(message) = Message::receive(&ours)? {
+                let request = message.request;
+                let answer = match request {
+                    message::GET_FEATURES => FEATURES.to_ne_bytes(),
+                    message::GET_PROTOCOL_FEATURES => PROTOCOL.to_ne_bytes(),
+                    message::GET_QUEUE_NUM => (own::MOST_QUEUES as u64).to_ne_bytes(),
+                    message::GET_VRING_BASE => {
+                        let (index, _) = message.state()?;
+                        u64::from(index).to_ne_bytes()
+                    }
+                    _ if message.wants_reply() => [0; 8],
+                    _ => continue,
+                };
+                message::reply(&ours, request, &answer)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = attend() {
+            warn!(log, "a device that nobody serves yet has lost who stands for that"; "error" => %error);
+        }
+    })?;
+    Ok(theirs.into())
+}
+
 struct Between {
     vmm: UnixStream,
     daemon: UnixStream,
@@ -270,6 +303,7 @@ impl Between {
             message::SET_OWNER
             | message::RESET_OWNER
             | message::SET_PROTOCOL_FEATURES
+            | message::SET_VRING_BASE
             | message::SET_VRING_ERR => Ok(()),
             message::SET_FEATURES => {
                 // Each side's queues follow what was agreed with it; ours are of one kind.
@@ -293,11 +327,6 @@ impl Between {
                 self.queue(index)?.at = at;
                 Ok(())
             }
-            message::SET_VRING_BASE => {
-                let (index, base) = message.state()?;
-                self.queue(index)?.taken = base as u16;
-                Ok(())
-            }
             message::SET_VRING_CALL => {
                 let (index, call) = message.queue_fd()?;
                 self.queue(index)?.call = call;
@@ -307,8 +336,10 @@ impl Between {
                 let (index, kick) = message.queue_fd()?;
                 let memory = self.memory.try_clone()?;
                 let queue = self.queue(index)?;
-                // As many as the guest was told of.
+                // As many as the guest was told of. All that was taken was answered when a queue was stopped; a VMM whose device is
+                // a new one to it knows less of that than the guest.
                 queue.answered = u16_at(&memory, offset(queue.at.used, 2)?)?;
+                queue.taken = queue.answered;
                 queue.kick = kick;
                 self.resume(index)
             }

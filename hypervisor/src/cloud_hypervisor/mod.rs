@@ -242,6 +242,7 @@ impl Hypervisor for CloudHypervisor {
             multiqueue: true,
             resize: true,
             snapshots: true,
+            saves_shares: false,
             transfer: false,
             emulated: !self.choice.kvm,
             guest_is_process: false,

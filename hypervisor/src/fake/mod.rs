@@ -54,6 +54,7 @@ impl Hypervisor for Fake {
             // Nothing of it is real: its containers have what the host has.
             resize: true,
             snapshots: false,
+            saves_shares: false,
             transfer: false,
             emulated: false,
             guest_is_process: true,

@@ -307,6 +307,7 @@ impl Hypervisor for Firecracker {
             multiqueue: false,
             resize: false,
             snapshots: true,
+            saves_shares: false,
             transfer: false,
             emulated: !self.choice.kvm,
             guest_is_process: false,

@@ -11,7 +11,7 @@ use configuration::MachineType;
 use serde_json::json;
 
 use super::device::{self, Backend};
-use super::{resize, vhost};
+use super::{hotplug, resize, vhost};
 use crate::{Device, Error, ErrorKind, Memory, MemoryBacking, VmSpec, Vsock};
 
 /// Root ports of a q35 that wait for a device to be plugged.
@@ -46,6 +46,8 @@ pub struct Channels {
     pub transfer: Option<Arc<OwnedFd>>,
     /// The guest's console.
     pub console: Arc<OwnedFd>,
+    /// Of the devices at whose other end nobody is yet: see [`hotplug::vacant`].
+    pub vacant: Vec<Arc<OwnedFd>>,
     /// vhost-net's, of all network cards, as [`vhost::open`] gives them; or none.
     pub vhost_net: Vec<Arc<OwnedFd>>,
 }
@@ -153,13 +155,30 @@ pub fn build(
         json!({"qom-type": "rng-random", "id": "entropy", "filename": "/dev/urandom"}).to_string(),
     );
     line.option("device", device::rng(settings.machine).to_string());
-    devices(settings, &spec.devices, &channels.vhost_net, &mut line)?;
+    let (vacant, others): (Vec<_>, Vec<_>) = match life {
+        // Such a device takes a port, as it does in the copies.
+        Life::ToSave(_) => {
+            let is_vacant = |device: &Device| hotplug::vacant(std::slice::from_ref(device)).next().is_some();
+            spec.devices.iter().cloned().partition(is_vacant)
+        }
+        Life::Cold | Life::Clone(_) => (Vec::new(), spec.devices.clone()),
+    };
+    devices(settings, &others, &channels.vhost_net, &mut line)?;
     for port in 0..empty_ports(settings.machine, life) {
         let chassis = port + 1;
         line.option(
             "device",
             json!({"driver": "pcie-root-port", "id": port_id(port), "chassis": chassis}).to_string(),
         );
+    }
+    for ((port, device), fd) in vacant.iter().enumerate().zip(&channels.vacant) {
+        let mut described = device::describe(device, settings.machine, settings.kvm)?;
+        if let Backend::Socket { id, .. } = &described.backend {
+            let fd = line.inherit(fd);
+            line.option("chardev", format!("socket,id={id},fd={fd}"));
+            described.properties["bus"] = json!(port_id(port));
+            line.option("device", described.properties.to_string());
+        }
     }
     if settings.machine == MachineType::Q35 {
         line.option("device", device::disk_bus().to_string());
@@ -349,19 +368,23 @@ fn check(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> 
     }
     match life {
         Life::Cold => Ok(()),
-        Life::ToSave(_) | Life::Clone(_) => check_saveable(machine, spec),
+        Life::ToSave(_) | Life::Clone(_) => check_saveable(machine, spec, life),
     }
 }
 
 /// A saved machine has only what can be saved of it; the rest is plugged into its copies, which takes ports.
-fn check_saveable(machine: MachineType, spec: &VmSpec) -> Result<(), Error> {
+fn check_saveable(machine: MachineType, spec: &VmSpec, life: &Life) -> Result<(), Error> {
     if machine == MachineType::Microvm {
         return Err(Error::new(
             ErrorKind::Unsupported,
             "a microvm cannot be saved and copied: its copies could be given no devices; that needs machine_type = \"q35\"",
         ));
     }
-    let other = |device: &&Device| !matches!(device, Device::SerialPort(_));
+    let other = |device: &&Device| match device {
+        Device::SerialPort(_) => false,
+        Device::VirtioFs(_) => matches!(life, Life::Clone(_)),
+        _ => true,
+    };
     match spec.devices.iter().find(other) {
         None => Ok(()),
         Some(device) => Err(Error::new(

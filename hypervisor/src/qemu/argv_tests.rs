@@ -78,6 +78,7 @@ fn command_lines_are_as_they_were() {
         control: numbered(&null, 600),
         console: numbered(&null, 601),
         transfer: None,
+        vacant: vec![numbered(&null, 610)],
         vhost_net: Vec::new(),
     };
     // Of the one card with two queues, then of one with a single queue.
@@ -153,7 +154,14 @@ fn command_lines_are_as_they_were() {
         ("q35-to-save", Life::ToSave(memory())),
         ("q35-clone", Life::Clone(memory())),
     ];
-    let saved = saved.map(|(name, life)| (name, settings(MachineType::Q35), alone.clone(), &channels, life));
+    let saved = saved.map(|(name, life)| {
+        let mut spec = alone.clone();
+        // What the copies are given a process for.
+        if let Life::ToSave(_) = life {
+            spec.devices.push(shared_directory());
+        }
+        (name, settings(MachineType::Q35), spec, &channels, life)
+    });
     for (name, settings, spec, channels, life) in cases.into_iter().chain(saved) {
         let line = build(&settings, &spec, channels, &life).unwrap();
         let mut text = String::new();
@@ -188,6 +196,7 @@ fn every_descriptor_that_is_named_is_inherited() {
         control: Arc::clone(&null),
         console: Arc::clone(&null),
         transfer: None,
+        vacant: Vec::new(),
         vhost_net: Vec::new(),
     };
     let net = Device::Net {
@@ -212,6 +221,7 @@ fn what_cannot_be_is_refused() {
         control: Arc::clone(&null),
         console: Arc::clone(&null),
         transfer: None,
+        vacant: Vec::new(),
         vhost_net: Vec::new(),
     };
     let with = |change: &dyn Fn(&mut VmSpec)| {

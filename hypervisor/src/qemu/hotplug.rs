@@ -14,6 +14,8 @@ use tokio::time::timeout;
 
 use super::argv::port_id;
 use super::device::{self, Backend, DISK_BUS, DISK_SLOTS, Frontend};
+use super::dormant::{self, Dormant, Hush};
+use super::registers::Registers;
 use super::vhost;
 use crate::between;
 use crate::qmp::{Client, Events};
@@ -29,8 +31,14 @@ pub struct Slots {
     disks: Vec<Option<Plugged>>,
     /// There is hardware virtualization: network cards are vhost-net's where that is to be had.
     kvm: bool,
-    /// The memory of QEMU's process, where nobody else maps the guest's.
-    private: Option<File>,
+    /// The memory of QEMU's process, where that may be looked into.
+    memory: Option<File>,
+    /// Nobody but QEMU maps the guest's memory.
+    is_private: bool,
+    /// What the guest has and QEMU has not.
+    dormant: Vec<Dormant>,
+    /// How that is taken out and put in.
+    registers: Option<Registers>,
     log: Logger,
 }
 
@@ -39,6 +47,31 @@ struct Plugged {
     name: String,
     device_id: String,
     backend: Prepared,
+    presence: Presence,
+}
+
+/// What a guest knows of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    /// It was told that it came.
+    Told,
+    /// It has always had it, and does not know whether QEMU has. Nobody is at its other end.
+    Vacant,
+    /// The same, and somebody is.
+    Constant,
+}
+
+/// What has been learned of a VM whose devices were another process's affair before.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// See [`between::memory_of`].
+    pub memory: Option<File>,
+    /// Nobody but QEMU maps the guest's memory.
+    pub is_private: bool,
+    /// What the guest has and QEMU has not.
+    pub dormant: Vec<Dormant>,
+    /// A connection to the machine's registers, if there is one.
+    pub registers: Option<Registers>,
 }
 
 /// A backend that exists in QEMU, and how to remove it.
@@ -56,15 +89,54 @@ pub fn absent() -> Error {
 }
 
 impl Slots {
-    /// So many ports, and all are empty. `private`: see [`between::memory_of`].
-    pub fn new(ports: usize, kvm: bool, private: Option<File>, log: Logger) -> Self {
+    /// So many ports, and all are empty but for those of devices that are only in the guest's mind.
+    pub fn new(ports: usize, kvm: bool, inherited: Inherited, log: Logger) -> Self {
+        let Inherited {
+            memory,
+            is_private,
+            dormant,
+            registers,
+        } = inherited;
         Self {
             ports: std::iter::repeat_with(|| None).take(ports).collect(),
             disks: DISK_SLOTS.map(|_| None).collect(),
             kvm,
-            private,
+            memory,
+            is_private,
+            dormant,
+            registers,
             log,
         }
+    }
+
+    /// The first ports have these devices from the VM's start, and nobody is at their other ends.
+    pub fn vacate(&mut self, devices: &[Device]) -> Result<(), Error> {
+        for (port, device) in self.ports.iter_mut().zip(vacant(devices)) {
+            let frontend = device::describe(device, MachineType::Q35, self.kvm)?;
+            let Backend::Socket { id: backend, .. } = frontend.backend else {
+                continue;
+            };
+            *port = Some(Plugged {
+                name: device.name().to_owned(),
+                device_id: frontend.id,
+                backend: Prepared::Chardev(backend),
+                presence: Presence::Vacant,
+            });
+        }
+        Ok(())
+    }
+
+    /// The guest has these, and QEMU has not.
+    pub fn remember(&mut self, dormant: Vec<Dormant>) {
+        self.dormant = dormant;
+    }
+
+    /// Whether the guest has such a device, and is not told when it comes or goes: it must stand still then.
+    pub fn is_constant(&self, name: &str) -> bool {
+        self.dormant.iter().any(|dormant| dormant.name == name)
+            || self
+                .plugged()
+                .any(|plugged| plugged.name == name && plugged.presence != Presence::Told)
     }
 
     /// Puts a device into a free place.
@@ -76,6 +148,9 @@ impl Slots {
             ));
         }
         let name = device.name().to_owned();
+        if self.is_constant(&name) {
+            return self.wake(client, device).await;
+        }
         if self.plugged().any(|plugged| plugged.name == name) {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
@@ -87,7 +162,9 @@ impl Slots {
             true => (&self.disks, "slots for disks"),
             false => (&self.ports, "ports for plugged devices"),
         };
-        let Some(place) = places.iter().position(Option::is_none) else {
+        let is_taken = |place: &usize| !is_disk && self.dormant.iter().any(|dormant| dormant.port == *place);
+        let mut empty = (0..).zip(places).filter(|(_, held)| held.is_none()).map(|(place, _)| place);
+        let Some(place) = empty.find(|place| !is_taken(place)) else {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
                 format!("all {} {what} are in use", places.len()),
@@ -105,9 +182,9 @@ impl Slots {
             }
             false => properties["bus"] = json!(port_id(place)),
         }
-        let backend = match (backend, &self.private) {
-            (Backend::Socket { id, path }, Some(memory)) => self.carry(client, id, &path, memory).await?,
-            (backend, _) => prepare(client, &device, backend, self.kvm).await?,
+        let backend = match backend {
+            Backend::Socket { id, path } if self.is_private => self.carry(client, id, &path).await?,
+            backend => prepare(client, &device, backend, self.kvm).await?,
         };
         if let Err(error) = client.execute("device_add", properties).await {
             self.remove(client, backend).await;
@@ -121,17 +198,128 @@ impl Slots {
             name,
             device_id: id,
             backend,
+            presence: Presence::Told,
         });
         Ok(())
     }
 
+    /// Puts a device in that the guest has had all the time, with its process at the other end. The guest stands still.
+    async fn wake(&mut self, client: &Client, device: Device) -> Result<(), Error> {
+        let name = device.name().to_owned();
+        if let Some(index) = self.vacant(&name) {
+            let dormant = self.withdraw(client, index).await?;
+            self.dormant.push(dormant);
+        }
+        let index = self.dormant.iter().position(|dormant| dormant.name == name);
+        let dormant = index.and_then(|index| self.dormant.get(index)).cloned();
+        let Some(dormant) = dormant else {
+            return Err(Error::new(
+                ErrorKind::FailedPrecondition,
+                format!("a device {name:?} is plugged already"),
+            ));
+        };
+        let Frontend {
+            id,
+            mut properties,
+            backend,
+        } = device::describe(&device, MachineType::Q35, self.kvm)?;
+        properties["bus"] = json!(port_id(dormant.port));
+        let backend = match backend {
+            // Where its queues are is what the guest's memory tells, and no process asks that.
+            Backend::Socket { id, path } if self.is_private || dormant.was_used => {
+                self.carry(client, id, &path).await?
+            }
+            backend => prepare(client, &device, backend, self.kvm).await?,
+        };
+        if let Err(error) = self.put(client, properties, &dormant).await {
+            self.remove(client, backend).await;
+            return Err(error);
+        }
+        self.dormant.retain(|dormant| dormant.name != name);
+        let Some(port) = self.ports.get_mut(dormant.port) else {
+            return Err(missing(&name));
+        };
+        *port = Some(Plugged {
+            name,
+            device_id: id,
+            backend,
+            presence: Presence::Constant,
+        });
+        Ok(())
+    }
+
+    async fn put(&mut self, client: &Client, properties: Value, dormant: &Dormant) -> Result<(), Error> {
+        let registers = registers(&mut self.registers, client).await?;
+        let hush = Hush::begin(registers).await?;
+        let added = client.execute("device_add", properties).await;
+        hush.end(registers, dormant).await?;
+        added?;
+        dormant.wake(registers).await
+    }
+
+    /// The number of the port with a device of that name that nobody serves.
+    fn vacant(&self, name: &str) -> Option<usize> {
+        let is_it = |plugged: &Plugged| plugged.name == name && plugged.presence == Presence::Vacant;
+        self.ports.iter().position(|port| port.as_ref().is_some_and(is_it))
+    }
+
+    /// Takes the device in a port out, which the guest goes on having. It stands still.
+    async fn withdraw(&mut self, client: &Client, index: usize) -> Result<Dormant, Error> {
+        let Some(plugged) = self.ports.get(index).and_then(Option::as_ref) else {
+            return Err(missing(&port_id(index)));
+        };
+        let registers = registers(&mut self.registers, client).await?;
+        let mut events = client.events().ok_or_else(gone)?;
+        let which = (plugged.name.as_str(), plugged.device_id.as_str());
+        let was_used = plugged.presence == Presence::Constant;
+        let dormant = dormant::withdraw(client, registers, which, index, was_used).await?;
+        finished(&mut events, &plugged.device_id).await?;
+        if let Some(plugged) = self.ports.get_mut(index).and_then(Option::take) {
+            self.remove(client, plugged.backend).await;
+        }
+        Ok(dormant)
+    }
+
+    /// Takes all out that nobody serves, of a machine that stands still: what the guest has afterwards, and QEMU has not.
+    pub async fn sleep(&mut self, client: &Client) -> Result<&[Dormant], Error> {
+        let is_vacant = |port: &Option<Plugged>| {
+            port.as_ref().is_some_and(|plugged| plugged.presence == Presence::Vacant)
+        };
+        while let Some(index) = self.ports.iter().position(is_vacant) {
+            let dormant = self.withdraw(client, index).await?;
+            self.dormant.push(dormant);
+        }
+        Ok(&self.dormant)
+    }
+
     /// Whether nobody but QEMU maps the guest's memory.
     pub fn is_private(&self) -> bool {
-        self.private.is_some()
+        self.is_private
+    }
+
+    /// What the guest has and QEMU has not.
+    pub fn dormant(&self) -> &[Dormant] {
+        &self.dormant
+    }
+
+    /// The connection to the machine's registers, if there was need of one.
+    pub fn registers(&self) -> Option<&Registers> {
+        self.registers.as_ref()
+    }
+
+    /// The machine's registers are the guest's from here on.
+    pub fn hang_up(&mut self) {
+        self.registers = None;
     }
 
     /// Has what passes between QEMU and the process that listens at this path be carried.
-    async fn carry(&self, client: &Client, id: String, path: &str, memory: &File) -> Result<Prepared, Error> {
+    async fn carry(&self, client: &Client, id: String, path: &str) -> Result<Prepared, Error> {
+        let memory = self.memory.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Unsupported,
+                "QEMU's process is not to be looked into: that takes the capability CAP_SYS_PTRACE",
+            )
+        })?;
         let begun = memory
             .try_clone()
             .and_then(|memory| between::start(memory, Path::new(path), self.log.clone()));
@@ -162,6 +350,13 @@ impl Slots {
     /// Takes a device out; returns when the guest has let go of it. If the guest does not, it stays and can be unplugged
     /// again.
     pub async fn unplug(&mut self, client: &Client, name: &str) -> Result<(), Error> {
+        let is_constant = |plugged: &Plugged| plugged.name == name && plugged.presence == Presence::Constant;
+        let ports = &mut self.ports.iter();
+        if let Some(index) = ports.position(|port| port.as_ref().is_some_and(is_constant)) {
+            let dormant = self.withdraw(client, index).await?;
+            self.dormant.push(dormant);
+            return Ok(());
+        }
         let found = self
             .ports
             .iter_mut()
@@ -217,17 +412,45 @@ impl Slots {
 
 /// Asks the guest to let go of the device, and waits until it has.
 async fn release(client: &Client, device_id: &str) -> Result<(), Error> {
-    let gone = |_| Error::new(ErrorKind::Unavailable, "QEMU has closed its control socket");
-    let mut events = client.events().ok_or(()).map_err(gone)?;
+    let mut events = client.events().ok_or_else(gone)?;
     match client.execute("device_del", json!({"id": device_id})).await {
         Ok(_) => {}
         // It went away since an earlier attempt that nobody waited for long enough.
         Err(error) if error.kind == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     }
-    match timeout(deadlines::UNPLUG, deleted(&mut events, device_id)).await {
+    finished(&mut events, device_id).await
+}
+
+/// The connection to the machine's registers, which is made when it is needed.
+async fn registers<'a>(
+    registers: &'a mut Option<Registers>,
+    client: &Client,
+) -> Result<&'a mut Registers, Error> {
+    match registers {
+        Some(registers) => Ok(registers),
+        none => Ok(none.insert(Registers::open(client).await?)),
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Unavailable, "QEMU has closed its control socket")
+}
+
+fn missing(name: &str) -> Error {
+    Error::new(ErrorKind::Internal, format!("there is no port for {name:?}"))
+}
+
+/// Those that a machine has from its start without anybody at their other ends.
+pub fn vacant(devices: &[Device]) -> impl Iterator<Item = &Device> {
+    devices.iter().filter(|device| matches!(device, Device::VirtioFs(_)))
+}
+
+/// Waits until a device is no more.
+async fn finished(events: &mut Events, device_id: &str) -> Result<(), Error> {
+    match timeout(deadlines::UNPLUG, deleted(events, device_id)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(())) => Err(gone(())),
+        Ok(Err(())) => Err(gone()),
         Err(_) => Err(Error::new(
             ErrorKind::DeadlineExceeded,
             format!(

@@ -4,7 +4,9 @@ mod argv;
 #[cfg(test)]
 mod argv_tests;
 mod device;
+mod dormant;
 mod hotplug;
+mod registers;
 mod resize;
 mod snapshot;
 mod transfer;
@@ -24,7 +26,7 @@ use slog::{Logger, debug, info};
 use tokio::net::UnixStream;
 
 use self::argv::{Channels, Life, Settings};
-use self::hotplug::Slots;
+use self::hotplug::{Inherited, Slots};
 use self::resize::Grown;
 use self::snapshot::Revival;
 use self::transfer::Hand;
@@ -119,6 +121,10 @@ impl Qemu {
             control: Arc::new(control_theirs),
             transfer: transfer_theirs,
             console: Arc::new(console_theirs),
+            vacant: match life {
+                Life::ToSave(_) => nobodys(&spec.devices, &log)?,
+                Life::Cold | Life::Clone(_) => Vec::new(),
+            },
             vhost_net: self.vhost_net(&spec.devices, &log),
         };
         let line = argv::build(&self.settings, &spec, &channels, &life)?;
@@ -162,18 +168,28 @@ impl Qemu {
             Err(error) => return Err(supervised.failed_early(VMM, error).await),
         };
         let is_q35 = machine == MachineType::Q35;
-        let private = match life {
-            Life::Clone(_) if spec.memory.backing == MemoryBacking::Private => {
-                match between::memory_of(supervised.pid()) {
-                    Ok(memory) => Some(memory),
-                    Err(error) => {
-                        let error = failed("cannot open the memory of QEMU's process")(error);
-                        return Err(supervised.failed_early(VMM, error).await);
-                    }
+        let is_private =
+            matches!(life, Life::Clone(_)) && spec.memory.backing == MemoryBacking::Private;
+        let memory = match is_private || whose == Whose::Anybodys && between::is_permitted() {
+            true => match between::memory_of(supervised.pid()) {
+                Ok(memory) => Some(memory),
+                Err(error) => {
+                    let error = failed("cannot open the memory of QEMU's process")(error);
+                    return Err(supervised.failed_early(VMM, error).await);
                 }
-            }
-            _ => None,
+            },
+            false => None,
         };
+        let inherited = Inherited {
+            memory,
+            is_private,
+            ..Inherited::default()
+        };
+        let mut slots = is_q35
+            .then(|| Slots::new(argv::empty_ports(machine, &life), self.settings.kvm, inherited, log));
+        if let (Life::ToSave(_), Some(slots)) = (&life, &mut slots) {
+            slots.vacate(&spec.devices)?;
+        }
         Ok(QemuVm {
             supervised,
             run_dir: spec.run_dir,
@@ -187,8 +203,7 @@ impl Qemu {
                     Life::Clone(_) => Origin::Clone,
                 },
             },
-            slots: is_q35
-                .then(|| Slots::new(argv::empty_ports(machine, &life), self.settings.kvm, private, log)),
+            slots,
             grown: is_q35.then(|| Grown::new(client.clone(), spec.vcpus, spec.max_vcpus, spec.memory)),
             client,
             ports,
@@ -227,6 +242,7 @@ impl Hypervisor for Qemu {
             multiqueue: true,
             resize: self.settings.machine == MachineType::Q35,
             snapshots: snapshot::is_possible(self.settings.machine),
+            saves_shares: snapshot::is_possible(self.settings.machine) && between::is_permitted(),
             transfer: snapshot::is_possible(self.settings.machine),
             emulated: !self.settings.kvm,
             guest_is_process: false,
@@ -304,6 +320,14 @@ impl Qemu {
         }
         Ok(Box::new(vm))
     }
+}
+
+/// For each device that has nobody at its other end yet, who stands for that.
+fn nobodys(devices: &[Device], log: &Logger) -> Result<Vec<Arc<OwnedFd>>, Error> {
+    hotplug::vacant(devices)
+        .map(|_| between::nobody(log.clone()).map(Arc::new))
+        .collect::<io::Result<_>>()
+        .map_err(failed("cannot stand for the process of a device"))
 }
 
 /// Two connected sockets: ours, in the runtime, and QEMU's.

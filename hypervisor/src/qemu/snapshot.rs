@@ -4,8 +4,8 @@
 //! a VM is started on, the same one for all copies; only where devices cannot do without sharing it, a copy of the pages that were
 //! in use. Devices that have a process at their other end cannot be migrated: they are plugged before the copy runs.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use super::argv::{self, Channels, Life, Settings};
+use super::dormant::Dormant;
+use super::hotplug;
 use super::vm::QemuVm;
 use crate::qmp::{Client, Events};
 use crate::saved::{check_size, done, failed};
@@ -36,8 +38,15 @@ pub struct Revival {
     /// Its memory is being filled.
     copying: Option<JoinHandle<io::Result<()>>>,
     state: Arc<OwnedFd>,
+    dormant: Vec<Dormant>,
     devices: Vec<Device>,
 }
+
+/// What the file for the state of the devices begins with; then comes the length of what follows of ours, in four bytes, least first.
+const MAGIC: &[u8; 8] = b"kata-vm\x01";
+
+/// Most bytes of that.
+const MOST: u32 = 1 << 20;
 
 /// Makes memory for a VM that can be saved.
 pub fn new_memory(spec: &VmSpec) -> Result<Arc<OwnedFd>, Error> {
@@ -77,6 +86,9 @@ impl Revival {
         }
         sort(&mut devices);
         check_size(&memory, spec)?;
+        let mut state = File::from(state);
+        let dormant = read_dormant(&mut state)
+            .map_err(|cause| Error::caused(ErrorKind::FailedPrecondition, format!("the state of a VM cannot be read: {cause}"), cause))?;
         let (memory, copying) = match spec.memory.backing {
             MemoryBacking::Private => (Arc::new(memory), None),
             MemoryBacking::Shared => {
@@ -88,7 +100,8 @@ impl Revival {
         };
         let revival = Self {
             copying,
-            state: Arc::new(state),
+            state: Arc::new(state.into()),
+            dormant,
             devices,
         };
         Ok((memory, revival))
@@ -104,8 +117,12 @@ impl Revival {
         vm.client.execute("migrate-incoming", uri).await?;
         migrated(&mut events, "read").await?;
         if let Some(slots) = &mut vm.slots {
+            slots.remember(self.dormant);
             for device in self.devices {
                 slots.plug(&vm.client, device).await?;
+            }
+            if vm.hand.is_none() {
+                slots.hang_up();
             }
         }
         vm.client.execute("cont", json!({})).await.map(drop)
@@ -147,6 +164,12 @@ pub async fn save(vm: &mut QemuVm, memory: &Arc<OwnedFd>, to: SaveTo) -> Result<
         }
     }
     vm.client.execute("stop", json!({})).await?;
+    let dormant = match &mut vm.slots {
+        Some(slots) => slots.sleep(&vm.client).await?,
+        None => &[],
+    };
+    // QEMU writes behind it.
+    write_dormant(&to.state, dormant).map_err(failed("cannot save the state of a VM"))?;
     let limits = json!({"max-bandwidth": BANDWIDTH});
     vm.client.execute("migrate-set-parameters", limits).await?;
     let mut events = prepare(&vm.client, to.state).await?;
@@ -158,6 +181,26 @@ pub async fn save(vm: &mut QemuVm, memory: &Arc<OwnedFd>, to: SaveTo) -> Result<
         .map_err(failed("cannot save the memory of a VM"))?;
     let copying = spawn_blocking(move || pages::copy_nonzero(from, to.memory));
     done(copying, "cannot save the memory of a VM").await.map(drop)
+}
+
+fn write_dormant(state: &OwnedFd, dormant: &[Dormant]) -> io::Result<()> {
+    let text = serde_json::to_vec(dormant)?;
+    let length = u32::try_from(text.len()).map_err(io::Error::other)?;
+    let mut file = File::from(state.try_clone()?);
+    file.write_all(&[&MAGIC[..], &length.to_le_bytes(), &text].concat())
+}
+
+fn read_dormant(state: &mut File) -> io::Result<Vec<Dormant>> {
+    let (mut magic, mut length) = ([0; MAGIC.len()], [0; 4]);
+    state.read_exact(&mut magic)?;
+    state.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length);
+    if &magic != MAGIC || length > MOST {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not one of ours"));
+    }
+    let mut text = vec![0; length as usize];
+    state.read_exact(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
 }
 
 /// Gives QEMU the file for the state, and has it leave memory alone.
@@ -210,6 +253,7 @@ pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> 
         control: Arc::clone(&null),
         console: Arc::clone(&null),
         transfer: None,
+        vacant: hotplug::vacant(&spec.devices).map(|_| Arc::clone(&null)).collect(),
         vhost_net: Vec::new(),
     };
     let number = null.as_raw_fd();

@@ -17,7 +17,9 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 
 use super::argv::{self, Settings};
-use super::hotplug::Slots;
+use super::dormant::Dormant;
+use super::hotplug::{Inherited, Slots};
+use super::registers::Registers;
 use super::resize::Grown;
 use super::snapshot;
 use super::vm::{self, QemuVm};
@@ -47,6 +49,10 @@ struct About {
     start_time: u64,
     /// Nobody else maps the guest's memory.
     is_private: bool,
+    /// What the guest has and QEMU has not.
+    dormant: Vec<Dormant>,
+    /// There is a descriptor more: a connection to the machine's registers.
+    has_registers: bool,
 }
 
 impl Hand {
@@ -83,21 +89,28 @@ impl Transfer for QemuVm {
         };
         let made = || -> io::Result<(Offer, Deed)> {
             let (ward, owner) = self.supervised.offer()?;
+            let slots = self.slots.as_ref();
+            let registers = slots.and_then(Slots::registers).map(Registers::share);
+            let registers = registers.transpose()?;
             let about = About {
                 pid: ward.pid,
                 start_time: ward.start_time,
-                is_private: self.slots.as_ref().is_some_and(Slots::is_private),
+                is_private: slots.is_some_and(Slots::is_private),
+                dormant: slots.map(Slots::dormant).unwrap_or_default().to_vec(),
+                has_registers: registers.is_some(),
             };
+            let mut fds = vec![
+                ward.pidfd,
+                ward.news,
+                hand.lifeline.try_clone()?,
+                hand.control.try_clone()?,
+                hand.console.try_clone()?,
+                hand.output.try_clone()?,
+            ];
+            fds.extend(registers);
             let offer = Offer {
                 about: serde_json::to_string(&about)?,
-                fds: vec![
-                    ward.pidfd,
-                    ward.news,
-                    hand.lifeline.try_clone()?,
-                    hand.control.try_clone()?,
-                    hand.console.try_clone()?,
-                    hand.output.try_clone()?,
-                ],
+                fds,
             };
             Ok((offer, Deed(owner)))
         };
@@ -121,7 +134,12 @@ pub async fn take_over(
 ) -> Result<Box<dyn Vm>, Error> {
     let about: About = serde_json::from_str(&offer.about)
         .map_err(|cause| not_understood(&format!("what is said of it: {cause}")))?;
-    let fds: Result<[OwnedFd; 6], _> = offer.fds.try_into();
+    let mut fds = offer.fds;
+    let registers = match about.has_registers {
+        true => fds.pop(),
+        false => None,
+    };
+    let fds: Result<[OwnedFd; 6], _> = fds.try_into();
     let [pidfd, news, lifeline, control, console, output] =
         fds.map_err(|fds: Vec<_>| not_understood(&format!("{} descriptors", fds.len())))?;
     let opened = || -> io::Result<_> {
@@ -136,9 +154,10 @@ pub async fn take_over(
             stream(control)?,
             stream(console)?,
             pipe::Receiver::from_owned_fd(output)?,
+            registers.map(Registers::adopt).transpose()?,
         ))
     };
-    let (process, control, console, output) = opened().map_err(failed("cannot take a VM over"))?;
+    let (process, control, console, output, registers) = opened().map_err(failed("cannot take a VM over"))?;
     take_along(about.pid, &spec).map_err(failed("cannot take a VM over into its cgroups"))?;
     if let Err(error) = equal_priority(about.pid) {
         warn!(log, "the virtual machine keeps the low priority of one that nobody needs"; "error" => %error);
@@ -156,7 +175,7 @@ pub async fn take_over(
         Ok(negotiated) => negotiated,
         Err(error) => return Err(supervised.failed_early(VMM, error).await),
     };
-    let private = match about.is_private {
+    let memory = match about.is_private || !about.dormant.is_empty() {
         false => None,
         true => match memory_of(&about) {
             Ok(memory) => Some(memory),
@@ -166,7 +185,13 @@ pub async fn take_over(
             }
         },
     };
-    let mut slots = Slots::new(argv::EMPTY_PORTS_OF_COPIES, settings.kvm, private, log);
+    let inherited = Inherited {
+        memory,
+        is_private: about.is_private,
+        dormant: about.dormant,
+        registers,
+    };
+    let mut slots = Slots::new(argv::EMPTY_PORTS_OF_COPIES, settings.kvm, inherited, log);
     snapshot::sort(&mut devices);
     let mut lived = Ok(());
     for device in devices {
@@ -175,6 +200,7 @@ pub async fn take_over(
             error => error,
         };
     }
+    slots.hang_up();
     if lived.is_ok() {
         lived = client.execute("cont", json!({})).await.map(drop);
     }

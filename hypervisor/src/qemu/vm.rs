@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use configuration::MachineType;
+use serde_json::json;
 use tokio::sync::{broadcast, watch};
 
 use super::hotplug::Slots;
@@ -111,23 +112,50 @@ impl Vm for QemuVm {
 #[async_trait]
 impl Hotplug for QemuVm {
     async fn plug(&mut self, device: Device) -> Result<(), Error> {
-        match &mut self.slots {
-            Some(slots) => slots.plug(&self.client, device).await,
-            None => Err(super::hotplug::absent()),
-        }
+        let name = device.name().to_owned();
+        self.still_for(&name).await?;
+        let Some(slots) = &mut self.slots else {
+            return Err(super::hotplug::absent());
+        };
+        slots.plug(&self.client, device).await?;
+        self.on_with(&name).await
     }
 
     async fn unplug(&mut self, id: &str) -> Result<(), Error> {
-        match &mut self.slots {
-            Some(slots) => slots.unplug(&self.client, id).await,
-            None => Err(super::hotplug::absent()),
-        }
+        self.still_for(id).await?;
+        let Some(slots) = &mut self.slots else {
+            return Err(super::hotplug::absent());
+        };
+        slots.unplug(&self.client, id).await?;
+        self.on_with(id).await
     }
 
     async fn grow_disk(&mut self, id: &str, bytes: u64) -> Result<(), Error> {
         match &self.slots {
             Some(slots) => slots.grow_disk(&self.client, id, bytes).await,
             None => Err(super::hotplug::absent()),
+        }
+    }
+}
+
+impl QemuVm {
+    fn has_constant(&self, name: &str) -> bool {
+        self.slots.as_ref().is_some_and(|slots| slots.is_constant(name))
+    }
+
+    /// The guest stands still, if it must not see that this device comes or goes.
+    async fn still_for(&self, name: &str) -> Result<(), Error> {
+        match self.has_constant(name) {
+            true => self.client.execute("stop", json!({})).await.map(drop),
+            false => Ok(()),
+        }
+    }
+
+    /// The guest goes on, if it was made to stand still. It does not after an error: nobody can tell what it would see.
+    async fn on_with(&self, name: &str) -> Result<(), Error> {
+        match self.has_constant(name) {
+            true => self.client.execute("cont", json!({})).await.map(drop),
+            false => Ok(()),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use agent_client::{Channel, Listener};
 use configuration::Config;
-use hypervisor::{Boot, Hypervisor, Saved, Vm, VmSpec};
+use hypervisor::{Boot, Device, Hypervisor, Saved, Vm, VmSpec};
 use slog::{Logger, info};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -21,7 +21,7 @@ use super::super::shelf::{Found, Shelf};
 use super::{Kept, practice};
 use crate::deadlines;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{devices, network};
+use crate::host::network;
 
 /// What the directory of one begins with.
 pub(super) const DIRECTORY: &str = ".kata-cache-vm-";
@@ -84,6 +84,11 @@ impl Maker {
             // As a template is booted: what can be saved can be given devices later, and is of the same key.
             None => Boot::ToSave,
         };
+        let mut with_devices = make::with_socket(spec.devices.clone(), &socket);
+        if is_copy {
+            // The others are in what was saved.
+            with_devices.retain(|device| matches!(device, Device::SerialPort(_)));
+        }
         let size = (spec.vcpus, spec.memory.size_mib);
         let mut vm = self
             .hypervisor
@@ -91,7 +96,7 @@ impl Maker {
                 VmSpec {
                     id: format!("cache-{number}"),
                     run_dir: dir.to_owned(),
-                    devices: vec![devices::serial_port(&socket)],
+                    devices: with_devices,
                     network_namespace: Some(Arc::clone(&namespace)),
                     ..spec.clone()
                 },

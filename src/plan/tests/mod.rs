@@ -107,6 +107,7 @@ fn abilities() -> Capabilities {
         multiqueue: true,
         resize: false,
         snapshots: false,
+        saves_shares: false,
         transfer: false,
         emulated: false,
         guest_is_process: false,

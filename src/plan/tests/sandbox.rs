@@ -299,6 +299,7 @@ fn what_is_to_be_a_copy_has_a_port_and_grows_from_the_templates_size() {
     config.factory.enable_template = true;
     let able = Capabilities {
         snapshots: true,
+        saves_shares: false,
         ..resizes()
     };
     let spec = |cpus: i64| {
