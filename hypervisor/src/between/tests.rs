@@ -320,7 +320,11 @@ fn who_stands_for_a_process_agrees_and_answers_nothing() {
     assert_eq!(ask(message::GET_FEATURES), FEATURES);
     assert_eq!(ask(message::GET_PROTOCOL_FEATURES), PROTOCOL);
     assert!(ask(message::GET_QUEUE_NUM) >= 2);
-    for request in [message::SET_OWNER, message::SET_MEM_TABLE, message::SET_VRING_ENABLE] {
+    for request in [
+        message::SET_OWNER,
+        message::SET_MEM_TABLE,
+        message::SET_VRING_ENABLE,
+    ] {
         let head = [request, 1 | 1 << 3, 0].map(u32::to_ne_bytes).concat();
         (&socket).write_all(&head).unwrap();
         let answer = Message::receive(&socket).unwrap().unwrap();
@@ -329,7 +333,11 @@ fn who_stands_for_a_process_agrees_and_answers_nothing() {
     let which = [1_u32, 0].map(u32::to_ne_bytes).concat();
     send(&socket, message::GET_VRING_BASE, &which, &[]).unwrap();
     let answer = Message::receive(&socket).unwrap().unwrap();
-    assert_eq!(answer.state().unwrap(), (1, 0), "the queue, and that it is where it was");
+    assert_eq!(
+        answer.state().unwrap(),
+        (1, 0),
+        "the queue, and that it is where it was"
+    );
 }
 
 #[test]

@@ -235,7 +235,8 @@ impl Dormant {
     /// Gives a device that has just been put into the port what was in its registers. The machine stands still, and its guest does not hear
     /// of it.
     pub async fn wake(&self, registers: &mut Registers) -> Result<(), Error> {
-        let layout = Layout::of(&self.config).ok_or_else(|| odd(&self.name, "what is kept of it is damaged"))?;
+        let layout =
+            Layout::of(&self.config).ok_or_else(|| odd(&self.name, "what is kept of it is damaged"))?;
         let kept = |at: u8| self.config.get(usize::from(at) / 4).copied().unwrap_or_default();
         let set = |at: u8, value: u32| [select(self.bus, at), Out(Long, CONFIG_DATA, value)];
         let mut accesses = vec![In(Long, CONFIG_ADDRESS)];
@@ -281,7 +282,10 @@ impl Dormant {
         registers.perform(&[Out(Long, CONFIG_ADDRESS, before)]).await?;
         match status == self.status {
             true => Ok(()),
-            false => Err(odd(&self.name, "it is not what it was, and does not take what it had agreed on")),
+            false => Err(odd(
+                &self.name,
+                "it is not what it was, and does not take what it had agreed on",
+            )),
         }
     }
 }
@@ -334,7 +338,11 @@ fn base(config: &[u32], bar: u8) -> Option<u64> {
 
 /// Selects a word of the configuration space of the device on a root port's bus.
 fn select(bus: u32, at: u8) -> Access {
-    Out(Long, CONFIG_ADDRESS, 1 << 31 | (bus & 0xff) << 16 | u32::from(at & !3))
+    Out(
+        Long,
+        CONFIG_ADDRESS,
+        1 << 31 | (bus & 0xff) << 16 | u32::from(at & !3),
+    )
 }
 
 /// The number of the bus on which a device is, from what QEMU says of all.
@@ -393,14 +401,15 @@ mod tests {
             vectors: 3,
         };
         assert_eq!(layout, expected);
-        let spoilt: [(&str, &dyn Fn(&mut Vec<u32>)); 7] = [
-            ("nothing", &Vec::clear),
-            ("no capabilities", &|config| config[0x34 / 4] = 0),
-            ("a circle", &|config| config[0xdc / 4] = 0x8002_dc11),
-            ("no MSI-X", &|config| config[0xdc / 4] = 0x8002_c812),
-            ("an address not given", &|config| config[0x20 / 4] = 0x0000_000c),
-            ("a port's address", &|config| config[0x14 / 4] = 0xc001),
-            ("no such address", &|config| config[0x88 / 4] = 6),
+        type Spoil = fn(&mut Vec<u32>);
+        let spoilt: [(&str, Spoil); 7] = [
+            ("nothing", Vec::clear),
+            ("no capabilities", |config| config[0x34 / 4] = 0),
+            ("a circle", |config| config[0xdc / 4] = 0x8002_dc11),
+            ("no MSI-X", |config| config[0xdc / 4] = 0x8002_c812),
+            ("an address not given", |config| config[0x20 / 4] = 0x0000_000c),
+            ("a port's address", |config| config[0x14 / 4] = 0xc001),
+            ("no such address", |config| config[0x88 / 4] = 6),
         ];
         for (what, spoil) in spoilt {
             let mut config = config();

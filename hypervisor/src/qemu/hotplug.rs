@@ -163,7 +163,10 @@ impl Slots {
             false => (&self.ports, "ports for plugged devices"),
         };
         let is_taken = |place: &usize| !is_disk && self.dormant.iter().any(|dormant| dormant.port == *place);
-        let mut empty = (0..).zip(places).filter(|(_, held)| held.is_none()).map(|(place, _)| place);
+        let mut empty = (0..)
+            .zip(places)
+            .filter(|(_, held)| held.is_none())
+            .map(|(place, _)| place);
         let Some(place) = empty.find(|place| !is_taken(place)) else {
             return Err(Error::new(
                 ErrorKind::FailedPrecondition,
@@ -260,7 +263,9 @@ impl Slots {
     /// The number of the port with a device of that name that nobody serves.
     fn vacant(&self, name: &str) -> Option<usize> {
         let is_it = |plugged: &Plugged| plugged.name == name && plugged.presence == Presence::Vacant;
-        self.ports.iter().position(|port| port.as_ref().is_some_and(is_it))
+        self.ports
+            .iter()
+            .position(|port| port.as_ref().is_some_and(is_it))
     }
 
     /// Takes the device in a port out, which the guest goes on having. It stands still.
@@ -283,7 +288,8 @@ impl Slots {
     /// Takes all out that nobody serves, of a machine that stands still: what the guest has afterwards, and QEMU has not.
     pub async fn sleep(&mut self, client: &Client) -> Result<&[Dormant], Error> {
         let is_vacant = |port: &Option<Plugged>| {
-            port.as_ref().is_some_and(|plugged| plugged.presence == Presence::Vacant)
+            port.as_ref()
+                .is_some_and(|plugged| plugged.presence == Presence::Vacant)
         };
         while let Some(index) = self.ports.iter().position(is_vacant) {
             let dormant = self.withdraw(client, index).await?;
@@ -443,7 +449,9 @@ fn missing(name: &str) -> Error {
 
 /// Those that a machine has from its start without anybody at their other ends.
 pub fn vacant(devices: &[Device]) -> impl Iterator<Item = &Device> {
-    devices.iter().filter(|device| matches!(device, Device::VirtioFs(_)))
+    devices
+        .iter()
+        .filter(|device| matches!(device, Device::VirtioFs(_)))
 }
 
 /// Waits until a device is no more.

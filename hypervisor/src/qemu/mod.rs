@@ -168,28 +168,19 @@ impl Qemu {
             Err(error) => return Err(supervised.failed_early(VMM, error).await),
         };
         let is_q35 = machine == MachineType::Q35;
-        let is_private =
-            matches!(life, Life::Clone(_)) && spec.memory.backing == MemoryBacking::Private;
-        let memory = match is_private || whose == Whose::Anybodys && between::is_permitted() {
-            true => match between::memory_of(supervised.pid()) {
-                Ok(memory) => Some(memory),
-                Err(error) => {
-                    let error = failed("cannot open the memory of QEMU's process")(error);
-                    return Err(supervised.failed_early(VMM, error).await);
-                }
-            },
-            false => None,
+        let slots = match is_q35.then(|| {
+            self.slots(
+                supervised.pid(),
+                &life,
+                (&spec.devices, spec.memory.backing),
+                whose,
+                log,
+            )
+        }) {
+            None => None,
+            Some(Ok(slots)) => Some(slots),
+            Some(Err(error)) => return Err(supervised.failed_early(VMM, error).await),
         };
-        let inherited = Inherited {
-            memory,
-            is_private,
-            ..Inherited::default()
-        };
-        let mut slots = is_q35
-            .then(|| Slots::new(argv::empty_ports(machine, &life), self.settings.kvm, inherited, log));
-        if let (Life::ToSave(_), Some(slots)) = (&life, &mut slots) {
-            slots.vacate(&spec.devices)?;
-        }
         Ok(QemuVm {
             supervised,
             run_dir: spec.run_dir,
@@ -215,6 +206,33 @@ impl Qemu {
                 Life::Cold | Life::Clone(_) => None,
             },
         })
+    }
+}
+
+impl Qemu {
+    /// Where devices can be plugged into the machine of this process.
+    fn slots(
+        &self,
+        pid: u32,
+        life: &Life,
+        (devices, backing): (&[Device], MemoryBacking),
+        whose: Whose,
+        log: Logger,
+    ) -> Result<Slots, Error> {
+        let is_private = matches!(life, Life::Clone(_)) && backing == MemoryBacking::Private;
+        let is_seen = is_private || whose == Whose::Anybodys && between::is_permitted();
+        let memory = is_seen.then(|| between::memory_of(pid)).transpose();
+        let inherited = Inherited {
+            memory: memory.map_err(failed("cannot open the memory of QEMU's process"))?,
+            is_private,
+            ..Inherited::default()
+        };
+        let ports = argv::empty_ports(self.settings.machine, life);
+        let mut slots = Slots::new(ports, self.settings.kvm, inherited, log);
+        if let Life::ToSave(_) = life {
+            slots.vacate(devices)?;
+        }
+        Ok(slots)
     }
 }
 

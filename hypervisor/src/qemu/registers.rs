@@ -134,17 +134,25 @@ impl Registers {
                 for access in accesses {
                     let line = line(&mut from).await?;
                     let value = answer(&line, access.is_read()).ok_or_else(|| {
-                        io::Error::new(io::ErrorKind::InvalidData, format!("it says {line:?} to {access:x?}"))
+                        io::Error::new(
+                            io::ErrorKind::InvalidData,
+                            format!("it says {line:?} to {access:x?}"),
+                        )
                     })?;
                     values.extend(value);
                 }
                 Ok(values)
             };
             // It may have to be read before all is written.
-            tokio::try_join!(said, heard).map(|((), values)| values).map_err(lost)
+            tokio::try_join!(said, heard)
+                .map(|((), values)| values)
+                .map_err(lost)
         };
         timeout(deadlines::COMMAND, work).await.unwrap_or_else(|_| {
-            let late = format!("QEMU did not access its machine's registers within {:?}", deadlines::COMMAND);
+            let late = format!(
+                "QEMU did not access its machine's registers within {:?}",
+                deadlines::COMMAND
+            );
             Err(Error::new(ErrorKind::DeadlineExceeded, late))
         })
     }
@@ -186,9 +194,15 @@ mod tests {
     fn what_is_said_and_what_is_answered() {
         let table = [
             (Access::In(Width::Byte, 0x620), "inb 0x620\n"),
-            (Access::Out(Width::Long, 0xcf8, 0x8001_0000), "outl 0xcf8 0x80010000\n"),
+            (
+                Access::Out(Width::Long, 0xcf8, 0x8001_0000),
+                "outl 0xcf8 0x80010000\n",
+            ),
             (Access::Read(Width::Word, 0xfe00_0012), "readw 0xfe000012\n"),
-            (Access::Write(Width::Byte, 1 << 32, 15), "writeb 0x100000000 0xf\n"),
+            (
+                Access::Write(Width::Byte, 1 << 32, 15),
+                "writeb 0x100000000 0xf\n",
+            ),
         ];
         for (access, expected) in table {
             let mut text = String::new();

@@ -87,8 +87,13 @@ impl Revival {
         sort(&mut devices);
         check_size(&memory, spec)?;
         let mut state = File::from(state);
-        let dormant = read_dormant(&mut state)
-            .map_err(|cause| Error::caused(ErrorKind::FailedPrecondition, format!("the state of a VM cannot be read: {cause}"), cause))?;
+        let dormant = read_dormant(&mut state).map_err(|cause| {
+            Error::caused(
+                ErrorKind::FailedPrecondition,
+                format!("the state of a VM cannot be read: {cause}"),
+                cause,
+            )
+        })?;
         let (memory, copying) = match spec.memory.backing {
             MemoryBacking::Private => (Arc::new(memory), None),
             MemoryBacking::Shared => {
@@ -196,7 +201,10 @@ fn read_dormant(state: &mut File) -> io::Result<Vec<Dormant>> {
     state.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length);
     if &magic != MAGIC || length > MOST {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not one of ours"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not one of ours",
+        ));
     }
     let mut text = vec![0; length as usize];
     state.read_exact(&mut text)?;
@@ -253,7 +261,9 @@ pub fn fingerprint(settings: &Settings, spec: &VmSpec) -> Result<String, Error> 
         control: Arc::clone(&null),
         console: Arc::clone(&null),
         transfer: None,
-        vacant: hotplug::vacant(&spec.devices).map(|_| Arc::clone(&null)).collect(),
+        vacant: hotplug::vacant(&spec.devices)
+            .map(|_| Arc::clone(&null))
+            .collect(),
         vhost_net: Vec::new(),
     };
     let number = null.as_raw_fd();

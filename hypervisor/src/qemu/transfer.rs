@@ -175,21 +175,9 @@ pub async fn take_over(
         Ok(negotiated) => negotiated,
         Err(error) => return Err(supervised.failed_early(VMM, error).await),
     };
-    let memory = match about.is_private || !about.dormant.is_empty() {
-        false => None,
-        true => match memory_of(&about) {
-            Ok(memory) => Some(memory),
-            Err(error) => {
-                let error = failed("cannot open the memory of QEMU's process")(error);
-                return Err(supervised.failed_early(VMM, error).await);
-            }
-        },
-    };
-    let inherited = Inherited {
-        memory,
-        is_private: about.is_private,
-        dormant: about.dormant,
-        registers,
+    let inherited = match inherited(about, registers) {
+        Ok(inherited) => inherited,
+        Err(error) => return Err(supervised.failed_early(VMM, error).await),
     };
     let mut slots = Slots::new(argv::EMPTY_PORTS_OF_COPIES, settings.kvm, inherited, log);
     snapshot::sort(&mut devices);
@@ -231,6 +219,18 @@ pub async fn take_over(
         _lifeline: Some(lifeline),
         saveable: None,
     }))
+}
+
+/// What is learned of the VM that is offered.
+fn inherited(about: About, registers: Option<Registers>) -> Result<Inherited, Error> {
+    let is_seen = about.is_private || !about.dormant.is_empty();
+    let memory = is_seen.then(|| memory_of(&about)).transpose();
+    Ok(Inherited {
+        memory: memory.map_err(failed("cannot open the memory of QEMU's process"))?,
+        is_private: about.is_private,
+        dormant: about.dormant,
+        registers,
+    })
 }
 
 /// The memory of the process that is offered, and of no other one that has its number since.

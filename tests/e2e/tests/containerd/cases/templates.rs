@@ -172,7 +172,11 @@ fn copies_have_no_identity_in_common(case: &mut Case<'_>) -> Result<()> {
     }
     // Its share was there before it was a copy: by this interrupt a guest is told of devices that come, which takes it longest of all.
     let told = first.shell("grep -w acpi /proc/interrupts")?;
-    let counts: Vec<u64> = told.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
+    let counts: Vec<u64> = told
+        .split_whitespace()
+        .skip(1)
+        .map_while(|word| word.parse().ok())
+        .collect();
     ensure!(counts == [0], "a copy was told of devices: {told}");
     let machine = |container: &Container<'_>| {
         let words = ["exec", &container.id];
