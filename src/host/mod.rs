@@ -262,24 +262,42 @@ impl Held {
 
     /// Ends the daemons and gives everything back.
     async fn release(&mut self) -> Result<()> {
-        let mut result = match self.network.take() {
-            Some(network) => network.release().await,
-            None => Ok(()),
+        let network = self.network.take();
+        let ended = async {
+            let mut result = match network {
+                Some(network) => network.release().await,
+                None => Ok(()),
+            };
+            for daemon in self.daemons.drain(..).rev() {
+                result = result.and(daemon.stop().await);
+            }
+            self.place.cgroups.clear();
+            if let Some(cgroup) = &self.record.cgroup {
+                result = result.and(cgroup::remove(cgroup).await);
+            }
+            result
         };
-        for daemon in self.daemons.drain(..).rev() {
-            result = result.and(daemon.stop().await);
-        }
-        self.place.cgroups.clear();
-        if let Some(cgroup) = &self.record.cgroup {
-            result = result.and(cgroup::remove(cgroup).await);
-        }
         // The last one to let go of a file system may have to wait for what it has not written yet.
         let home = Arc::clone(&self.home);
-        let cleared = aside(deadlines::CLEARED, move |site| {
+        let unmounted = aside(deadlines::CLEARED, move |site| {
             site.at(home.dir())?;
-            clear(&home)
+            clear_mounts(&home)
         });
-        result.and(cleared.await)
+        // Neither waits for the other's kernel.
+        let (ended, unmounted) = tokio::join!(ended, unmounted);
+        let removed = match unmounted {
+            Ok(()) => {
+                let home = Arc::clone(&self.home);
+                aside(deadlines::CLEARED, move |site| {
+                    site.at(home.dir())?;
+                    home.remove()
+                })
+                .await
+            }
+            // What is mounted there stays, with its record.
+            error => error,
+        };
+        ended.and(removed)
     }
 
     /// Gives back what outlives a process.
@@ -290,14 +308,18 @@ impl Held {
 
 /// Gives back what a sandbox has in its directory, and then that.
 fn clear(home: &Home) -> Result<()> {
+    clear_mounts(home)?;
+    home.remove()
+}
+
+fn clear_mounts(home: &Home) -> Result<()> {
     mount::clear_below(home.dir()).map_err(|cause| {
         Error::caused(
             ErrorKind::Internal,
             format!("cannot take away the mounts below {}", home.dir().display()),
             cause,
         )
-    })?;
-    home.remove()
+    })
 }
 
 #[async_trait]
