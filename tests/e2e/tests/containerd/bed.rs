@@ -159,20 +159,27 @@ impl Bed {
     }
 }
 
-/// The memory of a process that is its own and in use, bytes.
+/// The memory of a process that is its own and in use, bytes: its heap, its stacks, and what it shares. Not the pages of its program,
+/// which come from the page cache when they are first used, after the shim has given back those that only its start has used:
+/// that is some MiB of a program that was built for debugging.
 pub fn resident(process: &Process) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))
         .with_context(|| format!("read the status of {process}"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("a process has VmRSS")?;
-    let kib: u64 = line
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .with_context(|| format!("understand {line:?}"))?;
-    Ok(kib * 1024)
+    ["RssAnon:", "RssShmem:"]
+        .iter()
+        .map(|name| {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .with_context(|| format!("a process has {name}"))?;
+            let kib: u64 = line
+                .trim()
+                .trim_end_matches(" kB")
+                .parse()
+                .with_context(|| format!("understand {line:?}"))?;
+            Ok(kib * 1024)
+        })
+        .sum()
 }
 
 /// The file with the image of busybox.
