@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -50,6 +51,8 @@ pub struct Bed {
     containerd: Containerd,
     target: Target,
     census: Census,
+    /// The process that keeps machines ready, if they are to be.
+    keeper: Option<u32>,
     /// What the case that runs may leave: beginnings of a census's lines.
     forgiven: Vec<&'static str>,
     has_debian: bool,
@@ -70,6 +73,10 @@ impl Bed {
         if wanted.is_some() {
             factory::prepare(&target, &configuration(&cell))?;
         }
+        let keeper = match wanted {
+            Some(factory::Kind::Cache) => Some(factory::keeper(&target, &configuration(&cell))?),
+            _ => None,
+        };
         let containerd = Containerd::start(&cell, &target.programs(), Vec::new())?;
         containerd.import(&busybox()?)?;
         let census = Census::take(&cell, &known(&containerd, &target, &cell)?)?;
@@ -78,6 +85,7 @@ impl Bed {
             containerd,
             target,
             census,
+            keeper,
             forgiven: Vec::new(),
             has_debian: false,
             snapshotters: BTreeSet::new(),
@@ -87,7 +95,7 @@ impl Bed {
     /// Stops containerd.
     pub fn close(mut self) -> Result<()> {
         if let Some(kind) = factory::wanted(None)? {
-            factory::finish(&self.target, &configuration(&self.cell), kind)?;
+            factory::finish(&self.target, &configuration(&self.cell), kind, 0)?;
         }
         self.containerd.stop()
     }
@@ -105,6 +113,13 @@ impl Bed {
 
     /// Waits until nothing exists beyond what was there before the first case, but for what is forgiven.
     pub fn nothing_left(&mut self) -> Result<()> {
+        if let Some(keeper) = self.keeper {
+            let now = factory::keeper(&self.target, &configuration(&self.cell))?;
+            ensure!(
+                now == keeper,
+                "who keeps machines ready is {now}, and was {keeper}"
+            );
+        }
         for (what, list) in [
             ("tasks", &["tasks", "list", "--quiet"][..]),
             ("containers", &["containers", "list", "--quiet"]),
@@ -187,7 +202,6 @@ fn busybox() -> Result<PathBuf> {
     Ok(std::env::var_os(pool::IMAGE).context(pool::IMAGE)?.into())
 }
 
-/// Processes that belong to the bed.
 /// Processes that do not count: containerd, and machines that are kept ready, which come while others go.
 fn known(containerd: &Containerd, target: &Target, cell: &Inside) -> Result<Vec<u32>> {
     let mut known: Vec<u32> = containerd.pid().into_iter().collect();
@@ -330,6 +344,28 @@ impl<'a> Case<'a> {
         Ok(["--snapshotter", snapshotter])
     }
 
+    /// Writes a configuration of this case's own. Machines of it come from where those of other cases do.
+    pub fn configure(&self, name: &str, settings: Configuration) -> Result<Own> {
+        let path = self.path(&format!("{name}.toml"));
+        let kind = factory::wanted(None)?;
+        let settings = match kind {
+            Some(kind) => {
+                let below = format!("{}-{name}", self.name);
+                factory::configured_below(&self.bed.cell, settings, kind, &below)
+            }
+            None => settings,
+        };
+        settings.write(&path)?;
+        if kind.is_some() {
+            factory::prepare(self.target(), &path)?;
+        }
+        Ok(Own {
+            target: self.target().clone(),
+            path,
+            kind,
+        })
+    }
+
     /// Runs a shell's script in a container that is removed afterwards.
     pub fn shell(&self, flags: &[&str], script: &str) -> Result<Output> {
         let flags = [&["--rm"], flags].concat();
@@ -395,6 +431,40 @@ impl<'a> Case<'a> {
             Runtime::Kata => "containerd-shim-kata-v2",
         };
         self.process(&[program, &container.id])
+    }
+}
+
+/// The file of a configuration of a case's own. What was made for its machines is taken away with it.
+pub struct Own {
+    target: Target,
+    path: PathBuf,
+    kind: Option<factory::Kind>,
+}
+
+impl Own {
+    /// Fails if no machine came from where it should, or one did not.
+    pub fn finish(mut self) -> Result<()> {
+        match self.kind.take() {
+            Some(kind) => factory::finish(&self.target, &self.path, kind, 0),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Deref for Own {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // After a failure, whose reason is told already.
+        if let Some(kind) = self.kind {
+            let _ = factory::finish(&self.target, &self.path, kind, 0);
+        }
     }
 }
 
