@@ -151,3 +151,22 @@ fn call(target: &Target, configuration: &Path, verb: &str) -> Result<String> {
         .within(deadlines::RUN)
         .read()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_status_tells_is_found() {
+        let status = "vm factory is on: template 4c6a\nstarts: 15 copied, 4 booted\nVM cache is on: 2 of 2 ready\n\
+            VM cache server pid = 20\nVM pid = 102 Cpu = 1 Memory = 2048MiB, a copy, ready 4s ago\n\
+            VM pid = 104 Cpu = 1 Memory = 2048MiB, booted, ready 0s ago\ntaken: 47 hits, 19 misses\n";
+        assert_eq!(counts(status, "starts: ").unwrap(), [15, 4]);
+        assert_eq!(counts(status, "taken: ").unwrap(), [47, 19]);
+        let missing = counts("vm factory is off\n", "taken: ").unwrap_err().to_string();
+        assert!(missing.contains("vm factory is off"), "{missing}");
+        assert!(counts("taken: no hits\n", "taken: ").is_err());
+        assert_eq!(pids(status, "VM cache server pid = ").collect::<Vec<_>>(), [20]);
+        assert_eq!(pids(status, "VM pid = ").collect::<Vec<_>>(), [102, 104]);
+    }
+}
