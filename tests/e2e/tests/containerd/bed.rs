@@ -1,9 +1,10 @@
 //! What a case stands on: containerd in this cell, the runtime under test, and words for what every case does.
 
+mod own;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,6 +17,7 @@ use e2e::program::{Output, Program, Running};
 use e2e::{deadlines, debian, factory, image, wait};
 
 use crate::pool;
+pub use own::Own;
 
 /// A runtime under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -344,28 +346,6 @@ impl<'a> Case<'a> {
         Ok(["--snapshotter", snapshotter])
     }
 
-    /// Writes a configuration of this case's own. Machines of it come from where those of other cases do.
-    pub fn configure(&self, name: &str, settings: Configuration) -> Result<Own> {
-        let path = self.path(&format!("{name}.toml"));
-        let kind = factory::wanted(None)?;
-        let settings = match kind {
-            Some(kind) => {
-                let below = format!("{}-{name}", self.name);
-                factory::configured_below(&self.bed.cell, settings, kind, &below)
-            }
-            None => settings,
-        };
-        settings.write(&path)?;
-        if kind.is_some() {
-            factory::prepare(self.target(), &path)?;
-        }
-        Ok(Own {
-            target: self.target().clone(),
-            path,
-            kind,
-        })
-    }
-
     /// Runs a shell's script in a container that is removed afterwards.
     pub fn shell(&self, flags: &[&str], script: &str) -> Result<Output> {
         let flags = [&["--rm"], flags].concat();
@@ -431,40 +411,6 @@ impl<'a> Case<'a> {
             Runtime::Kata => "containerd-shim-kata-v2",
         };
         self.process(&[program, &container.id])
-    }
-}
-
-/// The file of a configuration of a case's own. What was made for its machines is taken away with it.
-pub struct Own {
-    target: Target,
-    path: PathBuf,
-    kind: Option<factory::Kind>,
-}
-
-impl Own {
-    /// Fails if no machine came from where it should, or one did not.
-    pub fn finish(mut self) -> Result<()> {
-        match self.kind.take() {
-            Some(kind) => factory::finish(&self.target, &self.path, kind, 0),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Deref for Own {
-    type Target = Path;
-
-    fn deref(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        // After a failure, whose reason is told already.
-        if let Some(kind) = self.kind {
-            let _ = factory::finish(&self.target, &self.path, kind, 0);
-        }
     }
 }
 
