@@ -114,8 +114,9 @@ fn pids<'a>(status: &'a str, beginning: &'a str) -> impl Iterator<Item = u32> + 
 /// More than `others` were booted, which is what a copy that cannot be made comes to; or there were machines, and none was kept
 /// ready.
 pub fn finish(target: &Target, configuration: &Path, kind: Kind, others: u64) -> Result<()> {
-    let status = call(target, configuration, "status")?;
+    let status = call(target, configuration, "status");
     call(target, configuration, "destroy")?;
+    let status = status?;
     eprintln!("e2e: {}", status.trim().replace('\n', "; "));
     let [_, booted] = counts(&status, "starts: ")?;
     ensure!(
