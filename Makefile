@@ -2,7 +2,7 @@
 
 PREFIX ?= /usr/local
 
-.PHONY: build run test test-cri test-block test-driver fuzz bench install uninstall guest check fmt
+.PHONY: build run test test-cri test-block test-factories test-driver fuzz bench install uninstall guest check fmt
 
 build:
 	cargo build --workspace
@@ -22,6 +22,14 @@ test-cri:
 SNAPSHOTTER ?= devmapper
 test-block:
 	KATA_TEST_SNAPSHOTTER="$(SNAPSHOTTER)" cargo test --package e2e --test containerd -- kata::
+
+# The suites of containerd, the CRI and podman with our runtime, three times: machines boot, are copies of a template, and were kept
+# ready. FACTORY=boot|template|cache for that alone. `make test` has the CRI's on a template, and boots elsewhere; it builds what
+# this needs. With `make -k` the others are run after one has failed.
+FACTORY ?= boot template cache
+test-factories: $(FACTORY:%=test-factory-%)
+test-factory-%:
+	KATA_TEST_FACTORY="$*" cargo test --package e2e --no-fail-fast --test containerd --test cri --test podman -- kata::
 
 # The drivers' suite with a real program, and a short list end to end (docs/drivers.md): DRIVER=clh|firecracker BIN=<its path>,
 # for Firecracker also JAILER=<its path>; GUEST=<directory of a vmlinux and initrd.img>, PARAMS=<for their kernel>, PATIENCE=<factor

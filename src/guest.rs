@@ -25,6 +25,11 @@ pub(crate) const AGENT_PIDS: &str = "/proc/self/ns/pid";
 /// Kernel parameter that has the agent log everything.
 pub(crate) const AGENT_DEBUG: &str = "kata.log=debug";
 
+/// Kernel parameter that has the agent wait three times as long for what happens in the guest, which is emulated, as its deadlines say:
+/// sixteen that start at once on two processors, which others want as well, need more than the 30 s for the set-up of a process.
+/// It has told what was late all the same before a kubelet gives up (2 min).
+pub(crate) const AGENT_PATIENCE: &str = "kata.patience=3";
+
 /// Guest CID where only the VMM or its daemon knows it.
 pub(crate) const LOCAL_CID: u32 = 3;
 

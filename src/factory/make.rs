@@ -38,7 +38,7 @@ pub enum Made {
 /// The virtual machine that sandboxes of this configuration are copies of. Pure.
 pub(super) fn spec(config: &Config, abilities: &Capabilities) -> VmSpec {
     let template = plan::template(config, abilities);
-    let mut kernel_params = plan::kernel_params(config);
+    let mut kernel_params = plan::kernel_params(config, abilities);
     // As sandboxes have it (`plan::channel`): what can be saved.
     let (channel, device) = match abilities.vsock_hybrid {
         true => (

@@ -61,7 +61,7 @@ pub fn sandbox(
         id: sandbox.id.clone(),
         kernel: hypervisor.kernel.clone(),
         initrd: hypervisor.initrd.clone(),
-        kernel_params: kernel_params(config),
+        kernel_params: kernel_params(config, abilities),
         vcpus: started.vcpus,
         max_vcpus: most.vcpus,
         memory: Memory {
@@ -97,8 +97,13 @@ pub fn template(config: &Config, abilities: &Capabilities) -> TemplatePlan {
 }
 
 /// Parameters of the guest's kernel, but for the channel to the agent.
-pub(crate) fn kernel_params(config: &Config) -> Vec<String> {
-    let mut params = config.hypervisor.kernel_params.clone();
+pub(crate) fn kernel_params(config: &Config, abilities: &Capabilities) -> Vec<String> {
+    let mut params = Vec::new();
+    if abilities.emulated {
+        // The configuration may name another factor: the last one counts.
+        params.push(guest::AGENT_PATIENCE.to_owned());
+    }
+    params.extend_from_slice(&config.hypervisor.kernel_params);
     if config.agent.enable_debug {
         params.push(guest::AGENT_DEBUG.to_owned());
     }

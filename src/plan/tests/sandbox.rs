@@ -351,6 +351,24 @@ fn memory_is_shared_exactly_where_a_daemon_maps_it() {
 }
 
 #[test]
+fn the_agent_of_an_emulated_guest_is_patient() {
+    let mut config = config();
+    let params = |config: &Config, emulated| {
+        let abilities = Capabilities {
+            emulated,
+            ..abilities()
+        };
+        let pod = sandbox_of(&spec(&[]));
+        sandbox(config, &pod, &abilities, &all).unwrap().kernel_params
+    };
+    assert_eq!(params(&config, false), ["quiet"]);
+    assert_eq!(params(&config, true), ["kata.patience=3", "quiet"]);
+    // The agent takes the last one.
+    config.hypervisor.kernel_params = vec!["kata.patience=20".to_owned()];
+    assert_eq!(params(&config, true), ["kata.patience=3", "kata.patience=20"]);
+}
+
+#[test]
 fn the_guest_becomes_the_pod() {
     let spec = oci::load(CALLERS[1].1.as_bytes()).unwrap();
     let config = config();

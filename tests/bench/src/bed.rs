@@ -74,9 +74,9 @@ impl Copies {
     /// Takes it away.
     ///
     /// # Errors
-    /// No machine was a copy, or it does not go.
+    /// A machine was no copy, or it does not go.
     pub fn end(&self) -> Result<()> {
-        factory::finish(&Target::here(), &self.configuration, self.kind)
+        factory::finish(&Target::here(), &self.configuration, self.kind, 0)
     }
 
     /// Waits until as many are ready as there are to be. Answers with their processes.

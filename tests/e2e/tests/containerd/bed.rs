@@ -1,5 +1,7 @@
 //! What a case stands on: containerd in this cell, the runtime under test, and words for what every case does.
 
+mod own;
+
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,6 +17,7 @@ use e2e::program::{Output, Program, Running};
 use e2e::{deadlines, debian, factory, image, wait};
 
 use crate::pool;
+pub use own::Own;
 
 /// A runtime under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Bed {
     containerd: Containerd,
     target: Target,
     census: Census,
+    /// The process that keeps machines ready, if they are to be.
+    keeper: Option<u32>,
     /// What the case that runs may leave: beginnings of a census's lines.
     forgiven: Vec<&'static str>,
     has_debian: bool,
@@ -70,6 +75,10 @@ impl Bed {
         if wanted.is_some() {
             factory::prepare(&target, &configuration(&cell))?;
         }
+        let keeper = match wanted {
+            Some(factory::Kind::Cache) => Some(factory::keeper(&target, &configuration(&cell))?),
+            _ => None,
+        };
         let containerd = Containerd::start(&cell, &target.programs(), Vec::new())?;
         containerd.import(&busybox()?)?;
         let census = Census::take(&cell, &known(&containerd, &target, &cell)?)?;
@@ -78,6 +87,7 @@ impl Bed {
             containerd,
             target,
             census,
+            keeper,
             forgiven: Vec::new(),
             has_debian: false,
             snapshotters: BTreeSet::new(),
@@ -87,7 +97,7 @@ impl Bed {
     /// Stops containerd.
     pub fn close(mut self) -> Result<()> {
         if let Some(kind) = factory::wanted(None)? {
-            factory::finish(&self.target, &configuration(&self.cell), kind)?;
+            factory::finish(&self.target, &configuration(&self.cell), kind, 0)?;
         }
         self.containerd.stop()
     }
@@ -105,6 +115,13 @@ impl Bed {
 
     /// Waits until nothing exists beyond what was there before the first case, but for what is forgiven.
     pub fn nothing_left(&mut self) -> Result<()> {
+        if let Some(keeper) = self.keeper {
+            let now = factory::keeper(&self.target, &configuration(&self.cell))?;
+            ensure!(
+                now == keeper,
+                "who keeps machines ready is {now}, and was {keeper}"
+            );
+        }
         for (what, list) in [
             ("tasks", &["tasks", "list", "--quiet"][..]),
             ("containers", &["containers", "list", "--quiet"]),
@@ -159,20 +176,27 @@ impl Bed {
     }
 }
 
-/// The memory of a process that is its own and in use, bytes.
+/// The memory of a process that is its own and in use, bytes: its heap, its stacks, and what it shares. Not the pages of its program,
+/// which come from the page cache when they are first used, after the shim has given back those that only its start has used:
+/// that is some MiB of a program that was built for debugging.
 pub fn resident(process: &Process) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid))
         .with_context(|| format!("read the status of {process}"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("a process has VmRSS")?;
-    let kib: u64 = line
-        .trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .with_context(|| format!("understand {line:?}"))?;
-    Ok(kib * 1024)
+    ["RssAnon:", "RssShmem:"]
+        .iter()
+        .map(|name| {
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .with_context(|| format!("a process has {name}"))?;
+            let kib: u64 = line
+                .trim()
+                .trim_end_matches(" kB")
+                .parse()
+                .with_context(|| format!("understand {line:?}"))?;
+            Ok(kib * 1024)
+        })
+        .sum()
 }
 
 /// The file with the image of busybox.
@@ -180,7 +204,6 @@ fn busybox() -> Result<PathBuf> {
     Ok(std::env::var_os(pool::IMAGE).context(pool::IMAGE)?.into())
 }
 
-/// Processes that belong to the bed.
 /// Processes that do not count: containerd, and machines that are kept ready, which come while others go.
 fn known(containerd: &Containerd, target: &Target, cell: &Inside) -> Result<Vec<u32>> {
     let mut known: Vec<u32> = containerd.pid().into_iter().collect();

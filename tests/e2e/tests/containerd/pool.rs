@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ExitCode, Stdio};
+use std::process::{Child, ChildStdin, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
@@ -93,11 +93,11 @@ impl Pool {
             }
             // What a failed case left must not fail the next one: this cell ends here.
             Ok(Some(failure)) => {
-                worker.end()?;
+                let _ = worker.end()?;
                 bail!(failure);
             }
             Err(error) => {
-                worker.end()?;
+                let _ = worker.end()?;
                 Err(error)
             }
         }
@@ -133,10 +133,17 @@ impl Pool {
             .clone())
     }
 
-    /// Ends all cells.
+    /// Ends all cells. A worker has something to say at its end as well: whether machines came from where they should.
     fn close(&self) -> Result<()> {
         let workers = std::mem::take(&mut *lock(&self.idle));
-        workers.into_iter().try_for_each(Worker::end)
+        let ended: Vec<_> = workers.into_iter().map(Worker::end).collect();
+        for status in ended {
+            ensure!(
+                status?.success(),
+                "a cell failed at its end; what it said is above"
+            );
+        }
+        Ok(())
     }
 }
 
@@ -196,16 +203,18 @@ impl Worker {
         }
     }
 
-    /// Ends the cell. A worker that is idle ends by itself, and is killed if it does not.
-    fn end(mut self) -> Result<()> {
+    /// Ends the cell, and answers how its worker ended. One that is idle ends by itself, and is killed if it does not.
+    fn end(mut self) -> Result<ExitStatus> {
         drop(self.names.take());
-        let ended = e2e::wait::until("the cell ends", deadlines::CONTAINERD, || {
-            Ok(self.child.try_wait()?)
-        });
-        if ended.is_err() {
-            self.child.kill().context("kill a cell")?;
-            self.child.wait()?;
-        }
-        self.cell.take().map_or(Ok(()), Cell::close)
+        let ended = e2e::wait::until("the cell ends", deadlines::RUN, || Ok(self.child.try_wait()?));
+        let status = match ended {
+            Ok(status) => status,
+            Err(_) => {
+                self.child.kill().context("kill a cell")?;
+                self.child.wait()?
+            }
+        };
+        self.cell.take().map_or(Ok(()), Cell::close)?;
+        Ok(status)
     }
 }

@@ -43,6 +43,9 @@ const ALLOWED_ANNOTATIONS: [&str; 3] = [
 /// emulated. The suite of containerd boots them.
 const FACTORY: Option<factory::Kind> = Some(factory::Kind::Template);
 
+/// Pods that are no copies all the same: their annotations want another machine than the template is of.
+const OTHERS: u64 = 4;
+
 impl World {
     /// Furnishes the cell.
     pub fn new(inside: Inside) -> Result<Arc<Self>> {
@@ -87,7 +90,7 @@ impl World {
     /// Takes away what was made for machines to be copies.
     pub fn close(&self) -> Result<()> {
         match factory::wanted(FACTORY)? {
-            Some(kind) => factory::finish(&Target::here(), &self.configuration(), kind),
+            Some(kind) => factory::finish(&Target::here(), &self.configuration(), kind, OTHERS),
             None => Ok(()),
         }
     }

@@ -12,7 +12,7 @@ use e2e::configuration::Configuration;
 use e2e::containerd::Containerd;
 use e2e::parts::Target;
 use e2e::program::{Output, Program, search_path};
-use e2e::{deadlines, image, wait};
+use e2e::{deadlines, factory, image, wait};
 
 use crate::suite::Runtime;
 
@@ -59,7 +59,15 @@ impl Bed {
     pub fn new(inside: Inside) -> Result<Self> {
         let target = Target::here();
         let configuration = inside.directory.join(CONFIGURATION);
-        Configuration::new(&target).write(&configuration)?;
+        let wanted = factory::wanted(None)?;
+        let mut settings = Configuration::new(&target);
+        if let Some(kind) = wanted {
+            settings = factory::configured(&inside, settings, kind);
+        }
+        settings.write(&configuration)?;
+        if wanted.is_some() {
+            factory::prepare(&target, &configuration)?;
+        }
         let wrapper = inside.directory.join(KATA);
         // Podman calls a runtime without its options at times, and without a PATH.
         fs::write(
@@ -86,7 +94,7 @@ impl Bed {
             .args(["link", "set", "dev", "lo", "up"])
             .read()?;
         let mut bed = Self {
-            census: Census::take(&inside, &[])?,
+            census: taken(&inside)?,
             inside,
             runtime: Runtime::Runc,
             backend: Cell::new(Backend::Netavark),
@@ -115,8 +123,16 @@ impl Bed {
         let first = bed.pod("first")?;
         bed.in_pod(&first, "first-member", &["sleep", "1000"])?;
         bed.call(&["pod", "rm", "--force", "--time", "0", &first])?;
-        bed.census = Census::take(&bed.inside, &[])?;
+        bed.census = taken(&bed.inside)?;
         Ok(bed)
+    }
+
+    /// Takes away what was made for machines to be copies.
+    pub fn close(&self) -> Result<()> {
+        match factory::wanted(None)? {
+            Some(kind) => factory::finish(&Target::here(), &self.configuration(), kind, 0),
+            None => Ok(()),
+        }
     }
 
     /// Prepares for a case of this runtime.
@@ -328,12 +344,15 @@ impl Bed {
         self.call(&["rm", "--force", "--time=0", name]).map(drop)
     }
 
-    /// How many virtual machines run.
+    /// How many virtual machines run; not those that are kept ready.
     pub fn machines(&self) -> Result<usize> {
+        let kept = kept_ready(&self.inside)?;
         let processes = census::processes()?;
         Ok(processes
             .iter()
-            .filter(|process| process.name.starts_with("qemu"))
+            .filter(|process| {
+                process.name.starts_with("qemu") && !kept.contains(&process.pid.cast_unsigned())
+            })
             .count())
     }
 
@@ -350,7 +369,7 @@ impl Bed {
         }
         let mut left = Vec::new();
         let gone = wait::until("nothing is left", deadlines::GONE, || {
-            left = Census::take(&self.inside, &[])?.beyond(&self.census);
+            left = taken(&self.inside)?.beyond(&self.census);
             left.retain(|thing| !self.is_podmans(thing));
             Ok(left.is_empty().then_some(()))
         });
@@ -392,9 +411,24 @@ impl Bed {
         }
         if let Err(error) = self.nothing_left() {
             eprintln!("after the failure: {error:#}");
-            if let Ok(census) = Census::take(&self.inside, &[]) {
+            if let Ok(census) = taken(&self.inside) {
                 self.census = census;
             }
         }
+    }
+}
+
+/// Everything that exists in the cell, but for the processes of machines that are kept ready, which come while others go.
+fn taken(inside: &Inside) -> Result<Census> {
+    Census::take(inside, &kept_ready(inside)?)
+}
+
+/// Processes of machines that are kept ready, and of who keeps them.
+fn kept_ready(inside: &Inside) -> Result<Vec<u32>> {
+    match factory::wanted(None)? {
+        Some(factory::Kind::Cache) => {
+            factory::settled(&Target::here(), &inside.directory.join(CONFIGURATION))
+        }
+        _ => Ok(Vec::new()),
     }
 }

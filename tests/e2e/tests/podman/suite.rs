@@ -114,6 +114,10 @@ pub fn run(inside: Option<Inside>) -> Result<ExitCode> {
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);
+    let shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(Ok(bed)) = &shared.bed {
+        bed.close()?;
+    }
     Ok(conclusion.exit_code())
 }
 

@@ -91,7 +91,7 @@ fn one(cell: &Inside, containerd: &Containerd, settings: Configuration, kind: Op
         proof.push_str(", as `kata-runtime factory status` had told");
     }
     if let Some(kind) = kind {
-        factory::finish(&target, &configuration, kind)?;
+        factory::finish(&target, &configuration, kind, 0)?;
     }
     let parts = trace.phases.iter().filter(|(name, _)| TO_READY.contains(name));
     Ok(Shown {

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::Listed;
-use crate::bed::{Case, Container};
+use crate::bed::{Case, Container, Own};
 
 const WINDOW: Size = Size {
     rows: 31,
@@ -43,7 +43,7 @@ fn traces(case: &Case<'_>) -> PathBuf {
 }
 
 /// A configuration in which consoles are allowed, and traces are written.
-fn with_console(case: &Case<'_>) -> Result<PathBuf> {
+fn with_console(case: &Case<'_>) -> Result<Own> {
     let mut configuration = Configuration::new(case.target());
     configuration
         .agent
@@ -52,9 +52,7 @@ fn with_console(case: &Case<'_>) -> Result<PathBuf> {
         ("enable_tracing".into(), "true".into()),
         ("trace_directory".into(), format!("{:?}", traces(case))),
     ]);
-    let path = case.path("console.toml");
-    configuration.write(&path)?;
-    Ok(path)
+    case.configure("console", configuration)
 }
 
 fn start<'a>(case: &'a Case<'a>, configuration: &Path, command: &[&str]) -> Result<Container<'a>> {
@@ -202,7 +200,8 @@ fn every_verb(case: &mut Case<'_>) -> Result<()> {
     let container = case.container(&id);
     assert_eq!(container.shell("echo alive")?, "alive\n");
     end(&container)?;
-    trace(&traces(case), &id)
+    trace(&traces(case), &id)?;
+    configuration.finish()
 }
 
 /// The trace of a sandbox that has ended: no more than a twentieth of a container's life is in none of its stages.
@@ -314,8 +313,7 @@ fn console(case: &Case<'_>, configuration: &Path, id: &str) -> Result<()> {
 
 /// Names that mean nothing or too much, consoles that are not enabled, and what a guest has not: one clear error each.
 fn what_a_sandbox_refuses(case: &mut Case<'_>) -> Result<()> {
-    let configuration = case.path("plain.toml");
-    Configuration::new(case.target()).write(&configuration)?;
+    let configuration = case.configure("plain", Configuration::new(case.target()))?;
     let one = start(case, &configuration, &["sleep", "1000"])?;
     let two = start(case, &configuration, &["sleep", "1000"])?;
     let kata = |words: &[&str]| kata(case, &configuration, words);
@@ -378,7 +376,8 @@ fn what_a_sandbox_refuses(case: &mut Case<'_>) -> Result<()> {
     volume(&["remove", "--volume-path", "/vol"]).read()?;
     ensure!(!volumes.join("L3ZvbA==").exists(), "it is forgotten");
     end(&one)?;
-    end(&two)
+    end(&two)?;
+    configuration.finish()
 }
 
 /// The guest has none until somebody sets rules; then they are there, for each family, and hold.
@@ -454,8 +453,7 @@ fn a_policy_holds(
 
 /// What a sandbox leaves whose shim is killed while containerd is away: shown, removed, and not missed afterwards.
 fn the_dead_are_collected(case: &mut Case<'_>) -> Result<()> {
-    let configuration = case.path("plain.toml");
-    Configuration::new(case.target()).write(&configuration)?;
+    let configuration = case.configure("plain", Configuration::new(case.target()))?;
     let container = start(case, &configuration, &["sleep", "1000"])?;
     let id = container.id.clone();
     let shim = case.shim(&container)?;
@@ -497,7 +495,8 @@ fn the_dead_are_collected(case: &mut Case<'_>) -> Result<()> {
         .or_else(|_| wait_gone(&container))?;
     // containerd may have forgotten the task by itself.
     let _ = container.delete_task();
-    container.delete()
+    container.delete()?;
+    configuration.finish()
 }
 
 fn wait_gone(container: &Container<'_>) -> Result<()> {

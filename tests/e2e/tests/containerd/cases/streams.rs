@@ -21,7 +21,7 @@ pub const CASES: &[Listed] = &[
 ];
 
 /// By how much a shim may grow for whatever passes through it, bytes.
-const GROWTH: u64 = 4 << 20;
+const GROWTH: u64 = 2 << 20;
 
 /// Bytes without a pattern that a lost or doubled block would keep.
 fn bytes(count: usize) -> Vec<u8> {

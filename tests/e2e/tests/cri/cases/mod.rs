@@ -76,12 +76,15 @@ fn same(got: &str, wanted: &str) -> Result<()> {
 
 /// Runs a script, and answers for how long a processor worked for it, as its shell says.
 fn processor_time(container: &Container, script: &str) -> Result<Duration> {
-    let said = container.sh(&format!("{script}; times"))?;
-    // Of the shell and of its children, each in user and in system mode: `0m1.250s 0m0.100s`.
+    told_by_times(&container.sh(&format!("{script}; times"))?)
+}
+
+/// What a shell's `times` tells of itself and of its children, each in user and in system mode: `0m1.250s 0m0.100s`.
+fn told_by_times(said: &str) -> Result<Duration> {
     let seconds = said.split_whitespace().map(|time| {
         let (minutes, seconds) = time.trim_end_matches('s').split_once('m').context("a time")?;
         Ok(minutes.parse::<f64>()? * 60.0 + seconds.parse::<f64>()?)
     });
-    let seconds = seconds.sum::<Result<f64>>().with_context(|| said.clone())?;
+    let seconds = seconds.sum::<Result<f64>>().with_context(|| said.to_owned())?;
     Ok(Duration::try_from_secs_f64(seconds)?)
 }
