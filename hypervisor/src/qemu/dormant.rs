@@ -192,6 +192,8 @@ pub async fn withdraw(
 pub struct Hush {
     base: u16,
     enabled: u32,
+    /// Devices that it is to be told of are there already.
+    has_news: bool,
 }
 
 impl Hush {
@@ -210,24 +212,35 @@ impl Hush {
         let base = (base & 0xff80) as u16;
         let asked = [
             Out(Long, CONFIG_ADDRESS, before),
+            In(Byte, base + EVENTS_STATUS),
             In(Byte, base + EVENTS_ENABLED),
             Out(Byte, base + EVENTS_ENABLED, 0),
         ];
         match registers.perform(&asked).await?[..] {
-            [enabled] => Ok(Self { base, enabled }),
+            [status, enabled] => Ok(Self {
+                base,
+                enabled,
+                has_news: status & HOTPLUG_EVENT != 0,
+            }),
             _ => Err(odd("the bridge", "it has no events")),
         }
     }
 
-    /// The guest is told of what is to come, and never of what was.
+    /// The guest is told of what is to come and of what was before, and never of this device.
     pub async fn end(self, registers: &mut Registers, dormant: &Dormant) -> Result<(), Error> {
-        let asked = [
-            Out(Long, HOTPLUG_BUS, dormant.selector),
-            In(Long, HOTPLUG_UP),
-            Out(Byte, self.base + EVENTS_STATUS, HOTPLUG_EVENT),
-            Out(Byte, self.base + EVENTS_ENABLED, self.enabled),
-        ];
-        registers.perform(&asked).await.map(drop)
+        registers
+            .perform(&self.accesses(dormant.selector))
+            .await
+            .map(drop)
+    }
+
+    fn accesses(&self, selector: u32) -> Vec<Access> {
+        let mut asked = vec![Out(Long, HOTPLUG_BUS, selector), In(Long, HOTPLUG_UP)];
+        if !self.has_news {
+            asked.push(Out(Byte, self.base + EVENTS_STATUS, HOTPLUG_EVENT));
+        }
+        asked.push(Out(Byte, self.base + EVENTS_ENABLED, self.enabled));
+        asked
     }
 }
 
@@ -419,6 +432,21 @@ mod tests {
         let mut many = config();
         many[0xdc / 4] = 0x87ff_c811;
         assert_eq!(Layout::of(&many), None);
+    }
+
+    #[test]
+    fn a_guest_hears_of_another_device_that_came_before() {
+        let clears = |has_news| {
+            let hush = Hush {
+                base: 0x600,
+                enabled: 6,
+                has_news,
+            };
+            let accesses = hush.accesses(2);
+            assert_eq!(accesses.last(), Some(&Out(Byte, 0x628, 6)));
+            accesses.contains(&Out(Byte, 0x620, HOTPLUG_EVENT))
+        };
+        assert!(clears(false) && !clears(true));
     }
 
     #[test]
