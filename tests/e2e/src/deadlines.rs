@@ -8,6 +8,10 @@ pub const CALL: Duration = Duration::from_secs(30);
 /// For a container to start and a short command in it to end; a virtual machine boots in 2 to 4 s there.
 pub const RUN: Duration = Duration::from_secs(90);
 
+/// For a pod to be there: as long as a kubelet waits, which is twice its two minutes. Eight that boot at once beside others have taken
+/// more than [`RUN`].
+pub const POD: Duration = Duration::from_secs(240);
+
 /// For containerd to answer on its socket after its start, and to end after it was told to.
 pub const CONTAINERD: Duration = Duration::from_secs(30);
 

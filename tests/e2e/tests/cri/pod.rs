@@ -134,7 +134,7 @@ impl Pod {
         };
         let answer = world
             .cri
-            .call_within(deadlines::RUN, "RunPodSandbox", async move |mut client| {
+            .call_within(deadlines::POD, "RunPodSandbox", async move |mut client| {
                 client.run_pod_sandbox(request).await
             });
         let answer = answer.inspect_err(|_| {
