@@ -84,7 +84,8 @@ impl Dialler {
         Self { channel, patience }
     }
 
-    /// Connects and greets. The receiver ends when the connection is closed on our side.
+    /// Connects and greets; a serial port does both when the connection is read. The receiver ends when the connection is closed on
+    /// our side.
     ///
     /// # Errors
     /// Why the last attempt failed, when patience is at its end or the socket is gone for good.
