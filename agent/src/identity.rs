@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::error::{Error, Result};
@@ -173,14 +174,23 @@ fn sysctl_file(key: &str) -> Result<PathBuf> {
     Ok(Path::new("/proc/sys").join(path))
 }
 
-/// Writes a fresh machine id: 128 random bits, as the kernel makes them for a UUID.
+/// A random UUID. The kernel would make one as well, but to look for it in its /proc is far more code than to ask for the bits.
+fn draw_uuid() -> Result<u128> {
+    let mut bytes = [0; 16];
+    getrandom(&mut bytes, GetRandomFlags::empty()).map_err(Error::system("draw a machine id"))?;
+    // Version 4, variant 1 of RFC 9562.
+    const MARKS: u128 = 0xf000_c000_0000_0000_0000;
+    const MARKED: u128 = 0x4000_8000_0000_0000_0000;
+    Ok(u128::from_be_bytes(bytes) & !MARKS | MARKED)
+}
+
+/// Writes a fresh machine id.
 fn write_machine_id(path: &Path) -> Result<()> {
-    let source = Path::new("/proc/sys/kernel/random/uuid");
-    let uuid = std::fs::read_to_string(source).map_err(Error::file("read", source))?;
+    let id = draw_uuid()?;
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
     }
-    std::fs::write(path, uuid.replace('-', "")).map_err(Error::file("write", path))
+    std::fs::write(path, format!("{id:032x}\n")).map_err(Error::file("write", path))
 }
 
 #[cfg(test)]
@@ -198,6 +208,21 @@ mod tests {
         let text = "nameserver 10.0.0.1\nnameserver fd00::1\nsearch a.example example\noptions ndots:5\n";
         assert_eq!(dns.resolv_conf().as_deref(), Some(text));
         assert_eq!(Dns::default().resolv_conf(), None);
+    }
+
+    #[test]
+    fn a_machine_id_is_a_random_uuid_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("etc/machine-id");
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..64 {
+            write_machine_id(&path).unwrap();
+            let id = std::fs::read_to_string(&path).unwrap();
+            let digits = id.strip_suffix('\n').unwrap().as_bytes();
+            assert!(digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit), "{id}");
+            assert!(digits[12] == b'4' && b"89ab".contains(&digits[16]), "{id}");
+            assert!(seen.insert(id));
+        }
     }
 
     #[test]

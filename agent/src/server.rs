@@ -1,9 +1,11 @@
 //! Serves the protocol on one dialled connection after the other.
 
 use std::io;
+use std::path::Path;
 
 use futures::StreamExt as _;
 use futures::stream;
+use rustix::time::{ClockId, clock_gettime};
 use slog::Logger;
 use tokio::sync::{oneshot, watch};
 use ttrpc::asynchronous::Server;
@@ -12,6 +14,7 @@ use ttrpc::asynchronous::transport::Listener;
 use crate::container;
 use crate::dial::{Connection, Dialler};
 use crate::error::{Error, Result};
+use crate::init::CGROUP_ROOT;
 use crate::rpc;
 use crate::sandbox::Handle;
 use crate::sys;
@@ -46,8 +49,11 @@ impl Line {
             if self.sandbox.is_blank() && !std::mem::replace(&mut self.is_prepared, true) {
                 // Who hangs up without a word is about to save this guest, and waits until it dials again: what all copies
                 // would have to do is done once, and what is no use to them is not saved.
-                container::prepare();
-                if std::process::id() == 1 {
+                let owns_kernel = std::process::id() == 1;
+                container::prepare(owns_kernel.then_some(Path::new(CGROUP_ROOT)));
+                // The first look at a clock finds out how to look at one.
+                let _ = clock_gettime(ClockId::Boottime);
+                if owns_kernel {
                     sys::zero_free_memory();
                 }
             }

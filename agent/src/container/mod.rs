@@ -46,9 +46,10 @@ use seccomp::Filter;
 use setup::Child;
 use spawn::spawn_init;
 
-/// Does ahead of any container what most of them need and what takes long. Nothing of it changes what containers are.
-pub fn prepare() {
-    cgroup::prepare();
+/// Does ahead of any container what most of them need and what takes long. Nothing of it changes what containers are. `cgroups`: the
+/// tree that containers will have theirs in, where the kernel is the agent's own.
+pub fn prepare(cgroups: Option<&Path>) {
+    cgroup::prepare(cgroups);
 }
 
 /// What a container is created from.

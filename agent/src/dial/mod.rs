@@ -4,15 +4,16 @@
 
 mod serial;
 
+use std::future::poll_fn;
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use agent_protocol::{GREETING, PORT};
 use slog::{Logger, warn};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
@@ -83,7 +84,8 @@ impl Dialler {
         Self { channel, patience }
     }
 
-    /// Connects and greets. The receiver ends when the connection is closed on our side.
+    /// Connects and greets; a serial port does both when the connection is read. The receiver ends when the connection is closed on
+    /// our side.
     ///
     /// # Errors
     /// Why the last attempt failed, when patience is at its end or the socket is gone for good.
@@ -115,12 +117,19 @@ impl Dialler {
             Channel::Vsock(port) => {
                 Box::pin(VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, *port)).await?)
             }
-            Channel::Serial => Box::pin(serial::open().await?),
+            Channel::Serial => Box::pin(serial::find().await?),
             Channel::Unix(path) => Box::pin(UnixStream::connect(path).await?),
         };
         let (open, closed) = oneshot::channel();
-        let mut connection = Connection { stream, _open: open };
-        connection.write_all(GREETING).await?;
+        let mut connection = Connection {
+            stream,
+            ungreeted: GREETING,
+            _open: open,
+        };
+        // A port is not open before it is used, see `serial`.
+        if self.channel != Channel::Serial {
+            poll_fn(|cx| connection.poll_greet(cx)).await?;
+        }
         Ok((connection, closed))
     }
 }
@@ -128,9 +137,11 @@ impl Dialler {
 trait Stream: AsyncRead + AsyncWrite + Send + Sync {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync> Stream for T {}
 
-/// A connection to the host, greeted.
+/// A connection to the host. It greets before anything else is said or heard on it.
 pub struct Connection {
     stream: Pin<Box<dyn Stream>>,
+    /// What is left of the greeting.
+    ungreeted: &'static [u8],
     /// Dropped with the connection, which is how its end is noticed.
     _open: oneshot::Sender<()>,
 }
@@ -141,12 +152,26 @@ impl std::fmt::Debug for Connection {
     }
 }
 
+impl Connection {
+    fn poll_greet(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.ungreeted.is_empty() {
+            let written = ready!(self.stream.as_mut().poll_write(cx, self.ungreeted))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.ungreeted = self.ungreeted.get(written..).unwrap_or_default();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_greet(cx))?;
         self.stream.as_mut().poll_read(cx, buffer)
     }
 }

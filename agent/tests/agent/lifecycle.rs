@@ -20,8 +20,8 @@ async fn an_agent_says_who_it_is_and_serves_from_one_thread() {
         .unwrap();
     assert_eq!(hello.protocol_version, p::VERSION);
     assert_eq!(
-        hello.boot_id,
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        hello.kernel_release,
+        std::fs::read_to_string("/proc/sys/kernel/osrelease")
             .unwrap()
             .trim()
     );

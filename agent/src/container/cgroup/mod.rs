@@ -35,10 +35,14 @@ const ESSENTIAL: [&str; 3] = ["cpu", "memory", "pids"];
 /// Programs that are loaded, see [`prepare`].
 static USUAL: OnceLock<Vec<(Vec<Instruction>, OwnedFd)>> = OnceLock::new();
 
+/// A cgroup that is never used, and never removed. No container's id begins like it.
+const KEPT: &str = ".kept";
+
 /// Loads ahead of any container the programs that most of them have: the kernel's examination of one is a good part of what
-/// the creation of a container costs.
-pub(super) fn prepare() {
-    USUAL.get_or_init(|| {
+/// the creation of a container costs. So is the rewriting of the kernel's own code when the first cgroup comes to have a
+/// controller or a program, and when the last has gone: one is kept in `root`.
+pub(super) fn prepare(root: Option<&Path>) {
+    let usual = USUAL.get_or_init(|| {
         let load = |program: Vec<Instruction>| {
             // Where there are no such programs, a container finds out.
             let loaded = sys::load_device_program(&program).ok()?;
@@ -46,6 +50,15 @@ pub(super) fn prepare() {
         };
         devices::usual().into_iter().filter_map(load).collect()
     });
+    let Some(kept) = root.map(|root| root.join(KEPT)) else {
+        return;
+    };
+    // Containers do without it, only later.
+    if fs::create_dir(&kept).is_ok()
+        && let (Ok(directory), Some((_, program))) = (open(&kept), usual.first())
+    {
+        let _ = sys::attach_device_program(directory.as_fd(), program.as_fd());
+    }
 }
 
 /// The cgroup of one container. Made by [`Cgroup::create`], undone by [`Cgroup::delete`].
