@@ -219,7 +219,10 @@ mod tests {
             write_machine_id(&path).unwrap();
             let id = std::fs::read_to_string(&path).unwrap();
             let digits = id.strip_suffix('\n').unwrap().as_bytes();
-            assert!(digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit), "{id}");
+            assert!(
+                digits.len() == 32 && digits.iter().all(u8::is_ascii_hexdigit),
+                "{id}"
+            );
             assert!(digits[12] == b'4' && b"89ab".contains(&digits[16]), "{id}");
             assert!(seen.insert(id));
         }

@@ -137,7 +137,7 @@ impl Dialler {
 trait Stream: AsyncRead + AsyncWrite + Send + Sync {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync> Stream for T {}
 
-/// A connection to the host. It greets before anything else is said or heard on it.
+/// A connection to the host. It greets when it is first read at the latest, which is before anything is answered on it.
 pub struct Connection {
     stream: Pin<Box<dyn Stream>>,
     /// What is left of the greeting.
