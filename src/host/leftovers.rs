@@ -5,10 +5,10 @@ use futures::future::{FutureExt, join, join_all};
 use hypervisor::{Hypervisor, VmRecord, process};
 
 use super::cgroup;
-use super::clear;
 use super::home::Home;
 use super::mount;
 use super::network;
+use super::release::clear;
 use crate::SandboxId;
 use crate::error::{Error, Result};
 use crate::store::{DaemonRecord, Record};

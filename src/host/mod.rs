@@ -18,6 +18,7 @@ mod mountinfo;
 pub(crate) mod network;
 mod options;
 mod ready;
+mod release;
 mod share;
 mod sources;
 mod stage;
@@ -61,7 +62,7 @@ use crate::oci::Limits;
 use crate::plan::Volumes;
 use crate::sandbox::{Acquired, Added, Ground, Look, SandboxRequest, ToAdd, Wanted};
 use crate::store::{CgroupRecord, Record};
-use crate::{ContainerId, SandboxId, admin, deadlines, direct, guest, oci, plan};
+use crate::{ContainerId, SandboxId, admin, direct, guest, oci, plan};
 
 /// Name of the VMM's own directory in the sandbox's.
 const VM_DIRECTORY: &str = "vm";
@@ -259,67 +260,6 @@ impl Held {
         self.daemons.push(daemon);
         self.record.write(self.home.dir())
     }
-
-    /// Ends the daemons and gives everything back.
-    async fn release(&mut self) -> Result<()> {
-        let network = self.network.take();
-        let ended = async {
-            let mut result = match network {
-                Some(network) => network.release().await,
-                None => Ok(()),
-            };
-            for daemon in self.daemons.drain(..).rev() {
-                result = result.and(daemon.stop().await);
-            }
-            self.place.cgroups.clear();
-            if let Some(cgroup) = &self.record.cgroup {
-                result = result.and(cgroup::remove(cgroup).await);
-            }
-            result
-        };
-        // The last one to let go of a file system may have to wait for what it has not written yet.
-        let home = Arc::clone(&self.home);
-        let unmounted = aside(deadlines::CLEARED, move |site| {
-            site.at(home.dir())?;
-            clear_mounts(&home)
-        });
-        // Neither waits for the other's kernel.
-        let (ended, unmounted) = tokio::join!(ended, unmounted);
-        let removed = match unmounted {
-            Ok(()) => {
-                let home = Arc::clone(&self.home);
-                aside(deadlines::CLEARED, move |site| {
-                    site.at(home.dir())?;
-                    home.remove()
-                })
-                .await
-            }
-            // What is mounted there stays, with its record.
-            error => error,
-        };
-        ended.and(removed)
-    }
-
-    /// Gives back what outlives a process.
-    fn clear(&self) -> Result<()> {
-        clear(&self.home)
-    }
-}
-
-/// Gives back what a sandbox has in its directory, and then that.
-fn clear(home: &Home) -> Result<()> {
-    clear_mounts(home)?;
-    home.remove()
-}
-
-fn clear_mounts(home: &Home) -> Result<()> {
-    mount::clear_below(home.dir()).map_err(|cause| {
-        Error::caused(
-            ErrorKind::Internal,
-            format!("cannot take away the mounts below {}", home.dir().display()),
-            cause,
-        )
-    })
 }
 
 #[async_trait]
