@@ -203,10 +203,6 @@ impl Owner {
     fn watch_vm(&self) {
         self.job(start::ended(self.vm.exited()), |owner, exit| {
             let end = owner.reason.take().unwrap_or_else(|| start::told(&exit));
-            if owner.state.serves() {
-                // A kernel that stops says why, and there is nothing else of it any more.
-                warn!(owner.log, "the virtual machine ends by itself"; "console" => start::last_lines(&exit).join(" / "));
-            }
             owner.vm_ended(end);
         });
     }

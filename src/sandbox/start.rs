@@ -29,7 +29,7 @@ use crate::trace::Course;
 const ENTROPY: usize = 64;
 
 /// Lines of the console that an error quotes.
-const QUOTED_LINES: usize = 40;
+const QUOTED_LINES: usize = 12;
 
 /// What a sandbox holds, in the order of acquisition; [`Holdings::release`] goes the other way.
 pub(super) struct Holdings {
@@ -334,16 +334,11 @@ pub(super) async fn ended(mut exited: watch::Receiver<Option<Exit>>) -> Exit {
 }
 
 fn quote(exit: &Exit) -> String {
-    match last_lines(exit) {
-        [] => "; its console is empty".to_owned(),
-        lines => format!("; its console ends with:\n{}", lines.join("\n")),
-    }
-}
-
-/// The end of what was said on the console.
-pub(super) fn last_lines(exit: &Exit) -> &[String] {
     let from = exit.console.len().saturating_sub(QUOTED_LINES);
-    exit.console.get(from..).unwrap_or_default()
+    match exit.console.get(from..) {
+        Some([]) | None => "; its console is empty".to_owned(),
+        Some(lines) => format!("; its console ends with:\n{}", lines.join("\n")),
+    }
 }
 
 /// Compares versions, and makes the guest this sandbox. Answers with the versions of the agent and of the guest's kernel.
