@@ -258,6 +258,10 @@ impl Watch {
             announcement.or_else(|| sources.verdict.and_then(|verdict| verdict(status, &lines)));
         let reason = reason(self.stopping.load(Ordering::Relaxed), announcement, status);
         info!(self.journal.log, "{}", reason; "pid" => self.process.id());
+        if reason == ExitReason::GuestPanic {
+            // Which of the lines before says why, nobody can know.
+            info!(self.journal.log, "the console's last lines"; "lines" => lines.join("\n"));
+        }
         Exit {
             reason,
             console: lines,
