@@ -194,21 +194,14 @@ pub struct Apart(OwnedFd);
 /// # Errors
 /// When no process can be made.
 pub fn apart(work: impl FnOnce()) -> Result<Apart> {
-    let child = || {
-        // What it holds of others' streams would keep them open. If it can't be closed, it is not held for long either.
-        let _ = sys::close_range(3, u32::MAX);
-        work();
-        sys::exit(0)
-    };
-    let cloned = sys::clone_process(0, None, child).step(|| "make a process for what may hang")?;
-    Ok(Apart(cloned.pidfd))
+    apart_keeping(&[], work)
 }
 
-/// The same for a process that has one of our descriptors as well.
-fn apart_keeping(keep: BorrowedFd<'_>, work: impl FnOnce()) -> Result<Apart> {
+/// The same for a process that has some of our descriptors as well.
+fn apart_keeping(kept: &[BorrowedFd<'_>], work: impl FnOnce()) -> Result<Apart> {
     let child = || {
-        // See `apart`.
-        let _ = sys::close_all_but(&[keep]);
+        // What it holds of others' streams would keep them open. If it can't be closed, it is not held for long either.
+        let _ = sys::close_all_but(kept);
         work();
         sys::exit(0)
     };
@@ -221,7 +214,7 @@ fn apart_keeping(keep: BorrowedFd<'_>, work: impl FnOnce()) -> Result<Apart> {
 /// use, at which Linux 6.1 stops at a BUG, and with it the guest if that is in the agent. Answers come in the order of the questions: after
 /// the second one nothing is under way.
 async fn end_mounts(mounts: File) -> Result<()> {
-    let ending = apart_keeping(mounts.as_fd(), || {
+    let ending = apart_keeping(&[mounts.as_fd()], || {
         if setns(&mounts, CloneFlags::CLONE_NEWNS).is_ok() {
             for _ in 0..2 {
                 let _ = statx(CWD, "/", AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
@@ -273,7 +266,7 @@ pub fn apart_with(
     let (hear, tell) =
         pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).step(|| "make a pipe for what may hang")?;
     let child = || {
-        // See `apart`.
+        // See `apart_keeping`.
         let _ = sys::close_all_but(&[keep, tell.as_fd()]);
         let errno = match work() {
             Ok(()) => 0,

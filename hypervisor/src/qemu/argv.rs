@@ -157,10 +157,7 @@ pub fn build(
     line.option("device", device::rng(settings.machine).to_string());
     let (vacant, others): (Vec<_>, Vec<_>) = match life {
         // Such a device takes a port, as it does in the copies.
-        Life::ToSave(_) => {
-            let is_vacant = |device: &Device| hotplug::vacant(std::slice::from_ref(device)).next().is_some();
-            spec.devices.iter().cloned().partition(is_vacant)
-        }
+        Life::ToSave(_) => spec.devices.iter().cloned().partition(hotplug::is_vacant),
         Life::Cold | Life::Clone(_) => (Vec::new(), spec.devices.clone()),
     };
     devices(settings, &others, &channels.vhost_net, &mut line)?;

@@ -3,7 +3,7 @@
 //! (over the machine's hotplug controller), nor does a register have another value afterwards than its driver has left in it.
 //!
 //! Devices with a process at their other end cannot be saved with a machine (vhost-user-fs: "non-migratable"); to plug one
-//! into each copy costs the guest's kernel more than all else that it does for a short container. So the machine is saved
+//! into each copy is a fifth of the code that a guest executes for a short container. So the machine is saved
 //! without it, and with what is in its registers.
 //!
 //! What the registers are: PCI 3.0 (6.1, 6.7, 6.8.2), virtio 1.1 (4.1.4), QEMU's `docs/specs/acpi_pci_hotplug.rst`, and Intel's

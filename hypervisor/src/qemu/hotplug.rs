@@ -210,8 +210,7 @@ impl Slots {
     async fn wake(&mut self, client: &Client, device: Device) -> Result<(), Error> {
         let name = device.name().to_owned();
         if let Some(index) = self.vacant(&name) {
-            let dormant = self.withdraw(client, index).await?;
-            self.dormant.push(dormant);
+            self.withdraw(client, index).await?;
         }
         let index = self.dormant.iter().position(|dormant| dormant.name == name);
         let dormant = index.and_then(|index| self.dormant.get(index)).cloned();
@@ -269,7 +268,7 @@ impl Slots {
     }
 
     /// Takes the device in a port out, which the guest goes on having. It stands still.
-    async fn withdraw(&mut self, client: &Client, index: usize) -> Result<Dormant, Error> {
+    async fn withdraw(&mut self, client: &Client, index: usize) -> Result<(), Error> {
         let Some(plugged) = self.ports.get(index).and_then(Option::as_ref) else {
             return Err(missing(&port_id(index)));
         };
@@ -282,7 +281,8 @@ impl Slots {
         if let Some(plugged) = self.ports.get_mut(index).and_then(Option::take) {
             self.remove(client, plugged.backend).await;
         }
-        Ok(dormant)
+        self.dormant.push(dormant);
+        Ok(())
     }
 
     /// Takes all out that nobody serves, of a machine that stands still: what the guest has afterwards, and QEMU has not.
@@ -292,8 +292,7 @@ impl Slots {
                 .is_some_and(|plugged| plugged.presence == Presence::Vacant)
         };
         while let Some(index) = self.ports.iter().position(is_vacant) {
-            let dormant = self.withdraw(client, index).await?;
-            self.dormant.push(dormant);
+            self.withdraw(client, index).await?;
         }
         Ok(&self.dormant)
     }
@@ -359,9 +358,7 @@ impl Slots {
         let is_constant = |plugged: &Plugged| plugged.name == name && plugged.presence == Presence::Constant;
         let ports = &mut self.ports.iter();
         if let Some(index) = ports.position(|port| port.as_ref().is_some_and(is_constant)) {
-            let dormant = self.withdraw(client, index).await?;
-            self.dormant.push(dormant);
-            return Ok(());
+            return self.withdraw(client, index).await;
         }
         let found = self
             .ports
@@ -447,11 +444,14 @@ fn missing(name: &str) -> Error {
     Error::new(ErrorKind::Internal, format!("there is no port for {name:?}"))
 }
 
-/// Those that a machine has from its start without anybody at their other ends.
+/// Whether a machine that is to be saved has a device without anybody at its other end.
+pub fn is_vacant(device: &Device) -> bool {
+    matches!(device, Device::VirtioFs(_))
+}
+
+/// Those of these devices.
 pub fn vacant(devices: &[Device]) -> impl Iterator<Item = &Device> {
-    devices
-        .iter()
-        .filter(|device| matches!(device, Device::VirtioFs(_)))
+    devices.iter().filter(|device| is_vacant(device))
 }
 
 /// Waits until a device is no more.
