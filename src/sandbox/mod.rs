@@ -38,8 +38,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(crate) use ground::{Acquired, Added, Appeared, Ground, Look, ToAdd, Wanted};
 use owner::{Command, Estate, Owner, Reply};
 pub(crate) use phases::Phases;
-pub(crate) use start::entropy;
 use start::{Clock, Holdings};
+pub(crate) use start::{entropy, now_unix_ns};
 pub(crate) use volumes::Volume;
 
 use crate::admin::{Admin, Subject};

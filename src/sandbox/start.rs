@@ -371,8 +371,7 @@ async fn introduce(
         "kernel" => &versions.1,
         "uptime_us" => hello.uptime_ns / 1000);
     guest.entropy = entropy()?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    guest.now_unix_ns = now.as_nanos().try_into().unwrap_or(0);
+    guest.now_unix_ns = now_unix_ns();
     agent.create_sandbox(guest, Some(limit)).await?;
     Ok(versions)
 }
@@ -380,6 +379,12 @@ async fn introduce(
 /// A short text of the guest's, as much of it as can do no harm in a log.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| c.is_ascii_graphic()).take(64).collect()
+}
+
+/// The time for a guest to begin with.
+pub(crate) fn now_unix_ns() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_nanos().try_into().unwrap_or(0)
 }
 
 pub(crate) fn entropy() -> Result<Vec<u8>> {

@@ -543,6 +543,8 @@ impl Sandbox {
         self.id.clear();
         self.shares = Shares::default();
         self.of_pod.clear();
+        // Who waits for one is told that there will be none.
+        self.events = Log::default();
         self.growth = None;
         self.consoles.clear();
         if self.owns_kernel {

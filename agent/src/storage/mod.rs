@@ -34,6 +34,10 @@ pub use path::{GuestPath, Root};
 use path::{Make, name_of};
 pub use room::{Room, Volume};
 
+/// Of a share, at once. A program of 2 MiB begins a quarter sooner than with the kernel's own 128, where guests are emulated; with
+/// 1024 no sooner, and who reads here and there is given more that nobody wants.
+const READ_AHEAD_KIB: &str = "512";
+
 /// A mount that the host asked for, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
@@ -363,7 +367,9 @@ impl Mounter {
         let result = match &storage.driver {
             Driver::VirtioFs { tag } => match self.shares.get(tag) {
                 Some(dir) => mount_bind_recursive(dir, &target).map_err(Error::file("mount", path)),
-                None => self.mount_new(tag, "virtiofs", storage, &[], &target),
+                None => self
+                    .mount_new(tag, "virtiofs", storage, &[], &target)
+                    .inspect(|()| self.read_ahead(storage)),
             },
             Driver::Tmpfs => self.mount_new("tmpfs", "tmpfs", storage, &[], &target),
             Driver::Copy(files) => self.mount_copy(storage, files, &target),
@@ -410,6 +416,22 @@ impl Mounter {
             data.as_c_str(),
         )
         .map_err(Error::file("mount", storage.mount_point.in_guest()))
+    }
+
+    /// Has the kernel read more of a share's files at once than it does by itself: what a request costs is the way to the host and
+    /// back, and not the bytes. Where it does not take it, it goes on as it was.
+    fn read_ahead(&self, storage: &Storage) {
+        let number = || -> Result<String> {
+            let mounted = self.root.resolve(&storage.mount_point)?;
+            // As the kernel knows it: the host is not asked.
+            let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+            let found = statx(mounted, c"", flags, StatxFlags::TYPE)
+                .map_err(Error::file("look at", storage.mount_point.in_guest()))?;
+            Ok(format!("{}:{}", found.stx_dev_major, found.stx_dev_minor))
+        };
+        if let Ok(number) = number() {
+            let _ = std::fs::write(format!("/sys/class/bdi/{number}/read_ahead_kb"), READ_AHEAD_KIB);
+        }
     }
 
     fn mount_copy(&self, storage: &Storage, files: &[Copied], target: &std::ffi::OsStr) -> Result<()> {

@@ -159,7 +159,10 @@ async fn after_practice_the_guest_is_nobody_and_becomes_another_sandbox() {
         practised: true,
         ..Default::default()
     };
-    sandbox.agent.destroy_sandbox(practised, SOON).await.unwrap();
+    let question = sandbox.agent.next_events(p::NextEventsRequest::default(), None);
+    let (answer, destroyed) = tokio::join!(question, sandbox.agent.destroy_sandbox(practised, SOON));
+    destroyed.unwrap();
+    assert!(answer.is_err(), "no question stays open: {answer:?}");
     let none = sandbox.create(POD, "true", "").await.unwrap_err();
     assert_eq!(none.kind, ErrorKind::FailedPrecondition, "nobody has containers");
 

@@ -3,11 +3,13 @@
 //!
 //! It is a sandbox for a moment, with a container in it whose program is a few instructions of ours, and nobody again.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File};
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_client::{Agent, TtrpcAgent};
 use agent_protocol as p;
@@ -24,7 +26,7 @@ use crate::host::daemon::Place;
 use crate::host::devices;
 use crate::model::SharePlan;
 use crate::plan::{self, Volumes};
-use crate::sandbox::entropy;
+use crate::sandbox::{entropy, now_unix_ns};
 use crate::{ContainerId, SandboxId, deadlines, guest, oci};
 
 /// Name of the sandbox, its container, and the directory of that.
@@ -36,11 +38,19 @@ const SECOND: &str = "second";
 /// Where the file is loaded.
 const BASE: u64 = 0x40_0000;
 
-/// The file of the container's program: two headers (ELF, 64 bit, x86) and its instructions.
+/// Where its data are: those that the file has, a page, and as many that are zero at first.
+const DATA: u64 = 0x80_0000;
+
+/// Size of a page, bytes.
+const PAGE: u64 = 0x1000;
+
+/// Size of the file, bytes: more than is read ahead at once, as most programs have. What nobody has written in it takes no room.
+pub(super) const FILE: u64 = 0x12_0000;
+
+/// The beginning of the container's program: three headers (ELF, 64 bit, x86) and its instructions.
 fn program() -> Vec<u8> {
-    const HEADERS: u64 = 64 + 56;
+    const HEADERS: u64 = 64 + 2 * 56;
     let instructions = sys::instructions();
-    let size = HEADERS + instructions.len() as u64;
     let mut file = Vec::new();
     file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     // An executable for x86-64, version 1.
@@ -50,11 +60,15 @@ fn program() -> Vec<u8> {
         file.extend(word.to_le_bytes());
     }
     // No flags; sizes and counts of the headers.
-    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    // To be loaded, readable and executable.
-    file.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    for word in [0, BASE, BASE, size, size, 0x1000] {
-        file.extend(word.to_le_bytes());
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    // To be loaded, readable and executable; and readable and writable.
+    let text = FILE - PAGE;
+    let loads = [(5, 0, BASE, text, text), (6, text, DATA, PAGE / 2, 2 * PAGE)];
+    for (flags, offset, address, size, memory) in loads {
+        file.extend([1, 0, 0, 0, flags, 0, 0, 0]);
+        for word in [offset, address, address, size, memory, PAGE] {
+            file.extend(word.to_le_bytes());
+        }
     }
     file.extend(instructions);
     file
@@ -140,7 +154,7 @@ async fn live(
     config: &Config,
     agent: &dyn Agent,
     mut sandbox: p::CreateSandboxRequest,
-    mut container: p::CreateContainerRequest,
+    container: p::CreateContainerRequest,
 ) -> Result<()> {
     let limit = Some(config.agent.create_container_timeout);
     let hello = p::HelloRequest {
@@ -150,8 +164,28 @@ async fn live(
     };
     agent.hello(hello, limit).await?;
     sandbox.entropy = entropy()?;
+    sandbox.now_unix_ns = now_unix_ns();
+    // As one of a pod that has only itself to talk to; it is what a new kernel has.
+    sandbox.network = Some(p::Network {
+        sysctls: HashMap::from([("ipv4.ip_forward".to_owned(), "0".to_owned())]),
+        ..Default::default()
+    })
+    .into();
     agent.create_sandbox(sandbox, limit).await?;
+    // A sandbox's owner asks for events all the time. It is told that there are no more when the practice is over.
+    let events = async {
+        let _ = agent.next_events(p::NextEventsRequest::default(), None).await;
+        Ok(())
+    };
+    tokio::try_join!(containers(agent, container, limit), events).map(drop)
+}
 
+/// The life of its container.
+async fn containers(
+    agent: &dyn Agent,
+    mut container: p::CreateContainerRequest,
+    limit: Option<Duration>,
+) -> Result<()> {
     let stdio = |stdin| p::Stdio {
         stdin,
         stdout: true,
@@ -261,12 +295,29 @@ fn furnish(shared: &Path) -> std::io::Result<()> {
         .create_new(true)
         .mode(0o755)
         .open(root.join(NAME))?;
-    file.write_all(&program())
+    file.write_all(&program())?;
+    file.set_len(FILE)
 }
 
 /// A container as most are.
 fn specification() -> Result<Spec> {
-    let capabilities = ["CAP_CHOWN", "CAP_KILL", "CAP_SETGID", "CAP_SETUID"];
+    // Those of containers that ask for none.
+    let capabilities = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FSETID",
+        "CAP_FOWNER",
+        "CAP_MKNOD",
+        "CAP_NET_RAW",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_SETFCAP",
+        "CAP_SETPCAP",
+        "CAP_NET_BIND_SERVICE",
+        "CAP_SYS_CHROOT",
+        "CAP_KILL",
+        "CAP_AUDIT_WRITE",
+    ];
     let spec = serde_json::json!({
         "ociVersion": "1.1.0",
         "root": {"path": "rootfs"},
@@ -294,7 +345,14 @@ fn specification() -> Result<Spec> {
         ],
         "linux": {
             "cgroupsPath": format!("/{NAME}"),
-            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "resources": {
+                "devices": [
+                    {"allow": false, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+                    {"allow": true, "type": "c", "major": 136, "access": "rwm"},
+                ],
+                "cpu": {"shares": 1024},
+            },
             "namespaces": [
                 {"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}, {"type": "cgroup"},
             ],

@@ -1,8 +1,9 @@
 //! The program of the practice: machine code, for a guest's processor. Nothing of it is ever executed here.
 //!
 //! It asks of the guest's kernel what shells and small programs ask: memory, files, directories, a pipe, a child that executes a
-//! program, a signal. What comes of that is not looked at. Then it reads a byte, or finds the end of its input, writes a byte, and
-//! exits. It has no data and no place of its own: a file is made of it by two headers.
+//! program, a signal, and what the C library asks before a program's first own instruction. What comes of that is not looked at.
+//! Then it reads a byte, or finds the end of its input, writes a byte, and exits. A file is made of it by its headers, with some
+//! data at a place that is written here as well (`practice::DATA`).
 
 use std::arch::global_asm;
 
@@ -27,6 +28,60 @@ kata_practice_begin:
     mov eax, 12
     syscall
     mov byte ptr [rax - 1], 1
+    mov eax, 158                    // arch_prctl: what a thread has for itself
+    mov edi, 0x1002
+    lea rsi, [rbp + 4096]           // where no answers are
+    syscall
+    mov eax, 218                    // set_tid_address
+    lea rdi, [rbp + 4096]
+    syscall
+    lea rdi, [rbp + 4160]           // set_robust_list: an empty one
+    mov [rdi], rdi
+    mov qword ptr [rdi + 8], 0
+    mov qword ptr [rdi + 16], 0
+    mov esi, 24
+    mov eax, 273
+    syscall
+    lea rdi, [rbp + 4320]           // rseq, with no sequence
+    and rdi, -32
+    xor eax, eax
+    mov [rdi], rax
+    mov [rdi + 8], rax
+    mov [rdi + 16], rax
+    mov [rdi + 24], rax
+    mov esi, 32
+    xor edx, edx
+    mov r10d, 0x53053053
+    mov eax, 334
+    syscall
+    mov eax, 302                    // prlimit64: of the stack
+    xor edi, edi
+    mov esi, 3
+    xor edx, edx
+    lea r10, [rbp + 1024]
+    syscall
+    mov eax, 89                     // readlink: its own path
+    lea rdi, [rip + 24f]
+    lea rsi, [rbp + 1024]
+    mov edx, 1024
+    syscall
+    mov eax, 318                    // getrandom
+    lea rdi, [rbp + 1024]
+    mov esi, 8
+    mov edx, 1
+    syscall
+    mov ecx, 0x800000               // data of the file, and of none
+    mov byte ptr [rcx], 1
+    mov byte ptr [rcx + 0x1800], 1
+    mov eax, 10                     // mprotect: of one of its pages
+    mov edi, 0x800000
+    mov esi, 0x1000
+    mov edx, 1
+    syscall
+    mov ecx, 0x4f0000               // a page of the file far away, and one that has been read with it
+    mov cl, [rcx]
+    mov ecx, 0x4e0000
+    mov cl, [rcx]
     mov eax, 9                      // mmap: anonymous, private
     xor edi, edi
     mov esi, 0x8000
@@ -219,6 +274,7 @@ kata_practice_begin:
 21: .asciz "/proc/self/stat"
 22: .asciz "/dev"
 23: .asciz "/etc/profile"
+24: .asciz "/proc/self/exe"
 kata_practice_end:
     .popsection
     "#

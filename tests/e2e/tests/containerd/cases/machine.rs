@@ -31,6 +31,7 @@ pub const CASES: &[Listed] = &[
     Listed::ours("microvm_vsock", |case| kernel_vsock(case, "microvm")),
     Listed::ours("sized_by_its_limits", sized_by_its_limits),
     Listed::ours("threads_do_not_grow", threads_do_not_grow),
+    Listed::ours("its_share_is_read_ahead", its_share_is_read_ahead),
 ];
 
 /// The kernel in the container was booted for it: it is another boot than the host's, whatever its version.
@@ -145,4 +146,13 @@ fn threads_do_not_grow(case: &mut Case<'_>) -> Result<()> {
     container.wait_for_status("STOPPED")?;
     container.delete_task()?;
     container.delete()
+}
+
+/// The guest reads more of its share at once than its kernel does of anything by itself, which is 128 KiB.
+fn its_share_is_read_ahead(case: &mut Case<'_>) -> Result<()> {
+    let flags = [&case.on("overlayfs")?[..], &["--rm"]].concat();
+    let look = ["sh", "-c", "cat /sys/class/bdi/*/read_ahead_kb"];
+    let sizes = case.run(&flags, &case.id(), &look).read()?;
+    ensure!(sizes.lines().any(|size| size == "512"), "{sizes:?}");
+    Ok(())
 }
