@@ -45,7 +45,7 @@ const DATA: u64 = 0x80_0000;
 const PAGE: u64 = 0x1000;
 
 /// Size of the file, bytes: more than is read ahead at once, as most programs have. What nobody has written in it takes no room.
-pub(super) const FILE: u64 = 0x12_0000;
+const FILE: u64 = 0x12_0000;
 
 /// The beginning of the container's program: three headers (ELF, 64 bit, x86) and its instructions.
 fn program() -> Vec<u8> {

@@ -71,6 +71,11 @@ pub struct Copies {
 }
 
 impl Copies {
+    /// The configuration of who takes one.
+    pub fn configuration(&self) -> &Path {
+        &self.configuration
+    }
+
     /// Takes it away.
     ///
     /// # Errors

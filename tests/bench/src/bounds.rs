@@ -21,6 +21,8 @@ const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
     ("B2", Bounded::Ratio, [0.667, 0.4, 0.286]),
     ("B3.cache", Bounded::Ratio, [2.5, 1.8, 1.2]),
     ("B3.copy", Bounded::Ratio, [4.0, 2.5, 1.6]),
+    ("B4.copy", Bounded::Ratio, [2.0, 1.0, 0.7]),
+    ("B4.cache", Bounded::Ratio, [2.0, 1.0, 0.7]),
     ("B5", Bounded::Ratio, [0.15, 0.07, 0.03]),
     ("B5.outside", Bounded::Ratio, [0.15, 0.07, 0.03]),
     ("B6", Bounded::Ratio, [0.05, 0.05, 0.05]),

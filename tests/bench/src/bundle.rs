@@ -1,5 +1,5 @@
-//! B4: `run` of a bundle by an OCI runtime's command line, from nothing to the end: ours against gVisor's `runsc` where there is one,
-//! and against runc.
+//! B4: `run` of a bundle by an OCI runtime's command line, from nothing to the end: ours, whose machine boots, is a copy or was kept
+//! ready, against gVisor's `runsc` where there is one, and against runc.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,23 +13,32 @@ use e2e::{deadlines, image};
 use serde_json::{Value, json};
 
 use crate::Amount;
-use crate::bed::{Bed, CODE, Runtime};
+use crate::bed::{Bed, CODE, Copies, Runtime};
 use crate::report::{Figure, Results};
 use crate::split::milliseconds;
 use crate::statistics::Ratio;
 
-/// An OCI runtime of the host's.
+/// An OCI runtime of the host's; ours by where its machine comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tool {
-    Kata,
+    Boot,
+    Copy,
+    Hit,
     Runsc,
     Runc,
 }
 
+/// Ours, with the figure of each, and what it is called there.
+const OURS: [(Tool, &str, &str); 3] = [
+    (Tool::Boot, "B4", "a cold start"),
+    (Tool::Copy, "B4.copy", "a copy"),
+    (Tool::Hit, "B4.cache", "kept ready"),
+];
+
 impl Tool {
     fn name(self) -> &'static str {
         match self {
-            Self::Kata => "kata-runtime",
+            Self::Boot | Self::Copy | Self::Hit => "kata-runtime",
             Self::Runsc => "runsc",
             Self::Runc => "runc",
         }
@@ -39,41 +48,64 @@ impl Tool {
 /// Takes the samples.
 ///
 /// # Errors
-/// A container does not do its work.
+/// A container does not do its work, or its machine is not what it should be.
 pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
     Part::OciRuntime.check(&Target::here())?;
     let bundle = Bundle::make(bed)?;
-    let mut tools = vec![(Tool::Kata, Vec::new()), (Tool::Runc, Vec::new())];
+    let copies = bed.copies()?;
+    // Their ends tell whether all were what they are called.
+    let measured = bed.cache().and_then(|cache| {
+        let measured = measure(&bundle, &copies, &cache, amount, results);
+        cache.end().and(measured)
+    });
+    copies.end().and(measured)
+}
+
+fn measure(
+    bundle: &Bundle<'_>,
+    copies: &Copies,
+    cache: &Copies,
+    amount: &Amount,
+    results: &mut Results,
+) -> Result<()> {
+    let mut rivals = vec![(Tool::Runc, Vec::new())];
     if program::exists(Path::new(Tool::Runsc.name())) {
-        tools.push((Tool::Runsc, Vec::new()));
+        rivals.insert(0, (Tool::Runsc, Vec::new()));
     } else {
         results.condition("runsc", "there is none here: B4 is ours against runc alone");
     }
+    let mut ours = OURS.map(|(tool, ..)| (tool, Vec::new()));
     // The first round warms caches.
     for round in 0..=amount.cold {
-        for (tool, samples) in &mut tools {
-            let took = bundle.sample(*tool)?;
+        for (tool, samples) in ours.iter_mut().chain(&mut rivals) {
+            // What is made anew in the background takes time of what is measured.
+            cache.settled()?;
+            let configuration = match tool {
+                Tool::Copy => copies.configuration(),
+                Tool::Hit => cache.configuration(),
+                Tool::Boot | Tool::Runsc | Tool::Runc => bundle.bed.configuration(),
+            };
+            let took = bundle.sample(*tool, configuration)?;
             if round > 0 {
                 samples.push(took);
             }
         }
     }
-    for (tool, samples) in &tools {
-        results.measured(&format!("run of a bundle, {}", tool.name()), "ms", samples);
-    }
-    let Some(((_, ours), others)) = tools.split_first() else {
-        return Ok(());
-    };
-    for (place, (tool, other)) in others.iter().rev().enumerate() {
-        let figure = |id: &str| {
-            let what = format!("run of a bundle of a cold start, ours / {}", tool.name());
-            Figure::new(id, &what, "ms", ours, other, Ratio::of(ours, other))
-        };
-        // The last one is the one to be compared with; the others are for orientation.
-        match place {
-            0 => results.figures.push(figure("B4")),
-            _ => results.details.push(figure(&format!("B4.{}", tool.name()))),
+    for ((_, id, kind), (_, ours)) in OURS.iter().zip(&ours) {
+        results.measured(&format!("run of a bundle, kata-runtime, {kind}"), "ms", ours);
+        for (place, (tool, other)) in rivals.iter().enumerate() {
+            let name = tool.name();
+            let what = format!("run of a bundle, {kind}, ours / {name}");
+            let figure = |id: &str| Figure::new(id, &what, "ms", ours, other, Ratio::of(ours, other));
+            // Those of machines that did not boot have bounds, which are for the first of the rivals alone.
+            match (place, tool, *id) {
+                (0, Tool::Runsc, id) | (0, _, id @ "B4") => results.figures.push(figure(id)),
+                (_, _, id) => results.details.push(figure(&format!("{id}.{name}"))),
+            }
         }
+    }
+    for (tool, samples) in &rivals {
+        results.measured(&format!("run of a bundle, {}", tool.name()), "ms", samples);
     }
     Ok(())
 }
@@ -112,16 +144,16 @@ impl<'a> Bundle<'a> {
     }
 
     /// One container: how long it took, in milliseconds.
-    fn sample(&self, tool: Tool) -> Result<f64> {
+    fn sample(&self, tool: Tool, configuration: &Path) -> Result<f64> {
         let proof = self.bed.proof();
         let mut specification = self.specification.clone();
         specification["process"]["args"] = json!(["/bin/sh", "-c", proof.script]);
         fs::write(self.path.join("config.json"), specification.to_string())
             .context("write the bundle's specification")?;
         let mut program = match tool {
-            Tool::Kata => {
+            Tool::Boot | Tool::Copy | Tool::Hit => {
                 let path = Target::here().programs().join(tool.name());
-                Program::new(path).args(["--config".as_ref(), self.bed.configuration().as_os_str()])
+                Program::new(path).args(["--config".as_ref(), configuration.as_os_str()])
             }
             Tool::Runsc | Tool::Runc => Program::new(tool.name()),
         };
@@ -139,7 +171,7 @@ impl<'a> Bundle<'a> {
         let output = program.output()?;
         let took = milliseconds(begin.elapsed());
         match tool {
-            Tool::Kata => self.bed.check(Runtime::Kata, &proof, output, true)?,
+            Tool::Boot | Tool::Copy | Tool::Hit => self.bed.check(Runtime::Kata, &proof, output, true)?,
             Tool::Runc => self.bed.check(Runtime::Runc, &proof, output, true)?,
             // Its kernel is a program, and which boot it says it is need not be one.
             Tool::Runsc => drop(output.exits(CODE)?),

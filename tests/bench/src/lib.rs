@@ -105,8 +105,8 @@ const ALL: &[Benchmark] = &[
         run: alive::number,
     },
     Benchmark {
-        ids: &["B4"],
-        what: "cold starts of a bundle, by OCI runtimes",
+        ids: &["B4", "B4.copy", "B4.cache"],
+        what: "a bundle, by OCI runtimes",
         run: bundle::run,
     },
     Benchmark {
