@@ -149,6 +149,9 @@ fn common_sysctls() -> BTreeMap<String, String> {
 /// Those that somebody has set for one interface: they are not as the namespace gives them to a new one.
 fn sysctls(links: &[Link]) -> BTreeMap<u32, BTreeMap<String, String>> {
     let mut differ: BTreeMap<u32, BTreeMap<String, String>> = BTreeMap::new();
+    if links.iter().all(|link| link.loopback) {
+        return differ;
+    }
     for (family, keys) in SYSCTLS {
         let value = |interface: &str, key: &str| {
             let text = fs::read_to_string(format!("/proc/sys/net/{family}/conf/{interface}/{key}"));
