@@ -153,6 +153,6 @@ fn its_share_is_read_ahead(case: &mut Case<'_>) -> Result<()> {
     let flags = [&case.on("overlayfs")?[..], &["--rm"]].concat();
     let look = ["sh", "-c", "cat /sys/class/bdi/*/read_ahead_kb"];
     let sizes = case.run(&flags, &case.id(), &look).read()?;
-    ensure!(sizes.lines().any(|size| size == "512"), "{sizes:?}");
+    ensure!(sizes.lines().any(|size| size == "256"), "{sizes:?}");
     Ok(())
 }
