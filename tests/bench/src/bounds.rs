@@ -39,6 +39,9 @@ const BOUNDS: &[(&str, Bounded, [f64; 3])] = &[
     ("B15", Bounded::Ratio, [0.3, 0.3, 0.3]),
     // One and a half times as fast, twice, three times.
     ("B17", Bounded::Ratio, [0.667, 0.5, 0.333]),
+    ("B17.1", Bounded::Ratio, [0.667, 0.5, 0.333]),
+    ("B17.8", Bounded::Ratio, [0.667, 0.5, 0.333]),
+    ("B17.32", Bounded::Ratio, [0.667, 0.5, 0.333]),
 ];
 
 /// With fewer samples, resampling says little about what chance does.

@@ -49,6 +49,11 @@ impl Target {
         self.0.join("tools/bin").join(name)
     }
 
+    /// A program that runs in any container: a static one.
+    pub fn alone(&self, name: &str) -> PathBuf {
+        self.0.join("x86_64-unknown-linux-gnu/guest").join(name)
+    }
+
     /// What is kept from one run to the next because it takes long to make.
     pub fn cache(&self) -> PathBuf {
         self.0.join("e2e")

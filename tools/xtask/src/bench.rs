@@ -12,10 +12,10 @@ use bench::bounds::FEWEST;
 use e2e::cell::{self, Inside, Place};
 use e2e::parts::Target;
 
-use crate::Workspace;
 use crate::deps::Purpose;
 use crate::stage::{self, Choice};
 use crate::steps::Steps;
+use crate::{Workspace, guest};
 
 /// Measure ours against runc, bare QEMU and the Go shim, and write target/bench/results.json and a table.
 #[derive(Debug, clap::Args)]
@@ -46,11 +46,14 @@ pub struct Args {
 /// Something can't be installed, built or started.
 pub fn run(args: Args) -> Result<ExitCode> {
     match cell::enter()? {
-        Place::Outside => stage::set(
-            &Steps::of("bench"),
-            &[Purpose::Build, Purpose::Run, Purpose::Test],
-            "containerd, image, measurements",
-        ),
+        Place::Outside => {
+            guest::alone::build(&Workspace::here(), "random-reads", "random-reads", &[])?;
+            stage::set(
+                &Steps::of("bench"),
+                &[Purpose::Build, Purpose::Run, Purpose::Test],
+                "containerd, image, measurements",
+            )
+        }
         Place::Inside(cell) => inside(&args, cell),
         Place::Done(code) => Ok(code),
     }

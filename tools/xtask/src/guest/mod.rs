@@ -4,6 +4,7 @@
 //! tests, runs and installations use is the default one, `target/guest/{vmlinux,initrd.img,manifest.json}`.
 
 mod agent;
+pub mod alone;
 mod compression;
 mod debian;
 mod image;

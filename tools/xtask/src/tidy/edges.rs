@@ -14,6 +14,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent-protocol", &[]),
     ("bench", &["e2e"]),
     ("configuration", &[]),
+    // It is sent into containers.
+    ("random-reads", &[]),
     // The harness sees the programs as a user does, from outside.
     ("e2e", &[]),
     // What it drives comes to it as functions.
