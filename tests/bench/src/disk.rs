@@ -87,51 +87,61 @@ pub fn run(bed: &Bed, amount: &Amount, results: &mut Results) -> Result<()> {
     let mut command = vec![READS.to_owned(), "/bench/file".to_owned()];
     command.extend(DEPTHS.map(|(depth, _, rounds)| format!("{depth}x{rounds}")));
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
-    let reads = by_turns(bed, &ids, &command, amount)?;
-    let all: Vec<_> = reads
-        .iter()
-        .map(|(ours, other)| (sum(ours), sum(other)))
-        .collect();
-    let figure = compared(results, "B17", ALL, &all);
+    let reads = by_turns(bed, [disk, shared], &command, DEPTHS.len(), amount)?;
+    let figure = compared(results, "B17", ALL, &totals(&reads));
     results.figures.push(figure);
-    for (place, (depth, id, _)) in DEPTHS.into_iter().enumerate() {
-        let of_depth: Vec<_> = reads
-            .iter()
-            .filter_map(|(ours, other)| Some((*ours.get(place)?, *other.get(place)?)))
-            .collect();
+    for ((depth, id, _), pairs) in DEPTHS.into_iter().zip(&reads) {
         let what = format!("1024 random reads of 4 KiB, {depth} at a time");
-        let figure = compared(results, id, &what, &of_depth);
+        let figure = compared(results, id, &what, pairs);
         results.details.push(figure);
     }
-    let walks = by_turns(bed, &ids, &["python3", "-c", WALK], amount)?;
-    let walks: Vec<_> = walks
-        .iter()
-        .map(|(ours, other)| (sum(ours), sum(other)))
-        .collect();
-    let figure = compared(results, "B17.walk", "a walk through 1000 files", &walks);
+    let walks = by_turns(bed, [disk, shared], &["python3", "-c", WALK], 1, amount)?;
+    let figure = compared(results, "B17.walk", "a walk through 1000 files", &totals(&walks));
     results.details.push(figure);
     ids.iter().try_for_each(|id| bed.remove(id))
 }
 
-/// Runs a command in both containers by turns. What it says in one belongs to what it says in the other right after: they meet the same
-/// host.
+/// Milliseconds on a disk, and by virtio-fs right after: they meet the same host.
+type Pairs = Vec<(f64, f64)>;
+
+/// Runs a command that says so many times in both containers by turns. Answers with the pairs of each.
+///
+/// # Errors
+/// It says more or fewer.
 fn by_turns(
     bed: &Bed,
-    ids: &[String],
+    ids: [&String; 2],
     command: &[&str],
+    count: usize,
     amount: &Amount,
-) -> Result<Vec<(Vec<f64>, Vec<f64>)>> {
-    let mut samples = Vec::new();
+) -> Result<Vec<Pairs>> {
+    let mut pairs = vec![Pairs::new(); count];
     for round in 0..=amount.warm {
-        let mut said = ids.iter().map(|id| times(bed.exec(id, command)));
-        if let (Some(ours), Some(other)) = (said.next(), said.next()) {
-            let pair = (ours?, other?);
-            if round > 0 {
-                samples.push(pair);
-            }
+        let [ours, other] = ids.map(|id| times(bed.exec(id, command)));
+        let (ours, other) = (ours?, other?);
+        ensure!(
+            ours.len() == count && other.len() == count,
+            "not {count} times: {ours:?}, {other:?}"
+        );
+        if round > 0 {
+            let said = ours.into_iter().zip(other);
+            pairs
+                .iter_mut()
+                .zip(said)
+                .for_each(|(pairs, pair)| pairs.push(pair));
         }
     }
-    Ok(samples)
+    Ok(pairs)
+}
+
+/// Of each round, what all times are together.
+fn totals(all: &[Pairs]) -> Pairs {
+    let rounds = all.first().map_or(0, Vec::len);
+    let of = |round: usize| {
+        let said = all.iter().filter_map(|pairs| pairs.get(round));
+        said.fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1))
+    };
+    (0..rounds).map(of).collect()
 }
 
 /// A figure of pairs of milliseconds, of which the single ones are in the results.
@@ -141,10 +151,6 @@ fn compared(results: &mut Results, id: &str, what: &str, pairs: &[(f64, f64)]) -
     results.measured(&format!("{what}, virtio-fs"), "ms", &other);
     let what = format!("{what}, on a disk / by virtio-fs");
     Figure::new(id, &what, "ms", &ours, &other, Ratio::of_pairs(pairs))
-}
-
-fn sum(times: &[f64]) -> f64 {
-    times.iter().sum()
 }
 
 /// Runs a program in a container. What it prints is seconds; they are answered as milliseconds.

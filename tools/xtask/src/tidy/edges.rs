@@ -14,8 +14,6 @@ const EDGES: &[(&str, &[&str])] = &[
     ("agent-protocol", &[]),
     ("bench", &["e2e"]),
     ("configuration", &[]),
-    // It is sent into containers.
-    ("random-reads", &[]),
     // The harness sees the programs as a user does, from outside.
     ("e2e", &[]),
     // What it drives comes to it as functions.
@@ -23,6 +21,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("hypervisor", &["configuration"]),
     ("kata-runtime", &["configuration", "hypervisor", "runtime"]),
     ("netlink", &[]),
+    // It is sent into containers.
+    ("random-reads", &[]),
     (
         "runtime",
         &[
